@@ -1,0 +1,166 @@
+"""The contract between the compiler and the runtime: `manifest.json`, the first file of a bundle.
+
+Knows JSON and shapes; knows no engine, no checkpoint and no file but its own.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from megrez.runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """The decoder's shape, in the field names of Hugging Face configs."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvCache:
+    """Every cache tensor is [slots, num_key_value_heads, context_length, head_dim]; a key and a value per layer."""
+
+    dtype: str
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Token ids with a meaning. Generation ends on any of `stop`; `add_bos` says whether text is led by `bos`."""
+
+    bos: int | None
+    pad: int | None
+    stop: tuple[int, ...]
+    add_bos: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What the model's authors recommend; temperature 0 is greedy."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of the bundle: its path inside it, size in bytes and SHA-256 in hexadecimal."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where the bundle came from. `weights`: "checkpoint", or "dummy" for seeded random ones."""
+
+    source: str
+    weights: str
+    quantization: str
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that a runtime needs to know of a bundle before it opens an engine file."""
+
+    schema_version: int
+    target: str
+    engine: str
+    context_length: int
+    architecture: Architecture
+    kv_cache: KvCache
+    tokens: Tokens
+    sampling: SamplingDefaults
+    provenance: Provenance
+    files: tuple[File, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Parse and check `text`; raises BundleError that names every fault at once."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{FILE_NAME} is not JSON ({error}): compile the bundle again") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                f"the bundle has schema version {version}, this runtime reads up to {SCHEMA_VERSION}: "
+                "upgrade with  pip install -U megrez-compile"
+            )
+        faults: list[str] = []
+        manifest = _parse(cls, data, "", faults)
+        if not faults:
+            faults = manifest.faults()
+        if faults:
+            raise BundleError(f"{FILE_NAME} is not valid: {'; '.join(faults)}: compile the bundle again")
+        return typing.cast(Manifest, manifest)
+
+    def faults(self) -> list[str]:
+        """Every contradiction between the fields, as short sentences; empty when there is none."""
+        a = self.architecture
+        counts = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.type is int}
+        counts["context_length"] = self.context_length
+        found = [f"{name} is {value}" for name, value in counts.items() if value < 1]
+        if a.num_key_value_heads > 0 and a.num_attention_heads % a.num_key_value_heads:
+            found.append(f"{a.num_attention_heads} heads do not share {a.num_key_value_heads} KV heads evenly")
+        found += [f"token id {i} is outside the vocabulary" for i in self.tokens.stop if not 0 <= i < a.vocab_size]
+        found += [f"file path {f.path!r} leaves the bundle" for f in self.files if not _stays_inside(f.path)]
+        return found
+
+
+
+
+def _stays_inside(path: str) -> bool:
+    return bool(path) and not path.startswith("/") and "\\" not in path and ".." not in path.split("/")
+
+
+def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+    """Read `value` as the type `kind`; what does not fit is added to `faults` under its dotted name."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_record(kind, value, where, faults)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _parse(args[0], value, where, faults)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parse(args[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _parse(args[1], item, f"{where}.{key}", faults) for key, item in value.items()}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not kind:
+        faults.append(f"{where or 'the file'} is {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _parse_record(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+    if not isinstance(value, dict):
+        faults.append(f"{where or 'the file'} is {type(value).__name__}, not an object")
+        return None
+    prefix = f"{where}." if where else ""
+    hints = typing.get_type_hints(kind)
+    before = len(faults)
+    faults += [f"{prefix}{name} is missing" for name in hints if name not in value]
+    faults += [f"{prefix}{name} is not a known field" for name in value if name not in hints]
+    known = {name: _parse(hints[name], value[name], prefix + name, faults) for name in hints if name in value}
+    return kind(**known) if len(faults) == before else None
