@@ -1,0 +1,40 @@
+"""The few graph edits that passes share; knows nodes and values, no model."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+
+
+def constant(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer that holds `tensor`."""
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    model.graph.initializers.add(value)
+    return value
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes `value`, if it is one of `op_types`."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type in op_types else None
+
+
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that uses `value`, if there is just one and it is an `op_type`."""
+    users = {node for node, _ in value.uses()}
+    node = users.pop() if len(users) == 1 else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def replace(model: ir.Model, old: Sequence[ir.Value], new: Sequence[ir.Value], *, at: ir.Node, node: ir.Node) -> None:
+    """Put `node` before `at` and let the values `new` take the place, shape, type and name of `old`."""
+    model.graph.insert_before(at, node)
+    outputs = model.graph.outputs
+    for before, after in zip(old, new, strict=True):
+        after.shape, after.type = before.shape, before.type
+        before.name, after.name = f"{before.name}.replaced", before.name
+        before.replace_all_uses_with(after)
+        for i, output in enumerate(outputs):
+            if output is before:
+                outputs[i] = after
