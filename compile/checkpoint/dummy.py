@@ -1,0 +1,83 @@
+"""Seeded random weights in a model's shape, for sizing and speed without a checkpoint; the values mean nothing."""
+
+import hashlib
+import math
+from dataclasses import replace
+from functools import cached_property
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.blocks import BlockQuantized
+from megrez.compile.checkpoint.json_file import read_object
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.checkpoint.text import read_text_assets
+from megrez.compile.config import ModelConfig, read_config
+from megrez.runtime.errors import CheckpointError
+
+STD = 0.02
+CHUNK = 1 << 20
+
+
+class DummyCheckpoint:
+    """The Checkpoint that `config_file` (a config.json) describes, with `layers` layers where that is not None."""
+
+    def __init__(self, config_file: Path, *, source: str, seed: int, layers: int | None) -> None:
+        config = read_config(read_object(config_file))
+        if layers is not None:
+            windows = tuple(islice(cycle(config.sliding_windows), layers))
+            config = replace(config, num_hidden_layers=layers, sliding_windows=windows)
+        self._folder = config_file.parent
+        self._source = source
+        self._seed = seed
+        self._config = config
+        self._shapes = expected_tensors(config)
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._config
+
+    @cached_property
+    def text(self) -> TextAssets | None:
+        return read_text_assets(self._folder, vocab_size=self._config.vocab_size)
+
+    def check(self) -> None:
+        _ = self.text
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        if name not in self._shapes:
+            raise CheckpointError(f"{self._source} has no tensor {name}: its config describes no such tensor")
+        values = _noise(math.prod(self._shapes[name]), f"{self._seed}/{name}")
+        values *= np.float32(STD)
+        if name.endswith("norm.weight"):
+            values += np.float32(1)
+        return values.reshape(self._shapes[name])
+
+    def blocks(self, name: str) -> BlockQuantized | None:
+        """None: these are floats."""
+        return None
+
+
+def _noise(count: int, key: str) -> NDArray[np.float32]:
+    """Roughly normal values of variance 1; the same for the same key on every machine.
+
+    Two 16-bit halves of a random word, summed: a triangle, which is as good here and far faster than a real normal.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
+    values = np.empty(count, np.float32)
+    # Each half is uniform on [-32768, 32767] with variance 65536**2 / 12.
+    scale = np.float32(math.sqrt(6) / 65536)
+    for at in range(0, count, CHUNK):
+        chunk = values[at : at + CHUNK]
+        halves = generator.integers(0, 1 << 64, (chunk.size + 1) // 2, np.uint64).view(np.int16)
+        np.add(halves[: chunk.size], halves[-chunk.size :], out=chunk, dtype=np.float32)
+        chunk *= scale
+    return values

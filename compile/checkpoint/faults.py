@@ -1,0 +1,54 @@
+"""Faults found in a checkpoint's headers, told in one line; knows no file format."""
+
+from collections.abc import Mapping
+
+from megrez.compile.checkpoint.tensors import expected_tensors, shape_fields
+from megrez.compile.config import ModelConfig
+from megrez.runtime.errors import CheckpointError
+
+SHOWN = 6
+
+
+def shape_faults(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What `shapes`, the tensors that are stored, lack of the tensors that `config` needs, or have otherwise."""
+    faults = []
+    fields = shape_fields(config)
+    for name, shape in expected_tensors(config).items():
+        if name not in shapes:
+            faults.append(_missing(name, config))
+        elif shapes[name] != shape:
+            faults.append(_misshapen(name, shapes[name], shape, fields[name]))
+    return faults + [_surplus(name) for name in shapes if _changes_the_model(name, fields, config)]
+
+
+def raise_faults(source: str, faults: list[str], remedy: str) -> None:
+    """Raise CheckpointError on any fault: the first few in full, how many more there are, and the remedy."""
+    if faults:
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise CheckpointError(f"{source} cannot be compiled: {'; '.join(faults[:SHOWN])}{more}: {remedy}")
+
+
+def _missing(name: str, config: ModelConfig) -> str:
+    if name == "lm_head.weight":
+        return "lm_head.weight is missing, though the config does not tie it (tie_word_embeddings is false)"
+    if name.startswith("model.layers."):
+        return f"{name} is missing (num_hidden_layers is {config.num_hidden_layers})"
+    return f"{name} is missing"
+
+
+def _misshapen(name: str, found: tuple[int, ...], asked: tuple[int, ...], fields: tuple[str, ...]) -> str:
+    told = f"{name} is {list(found)}, the config says {list(asked)}"
+    if len(found) != len(asked):
+        return told
+    wrong = [field for field, have, want in zip(fields, found, asked, strict=True) if have != want]
+    return f"{told} ({', '.join(wrong)})"
+
+
+def _changes_the_model(name: str, fields: Mapping[str, tuple[str, ...]], config: ModelConfig) -> bool:
+    # Layers past the last and buffers can be left out; a bias or norm inside a kept layer cannot.
+    inside = any(name.startswith(f"model.layers.{layer}.") for layer in range(config.num_hidden_layers))
+    return inside and name not in fields and name.endswith((".bias", "_norm.weight", "layernorm.weight"))
+
+
+def _surplus(name: str) -> str:
+    return f"{name} is stored, but the config has no such tensor"

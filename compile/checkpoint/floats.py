@@ -1,0 +1,52 @@
+"""Stored floats read by position into float32, a chunk at a time; knows no file format and maps no page."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.runtime.errors import CheckpointError
+
+BFLOAT16 = np.dtype("<u2")  # numpy has no such float: its bits are the upper half of a float32's
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+}
+CHUNK = 1 << 21  # values converted at a time: all that a read needs beside its result
+
+
+def read_floats(path: Path, *, tensor: str, dtype: str, start: int, count: int) -> NDArray[np.float32]:
+    """`count` values of type `dtype` (a key of DTYPES) from byte `start` on, as float32 [count].
+
+    Raises CheckpointError, naming `tensor` and the file, on a NaN, an infinity or an early end.
+    """
+    values = np.empty(count, np.float32)
+    stored = DTYPES[dtype]
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        for at in range(0, count, CHUNK):
+            chunk = values[at : at + CHUNK]
+            raw = np.fromfile(file, stored, chunk.size)
+            if raw.size < chunk.size:
+                raise CheckpointError(f"{path.name} ends inside {tensor}: download it again")
+            _convert(raw, chunk)
+            refuse_non_finite(chunk, tensor=tensor, path=path)
+    return values
+
+
+def refuse_non_finite(values: NDArray[np.float32], *, tensor: str, path: Path) -> None:
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{tensor} in {path.name} holds a NaN or an infinity: download it again, or train without overflow"
+        )
+
+
+def _convert(raw: NDArray[Any], out: NDArray[np.float32]) -> None:
+    if raw.dtype == BFLOAT16:
+        np.left_shift(raw, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is then refused
+            out[:] = raw

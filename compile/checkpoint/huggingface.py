@@ -1,0 +1,110 @@
+"""A folder as Hugging Face's libraries write one: config.json and safetensors; opens no network and no pickle."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.blocks import BlockQuantized
+from megrez.compile.checkpoint.faults import raise_faults, shape_faults
+from megrez.compile.checkpoint.floats import DTYPES
+from megrez.compile.checkpoint.json_file import read_object
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.safetensors_file import StoredTensor, read_header, read_rows
+from megrez.compile.checkpoint.text import read_text_assets
+from megrez.compile.config import ModelConfig, read_config
+from megrez.runtime.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+REMEDY = "download the checkpoint again, or correct its config.json"
+
+
+class HuggingFaceCheckpoint:
+    """The Checkpoint in `folder`. `source` is what the manifest calls it."""
+
+    def __init__(self, folder: Path, *, source: str) -> None:
+        self._folder = folder
+        self._source = source
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} holds no config.json: name the folder of a Hugging Face checkpoint")
+        self._config = read_config(read_object(folder / "config.json"))
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._config
+
+    @cached_property
+    def text(self) -> TextAssets | None:
+        return read_text_assets(self._folder, vocab_size=self._config.vocab_size)
+
+    def check(self) -> None:
+        """As the protocol says, from the files' headers alone; the tokenizer's files are read too."""
+        tensors = self._tensors
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        faults = shape_faults(self._config, shapes)
+        faults += [
+            f"{name} in {tensor.path.name} is stored as {tensor.dtype} (only {', '.join(DTYPES)} can be read)"
+            for name, tensor in tensors.items()
+            if tensor.dtype not in DTYPES
+        ]
+        raise_faults(self._source, faults, REMEDY)
+        _ = self.text
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        return self.rows(name, 0, self._stored(name).shape[0])
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of a tensor, where all of it at once would be too much."""
+        return read_rows(self._stored(name), start, stop)
+
+    def blocks(self, name: str) -> BlockQuantized | None:
+        """None: these folders hold floats."""
+        return None
+
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
+        return self._tensors[name]
+
+    @cached_property
+    def _tensors(self) -> dict[str, StoredTensor]:
+        if (self._folder / INDEX).is_file():
+            tensors = _read_shards(self._folder, self._source)
+        elif (self._folder / SINGLE).is_file():
+            tensors = read_header(self._folder / SINGLE)
+        else:
+            raise CheckpointError(_no_weights(self._folder))
+        if self._config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)
+        return tensors
+
+
+def _read_shards(folder: Path, source: str) -> dict[str, StoredTensor]:
+    weight_map = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{INDEX} has no weight_map from tensors to files: download it again")
+    shards = sorted(set(weight_map.values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    raise_faults(source, [f"{shard}, which {INDEX} names, is not there" for shard in absent], "download it")
+    headers = {shard: read_header(folder / shard) for shard in shards}
+    faults = [
+        f"{INDEX} puts {name} in {shard}, which does not have it"
+        for name, shard in weight_map.items()
+        if name not in headers[shard]
+    ]
+    raise_faults(source, faults, "download the checkpoint again")
+    return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _no_weights(folder: Path) -> str:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        return (
+            f"{folder} holds its weights only as a pickle (pytorch_model.bin), which is never read because it can run "
+            "code: where you trust it, convert it with transformers' from_pretrained and save_pretrained"
+        )
+    return f"{folder} holds neither {SINGLE} nor {INDEX}: download the checkpoint's weights"

@@ -1,0 +1,24 @@
+"""A JSON object from a checkpoint's folder, or a one-line reason why there is none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megrez.runtime.errors import CheckpointError
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in `path`; raises CheckpointError when it cannot be read or is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read from {path.parent}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is not JSON ({error}): download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} holds a {type(data).__name__}, not an object: download it again")
+    return data
+
+
+def read_object_if_there(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}

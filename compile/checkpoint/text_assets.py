@@ -1,0 +1,82 @@
+"""From a tokenizer and what its files say about it to TextAssets; knows neither folders nor file formats."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.runtime.errors import CheckpointError
+from megrez.runtime.manifest import SamplingDefaults, Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Ends of a turn or a text by common agreement. Many checkpoints leave one of theirs out of every list of EOS tokens,
+# and then never stop; a token of this spelling that is not even special is left alone.
+TURN_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|turn_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"),
+    *("<|endoftext|>", "<|eos|>", "<eos>", "</s>"),
+)
+GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFacts:
+    """What a checkpoint states of its tokens. stop_tokens, stop_ids: every EOS named anywhere, the main one first.
+
+    add_bos: None where nothing is stated, which leaves it to the tokenizer's post-processor.
+    """
+
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    stop_tokens: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    add_bos: bool | None
+    sampling: SamplingDefaults
+
+
+def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> TextAssets:
+    """Raises CheckpointError when the tokenizer cannot be read or no stop token is known."""
+    tokenizer = _parse(tokenizer_json)
+    bos, pad = _id(tokenizer, facts.bos_token), _id(tokenizer, facts.pad_token)
+    stop = _stop_ids(tokenizer, facts, vocab_size)
+    led = tokenizer.encode("a").ids[:1] == [bos]
+    return TextAssets(
+        tokenizer_json=tokenizer_json,
+        chat_template=facts.chat_template,
+        bos_token=facts.bos_token,
+        eos_token=facts.eos_token,
+        tokens=Tokens(
+            bos=bos, pad=pad, stop=stop, add_bos=bos is not None and (led if facts.add_bos is None else facts.add_bos)
+        ),
+        sampling=facts.sampling,
+    )
+
+
+def _parse(tokenizer_json: bytes) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise CheckpointError(f"tokenizer.json cannot be read ({error}): download it again") from error
+
+
+def _id(tokenizer: "Tokenizer", token: str | None) -> int | None:
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def _stop_ids(tokenizer: "Tokenizer", facts: TextFacts, vocab_size: int) -> tuple[int, ...]:
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    agreed = (token for token in TURN_ENDS if token in special)
+    named: Iterable[int | None] = (
+        *(_id(tokenizer, token) for token in facts.stop_tokens),
+        *facts.stop_ids,
+        *(_id(tokenizer, token) for token in agreed),
+    )
+    ids = tuple(dict.fromkeys(i for i in named if i is not None and 0 <= i < vocab_size))
+    if not ids:
+        raise CheckpointError("no stop token is known: name one as eos_token_id in generation_config.json")
+    return ids
