@@ -129,8 +129,6 @@ class Manifest:
         return found
 
 
-
-
 def _stays_inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and "\\" not in path and ".." not in path.split("/")
 
