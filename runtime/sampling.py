@@ -1,0 +1,143 @@
+"""From one row of logits to one token id; knows neither the model nor the text.
+
+Order and meaning follow transformers: repetition penalty, presence and frequency penalties (as OpenAI and vLLM define
+them), temperature, top-k, top-p, min-p.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.manifest import SamplingDefaults
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. The defaults change nothing: greedy, no penalty.
+
+    temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    repetition_penalty: over prompt and output, 1 is off.
+    presence_penalty, frequency_penalty: over the output only, 0 is off.
+    seed: None draws differently each time.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "temperature of 0 or more": 0 <= self.temperature < math.inf,
+            "top_k of 0 (off) or more": self.top_k >= 0,
+            "top_p above 0 and up to 1 (off)": 0 < self.top_p <= 1,
+            "min_p from 0 (off) to 1": 0 <= self.min_p <= 1,
+            "repetition_penalty above 0": 0 < self.repetition_penalty < math.inf,
+            "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
+            "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
+            "seed of 0 or more": self.seed is None or self.seed >= 0,
+        }
+        faults = [rule for rule, holds in wanted.items() if not holds]
+        if faults:
+            given = ", ".join(f"{rule.split()[0]}={getattr(self, rule.split()[0])}" for rule in faults)
+            raise UsageError(f"sampling cannot use {given}: give a {', a '.join(faults)}")
+
+    @classmethod
+    def from_defaults(cls, defaults: SamplingDefaults) -> "SamplingParams":
+        """What the model's authors recommend, as the manifest carries it."""
+        return cls(
+            temperature=defaults.temperature,
+            top_k=defaults.top_k,
+            top_p=defaults.top_p,
+            repetition_penalty=defaults.repetition_penalty,
+        )
+
+
+class Sampler:
+    """Chooses the tokens of one sequence, and remembers them for the penalties."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self._params = params
+        self._random = np.random.default_rng(params.seed)
+        self._seen = np.zeros(vocab_size, np.bool_)
+        self._seen[np.asarray(prompt_ids, np.int64)] = True
+        self._counts = np.zeros(vocab_size, np.int32)
+
+    def pick(self, logits: Scores) -> int:
+        """The next token for `logits` [vocab_size], which stay as they are; EngineError when they hold a NaN."""
+        scores = penalized(logits, self._params, seen=self._seen, counts=self._counts)
+        # max() is NaN as soon as one score is, so a whole row is checked at the price of the maximum.
+        if not np.isfinite(scores.max()):
+            raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")
+        token = int(scores.argmax()) if self._params.temperature == 0 else self._draw(scores)
+        self._seen[token] = True
+        self._counts[token] += 1
+        return token
+
+    def _draw(self, scores: Scores) -> int:
+        ids, weights = candidates(scores, self._params)
+        mass = np.cumsum(weights, dtype=np.float64)
+        at = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
+        return int(ids[min(int(at), len(ids) - 1)])
+
+
+def penalized(logits: Scores, params: SamplingParams, *, seen: NDArray[np.bool_], counts: NDArray[np.int32]) -> Scores:
+    """`logits` after the three penalties; the same array where none is on.
+
+    seen: [V] whether prompt or output hold the token. counts: [V] how often the output does.
+    """
+    scores = logits
+    if params.repetition_penalty != 1:
+        ids = np.flatnonzero(seen)
+        scores = logits.copy()
+        chosen = scores[ids]
+        scores[ids] = np.where(chosen < 0, chosen * params.repetition_penalty, chosen / params.repetition_penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        ids = np.flatnonzero(counts)
+        scores = scores.copy()
+        scores[ids] -= params.frequency_penalty * counts[ids] + params.presence_penalty
+    return scores
+
+
+def candidates(scores: Scores, params: SamplingParams) -> tuple[NDArray[np.int64], Scores]:
+    """The ids that may be drawn and their weights, the largest of which is 1; temperature must not be 0."""
+    # Shifting by the maximum first keeps a tiny temperature from overflowing; the softmax does not see it.
+    scaled = (scores - scores.max()) / np.float32(max(params.temperature, 1e-30))
+    ids = _top_k(scaled, params.top_k) if 0 < params.top_k < len(scaled) else np.arange(len(scaled))
+    weights = np.exp(scaled[ids])
+    if params.top_p < 1:
+        kept = _top_p(weights, params.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if params.min_p > 0:
+        likely = weights >= params.min_p
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights
+
+
+def _top_k(scaled: Scores, k: int) -> NDArray[np.int64]:
+    """All ids that reach the k-th largest score: ties stay, as in transformers."""
+    cut = len(scaled) - k
+    return np.flatnonzero(scaled >= np.partition(scaled, cut)[cut])
+
+
+def _top_p(weights: Scores, top_p: float) -> NDArray[np.int64]:
+    """The fewest positions, heaviest first, whose weights reach the share `top_p` of the whole."""
+    goal = top_p * float(weights.sum(dtype=np.float64))
+    # Most rows are peaked: a few heavy tokens hold the share, and only those need sorting.
+    for floor in (1e-2, 1e-4, 0.0):
+        heavy = np.flatnonzero(weights >= floor)
+        if float(weights[heavy].sum(dtype=np.float64)) >= goal:
+            break
+    order = heavy[np.argsort(-weights[heavy], kind="stable")]
+    mass = np.cumsum(weights[order], dtype=np.float64)
+    return order[: int(np.searchsorted(mass, goal)) + 1]
