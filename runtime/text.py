@@ -1,0 +1,115 @@
+"""Text to token ids and back, for one bundle; knows neither prompts' form nor the model."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.manifest import Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE_NAME = "tokenizer.json"
+
+_REPLACEMENT = "\ufffd"
+# A UTF-8 character has at most 4 bytes, so an unfinished one shows as at most 3 replacement characters.
+_UNFINISHED = 3
+_WINDOW = 32
+_CONTEXT = 6
+
+
+class Text:
+    """The tokenizer of a bundle, with the token ids its manifest gives a meaning to."""
+
+    def __init__(self, tokenizer: "Tokenizer", tokens: Tokens) -> None:
+        # A tokenizer.json may carry the truncation and padding of its training: a prompt must never be cut by them.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> "Text":
+        """Read tokenizer.json; raises BundleError where the bundle has none or it cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = bundle.find(FILE_NAME)
+        if path is None:
+            raise BundleError(
+                f"the bundle {bundle.path} has no {FILE_NAME}, so it reads and writes no text: "
+                "compile it from a checkpoint with a tokenizer"
+            )
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
+        return cls(tokenizer, bundle.manifest.tokens)
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of `text`; special tokens written out in it are recognised.
+
+        add_bos: whether a BOS leads, unless the text has it already; None does as the manifest says.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise UsageError("the prompt is not valid Unicode text: pass it as UTF-8") from error
+        bos = self._tokens.bos
+        wanted = self._tokens.add_bos if add_bos is None else add_bos
+        return [bos, *ids] if wanted and bos is not None and ids[:1] != [bos] else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included: a function call is made of them."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token_text(self, token: int | None) -> str | None:
+        """The spelling of one token, as templates quote it."""
+        return None if token is None else self._tokenizer.id_to_token(token)
+
+
+class Detokenizer:
+    """Turns tokens into text one by one, never showing half a character.
+
+    A token's text depends on its neighbours (a leading space, bytes of one character), so a short window is decoded
+    anew each time and only what is new of it is returned.
+    """
+
+    def __init__(self, text: Text, prompt_ids: Sequence[int] = ()) -> None:
+        self._text = text
+        self._restart(list(prompt_ids[-_CONTEXT:]))
+
+    def push(self, token: int) -> str:
+        """The text that is certain now; empty while a character is unfinished."""
+        self._ids.append(token)
+        text = self._pending()
+        unfinished = len(text) - len(text.rstrip(_REPLACEMENT))
+        fresh = self._show(text[: len(text) - min(unfinished, _UNFINISHED)])
+        if unfinished and len(self._ids) > _WINDOW:
+            fresh += self._show(text)
+            unfinished = 0
+        if not unfinished:
+            self._restart(self._ids[self._done :])
+        return fresh
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens can come; an unfinished character shows as U+FFFD."""
+        return self._show(self._pending())
+
+    def _restart(self, ids: list[int]) -> None:
+        """Open a window on `ids`, whose text has been returned already."""
+        self._ids, self._done, self._shown = ids, len(ids), 0
+        self._context = self._text.decode(ids)
+
+    def _pending(self) -> str:
+        """The text of the tokens since the window was opened."""
+        text = self._text.decode(self._ids)
+        if text.startswith(self._context):
+            return text[len(self._context) :]
+        # A byte-fallback decoder spoils the finished characters before an invalid byte: leave those out.
+        return self._text.decode(self._ids[self._done :])
+
+    def _show(self, text: str) -> str:
+        fresh = text[self._shown :]
+        self._shown += len(fresh)
+        return fresh
