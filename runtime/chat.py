@@ -1,0 +1,108 @@
+"""Messages to a prompt, through the model's own Jinja template; knows no tokens.
+
+A template comes from whoever made the checkpoint: it runs in a sandbox, and what it cannot do there is an error.
+Renders what transformers' apply_chat_template renders.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.text import Text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+FILE_NAME = "chat_template.jinja"
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template. `variables`: strings a template may ask for, such as `bos_token`."""
+
+    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
+        self._template = _compile(source)
+        self._variables = dict(variables or {})
+
+    @classmethod
+    def open(cls, bundle: Bundle, text: Text) -> "ChatTemplate | None":
+        """The bundle's template, or None for a base model. Its `eos_token` is the first of the manifest's stop ids."""
+        path = bundle.find(FILE_NAME)
+        if path is None:
+            return None
+        tokens = bundle.manifest.tokens
+        ids = {"bos_token": tokens.bos, "eos_token": tokens.stop[0] if tokens.stop else None, "pad_token": tokens.pad}
+        spelled = {name: text.token_text(token) for name, token in ids.items()}
+        return cls(path.read_text(encoding="utf-8"), {name: word for name, word in spelled.items() if word})
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.
+
+        Raises UsageError for messages that are malformed or that the template refuses, BundleError when it fails.
+        """
+        from jinja2 import TemplateError, TemplateRuntimeError
+
+        from megrez.runtime.sandbox import LimitedRange
+
+        plain = _plain(messages)
+        try:
+            return self._template.render(
+                messages=plain, add_generation_prompt=add_generation_prompt, range=LimitedRange(), **self._variables
+            )
+        except TemplateRuntimeError as error:
+            raise BundleError(f"the chat template failed ({error}): it may not suit these messages") from error
+        except TemplateError as error:
+            raise UsageError(f"the chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program of its own: it can fail in any way
+            raise BundleError(f"the chat template failed ({type(error).__name__}: {error})") from error
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as plain JSON values, so that a template meets no object of ours, and without None fields."""
+    if not messages:
+        raise UsageError("there are no messages: give at least one, with a role and content")
+    for at, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not message["role"]:
+            raise UsageError(f"message {at} has no role: give it as {{'role': 'user', 'content': '…'}}")
+        if not isinstance(message.get("content"), str | list | None):
+            raise UsageError(f"message {at} has content of type {type(message['content']).__name__}: give text")
+    try:
+        kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        return list(json.loads(json.dumps(kept)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the messages are not JSON ({error}): use text, numbers, lists and dicts") from error
+
+
+def _compile(source: str) -> "Template":
+    from jinja2 import TemplateError
+
+    from megrez.runtime.sandbox import new_environment
+
+    environment = new_environment()
+    environment.globals["strftime_now"] = _strftime_now
+    environment.filters["tojson"] = _tojson
+    try:
+        return environment.from_string(source)
+    except (TemplateError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        where = f" in line {line}" if line else ""
+        raise BundleError(f"the chat template is not valid Jinja{where} ({error}): mend {FILE_NAME}") from error
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes <, > and & for HTML, which a model was never trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
