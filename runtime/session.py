@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.runtime.errors import UsageError
+
 Tokens = NDArray[np.int64]
 Lengths = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -46,6 +48,8 @@ class FakeSession:
         self.cache = np.zeros((slots, capacity), np.int64)
 
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
+        if int(lengths.max()) + tokens.shape[1] > self.capacity:
+            raise UsageError(f"{int(lengths.max())} + {tokens.shape[1]} tokens do not fit the context {self.capacity}")
         logits = np.zeros((*tokens.shape, self.vocab_size), np.float32)
         for slot, (row, start) in enumerate(zip(tokens, lengths, strict=True)):
             self.cache[slot, start : start + len(row)] = row

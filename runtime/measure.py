@@ -1,0 +1,62 @@
+"""How fast a session is and how much memory the process took; knows neither text nor bundles."""
+
+import contextlib
+import re
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megrez.runtime.errors import UsageError
+from megrez.runtime.generate import generate
+from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.session import Session
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One measured generation; ttft_s is the time from the request to the first token."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    ttft_s: float
+
+
+def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat: int) -> list[Run]:
+    """Generate `output_tokens` (2 or more) after a random prompt, greedily, `repeat` times after a warm-up.
+
+    Raises UsageError where prompt and output do not fit the context.
+    """
+    if prompt_tokens + output_tokens - 1 > session.capacity:
+        raise UsageError(
+            f"{prompt_tokens} prompt and {output_tokens} output tokens do not fit the context of {session.capacity}: "
+            "measure fewer"
+        )
+    prompt_ids = np.random.default_rng(_SEED).integers(session.vocab_size, size=prompt_tokens).tolist()
+    return [_run(session, prompt_ids, output_tokens) for _ in range(1 + repeat)][1:]
+
+
+def _run(session: Session, prompt_ids: list[int], output_tokens: int) -> Run:
+    steps = list(generate(session, prompt_ids, SamplingParams(), stop_ids=(), max_tokens=output_tokens))
+    ttft_s = steps[0].seconds
+    decode_s = sum(step.seconds for step in steps[1:])
+    return Run(
+        prefill_tokens_per_s=len(prompt_ids) / ttft_s,
+        decode_tokens_per_s=(output_tokens - 1) / decode_s,
+        ttft_s=ttft_s,
+    )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held, memory-mapped weights included."""
+    # getrusage also counts what the parent held before it became this program; /proc does not.
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,138 @@
+"""A bundle ready to write text: bundle, session, tokenizer and chat template joined; knows no engine."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from megrez.runtime.bundle import Bundle, open_bundle
+from megrez.runtime.chat import ChatTemplate, Message
+from megrez.runtime.completion import Completion, Piece, as_pieces
+from megrez.runtime.engines import open_session
+from megrez.runtime.errors import UsageError
+from megrez.runtime.generate import Step, generate
+from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.session import Session
+from megrez.runtime.stops import StopStrings
+from megrez.runtime.text import Detokenizer, Text
+from megrez.runtime.threads import default_threads
+
+
+@dataclass(kw_only=True)
+class Model:
+    """One stream of text from one bundle. Use it as a context manager, or call `close`.
+
+    template is None for a base model, which continues text but holds no conversation.
+    """
+
+    bundle: Bundle
+    session: Session
+    text: Text
+    template: ChatTemplate | None
+
+    def __post_init__(self) -> None:
+        self._cached: list[int] = []
+
+    @classmethod
+    def open(cls, path: str | Path, *, threads: int | None = None, verify: bool = False) -> "Model":
+        """Open the bundle at `path`; raises BundleError, EngineError or MissingExtraError.
+
+        threads: None takes one per physical core. verify: check every file's SHA-256, not only its size.
+        """
+        bundle = open_bundle(path, verify=verify)
+        text = Text.open(bundle)
+        template = ChatTemplate.open(bundle, text)
+        session = open_session(bundle, threads=threads or default_threads())
+        return cls(bundle=bundle, session=session, text=text, template=template)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What the model's authors recommend."""
+        return SamplingParams.from_defaults(self.bundle.manifest.sampling)
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Token ids of a text to continue, or of a conversation to answer."""
+        if isinstance(prompt, str):
+            return self.text.encode(prompt)
+        if self.template is None:
+            raise UsageError(
+                f"the bundle {self.bundle.path} has no chat template, so it answers no messages: give it plain text"
+            )
+        # The template has written the BOS itself where the model wants one.
+        return self.text.encode(self.template.render(prompt), add_bos=False)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Completion:
+        """The whole answer; arguments and errors as in `stream_ids`."""
+        prompt_ids = self.encode(prompt)
+        pieces = self.stream_ids(prompt_ids, params, max_tokens=max_tokens, stop=stop)
+        return Completion.of(pieces, prompt_tokens=len(prompt_ids))
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """The answer piece by piece; arguments and errors as in `stream_ids`."""
+        return self.stream_ids(self.encode(prompt), params, max_tokens=max_tokens, stop=stop)
+
+    def stream_ids(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        reuse_prefix: bool = False,
+    ) -> Iterator[Piece]:
+        """One piece per token as it is known, the last with a finish reason. One stream at a time: they share a cache.
+
+        params: `sampling` by default. max_tokens: None goes on to the end of the context.
+        stop: strings that end the text and are left out of it.
+        reuse_prefix: keep what the cache holds of the last prompt and answer: faster, with last-digit differences.
+        Raises UsageError for a prompt that does not fit the context, EngineError when the engine fails.
+        """
+        stops = StopStrings(stop)
+        steps = generate(
+            self.session,
+            prompt_ids,
+            params or self.sampling,
+            stop_ids=self.bundle.manifest.tokens.stop,
+            max_tokens=max_tokens,
+            cached=_shared_prefix(self._cached, prompt_ids) if reuse_prefix else 0,
+        )
+        return as_pieces(self._recorded(steps, prompt_ids), Detokenizer(self.text, prompt_ids), stops)
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _recorded(self, steps: Iterator[Step], prompt_ids: Sequence[int]) -> Iterator[Step]:
+        """Pass `steps` through and note what the cache holds, so that an interrupted stream leaves a true record."""
+        self._cached = []
+        fed = list(prompt_ids)
+        for step in steps:
+            # A step's own token enters the cache only when the next step is asked for.
+            self._cached += fed
+            fed = [step.token]
+            yield step
+
+
+def _shared_prefix(cached: Sequence[int], prompt_ids: Sequence[int]) -> int:
+    """How many leading tokens both have, short of the prompt's last: its logits must be computed anew."""
+    pairs = zip(cached, prompt_ids[:-1], strict=False)
+    return next((at for at, (old, new) in enumerate(pairs) if old != new), min(len(cached), len(prompt_ids) - 1))

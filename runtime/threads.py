@@ -1,0 +1,56 @@
+"""How many threads an engine should use on this machine; knows Linux's /sys and /proc, and no engine."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def default_threads(root: Path = Path("/"), affinity: Iterable[int] | None = None) -> int:
+    """Physical cores this process may run on, within its cgroup's CPU quota; at least 1.
+
+    root: where /sys and /proc are found. affinity: the CPUs allowed, those of this process by default.
+    """
+    cpus = set(_allowed_cpus() if affinity is None else affinity)
+    # Two hyper-threads share one set of multipliers and one path to memory: a second thread gains a decoder nothing.
+    cores = {_siblings(root, cpu) for cpu in cpus}
+    return max(1, int(min([len(cores), *_quotas(root)])))
+
+
+def _allowed_cpus() -> Iterable[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def _siblings(root: Path, cpu: int) -> str:
+    """The name of the core that `cpu` is a thread of; its own where the kernel does not say."""
+    return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or f"cpu{cpu}"
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each cgroup around this process grants, where it limits it."""
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for group in _with_parents(path):
+            if not controllers:
+                yield from _ratio((_read(root / "sys/fs/cgroup" / group / "cpu.max") or "").split())
+            elif "cpu" in controllers.split(","):
+                folder = root / "sys/fs/cgroup" / "cpu" / group
+                yield from _ratio([_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")])
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return ("/".join(parts[:n]) for n in range(len(parts) + 1))
+
+
+def _ratio(words: list[str]) -> Iterator[float]:
+    if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+        yield int(words[0]) / int(words[1])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
