@@ -1,0 +1,19 @@
+"""The `megrez` command: a table of verbs, each imported when it is asked for."""
+
+from megrez.runtime.console import Verb, VerbGroup, run_cli
+
+VERBS = {
+    "run": Verb(target="megrez.runtime.commands.run:run_command", help="Answer one prompt."),
+    "chat": Verb(target="megrez.runtime.commands.chat:chat_command", help="Hold a conversation."),
+    "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
+    "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
+    "eval": Verb(
+        target="megrez.compile.evaluate:eval_command",
+        help="Measure a bundle's fidelity to its checkpoint.",
+        extra="export",
+    ),
+}
+
+
+def main() -> None:
+    run_cli(VerbGroup("megrez", VERBS, help="Run language models from bundles that megrez-compile wrote."))

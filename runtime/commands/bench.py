@@ -1,0 +1,63 @@
+"""`megrez bench`: speed of one stream and memory of the process, as medians over repeats."""
+
+import json
+import statistics
+from pathlib import Path
+
+import click
+
+from megrez.runtime.commands.options import bundle_argument, threads_option
+from megrez.runtime.errors import MegrezError
+
+
+@click.command("bench")
+@bundle_argument
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt length.")
+@click.option("--output-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to generate.")
+@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs after one warm-up.")
+@threads_option
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures to FILE.")
+def bench_command(
+    bundle: str, prompt_tokens: int, output_tokens: int, repeat: int, threads: int | None, json_file: Path | None
+) -> None:
+    """Measure prefill and decode speed on random tokens, with one stream and no stop token."""
+    from megrez.runtime.bundle import open_bundle
+    from megrez.runtime.engines import open_session
+    from megrez.runtime.measure import measure, peak_rss_bytes
+    from megrez.runtime.threads import default_threads
+
+    opened = open_bundle(bundle)
+    used = threads or default_threads()
+    session = open_session(opened, threads=used)
+    runs = measure(session, prompt_tokens=prompt_tokens, output_tokens=output_tokens, repeat=repeat)
+    figures = {
+        "prefill_tokens_per_s": statistics.median(run.prefill_tokens_per_s for run in runs),
+        "decode_tokens_per_s": statistics.median(run.decode_tokens_per_s for run in runs),
+        "ttft_s": statistics.median(run.ttft_s for run in runs),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "bundle_bytes": opened.size,
+        "threads": used,
+    }
+    session.close()
+    click.echo(_table(figures))
+    if json_file is not None:
+        _write(json_file, json.dumps(figures, indent=2) + "\n")
+
+
+def _table(figures: dict[str, float]) -> str:
+    rows = {
+        "prefill": f"{figures['prefill_tokens_per_s']:10.1f} tokens/s",
+        "decode": f"{figures['decode_tokens_per_s']:10.1f} tokens/s",
+        "first token": f"{figures['ttft_s'] * 1e3:10.1f} ms",
+        "peak memory": f"{figures['peak_rss_bytes'] / 2**20:10.1f} MiB",
+        "bundle": f"{figures['bundle_bytes'] / 2**20:10.1f} MiB",
+        "threads": f"{figures['threads']:10d}",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MegrezError(f"the figures cannot be written to {path} ({error.strerror}): name another file") from error

@@ -1,0 +1,56 @@
+"""The options that verbs share; knows which fields of SamplingParams they set, not what those do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from megrez.runtime.sampling import SamplingParams
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+bundle_argument = click.argument("bundle", metavar="BUNDLE")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per physical core]"
+)
+verify_option = click.option("--verify", is_flag=True, help="Check every file's SHA-256 before it is used.")
+max_tokens_option = click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Stop after this many tokens."
+)
+system_option = click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+stop_option = click.option(
+    "--stop", multiple=True, metavar="STRING", help="End the text before this string. May be given several times."
+)
+
+_GIVEN = "megrez.sampling"
+_SAMPLING = {
+    "--temperature": (float, "0 is greedy."),
+    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off."),
+    "--top-p": (float, "Draw from the likeliest tokens that hold this share; 1 is off."),
+    "--min-p": (float, "Drop tokens less likely than this share of the likeliest; 0 is off."),
+    "--repetition-penalty": (float, "Weaken tokens of prompt and output; 1 is off."),
+    "--presence-penalty": (float, "Subtract this from tokens of the output; 0 is off."),
+    "--frequency-penalty": (float, "Subtract this per occurrence in the output; 0 is off."),
+    "--seed": (int, "Draw the same text each time."),
+}
+
+
+def sampling_options(function: Decorated) -> Decorated:
+    """Add one option per field of SamplingParams; `chosen_sampling` reads those that were given."""
+    for name, (kind, help_line) in reversed(_SAMPLING.items()):
+        function = click.option(name, type=kind, help=help_line, expose_value=False, callback=_keep)(function)
+    return function
+
+
+def chosen_sampling(defaults: SamplingParams) -> SamplingParams:
+    """`defaults` with the running command's sampling options in their place."""
+    return dataclasses.replace(defaults, **click.get_current_context().meta.get(_GIVEN, {}))
+
+
+def _keep(context: click.Context, option: click.Parameter, value: float | int | None) -> None:
+    if value is not None:
+        context.meta.setdefault(_GIVEN, {})[option.name] = value

@@ -1,0 +1,96 @@
+"""`megrez run`: one prompt, one answer."""
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from megrez.runtime.commands.options import (
+    bundle_argument,
+    chosen_sampling,
+    max_tokens_option,
+    sampling_options,
+    stop_option,
+    system_option,
+    threads_option,
+    verify_option,
+)
+from megrez.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from megrez.runtime.completion import Completion
+    from megrez.runtime.model import Model
+
+
+@click.command("run")
+@bundle_argument
+@click.argument("prompt")
+@max_tokens_option
+@sampling_options
+@stop_option
+@system_option
+@threads_option
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@verify_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, with ids and timings.")
+def run_command(
+    bundle: str,
+    prompt: str,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    system: str | None,
+    threads: int | None,
+    raw: bool,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Answer PROMPT, or continue it where the bundle has no chat template. "-" reads it from stdin."""
+    from megrez.runtime.completion import Completion
+    from megrez.runtime.model import Model
+
+    text = _read_stdin() if prompt == "-" else prompt
+    with Model.open(bundle, threads=threads, verify=verify) as model:
+        prompt_ids = _prompt_ids(model, text, system=system, raw=raw)
+        params = chosen_sampling(model.sampling)
+        pieces = []
+        for piece in model.stream_ids(prompt_ids, params, max_tokens=max_tokens, stop=stop):
+            pieces.append(piece)
+            if not as_json:
+                click.echo(piece.text, nl=False)
+    completion = Completion.of(pieces, prompt_tokens=len(prompt_ids))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+    else:
+        click.echo()
+        click.echo(summary(completion), err=True)
+
+
+def summary(completion: "Completion") -> str:
+    """One line on the speed of a generation."""
+    speed = completion.decode_tokens_per_s
+    decode = f", then {speed:.1f} tokens/s" if speed else ""
+    return (
+        f"{completion.prompt_tokens} prompt tokens, {completion.output_tokens} output tokens: "
+        f"first after {completion.ttft_s:.2f} s{decode} ({completion.finish_reason or 'interrupted'})"
+    )
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on stdin is not UTF-8 ({error}): convert it first") from error
+
+
+def _prompt_ids(model: "Model", text: str, *, system: str | None, raw: bool) -> list[int]:
+    if raw or model.template is None:
+        if system is not None:
+            reason = "is left out by --raw" if raw else "needs a chat template, which this bundle lacks"
+            raise UsageError(f"--system {reason}: write the instruction into the prompt")
+        if not raw:
+            click.echo("note: the bundle has no chat template, so the prompt is continued as plain text", err=True)
+        return model.encode(text)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return model.encode([*messages, {"role": "user", "content": text}])

@@ -1,0 +1,81 @@
+"""What both command lines share: verbs imported when used, errors turned into exit codes; knows no verb."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from megrez.runtime.errors import MegrezError, MissingExtraError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """target: "module:name" of a click command. extra: the optional extra that its imports need, if any."""
+
+    target: str
+    help: str
+    extra: str | None = None
+
+
+class VerbGroup(click.Group):
+    """A click group over a table of verbs; `--help` imports none of them."""
+
+    def __init__(self, name: str, verbs: Mapping[str, Verb], *, help: str) -> None:
+        super().__init__(name, help=help, context_settings={"help_option_names": ["-h", "--help"]})
+        self._verbs = verbs
+        click.version_option(package_name="megrez-compile")(self)
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self._verbs)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        verb = self._verbs.get(name)
+        return _load(f"{self.name} {name}", verb) if verb else None
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in self._verbs.items()])
+
+
+def run_cli(command: click.Command) -> NoReturn:
+    """Run `command` on sys.argv and leave the process: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    try:
+        code = command.main(prog_name=command.name, standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except MegrezError as error:
+        click.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        _mute_stdout()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _load(asked: str, verb: Verb) -> click.Command:
+    module, name = verb.target.split(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        library = error.name or ""
+        if verb.extra is None or library.split(".")[0] == "megrez":
+            raise
+        raise MissingExtraError(needed_for=asked, library=library, extra=verb.extra) from error
+    if not isinstance(found, click.Command):
+        raise TypeError(f"{verb.target} is no click command")
+    return found
+
+
+def _mute_stdout() -> None:
+    """Let the interpreter's last flush succeed: the reader, as in `| head`, has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
