@@ -30,11 +30,7 @@ def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
 def replace(model: ir.Model, old: Sequence[ir.Value], new: Sequence[ir.Value], *, at: ir.Node, node: ir.Node) -> None:
     """Put `node` before `at` and let the values `new` take the place, shape, type and name of `old`."""
     model.graph.insert_before(at, node)
-    outputs = model.graph.outputs
     for before, after in zip(old, new, strict=True):
         after.shape, after.type = before.shape, before.type
         before.name, after.name = f"{before.name}.replaced", before.name
-        before.replace_all_uses_with(after)
-        for i, output in enumerate(outputs):
-            if output is before:
-                outputs[i] = after
+        before.replace_all_uses_with(after, replace_graph_outputs=True)

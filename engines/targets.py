@@ -1,0 +1,76 @@
+"""The table of targets: what `--target NAME` means, one row each; knows no checkpoint and no graph."""
+
+import difflib
+from dataclasses import dataclass
+
+from megrez.runtime.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFormat:
+    """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point."""
+
+    bits: int
+    block: int
+    symmetric: bool
+
+    def __str__(self) -> str:
+        return f"int{self.bits} block {self.block}{'' if self.symmetric else ' with zero points'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One way to compile a model. `weights` are the projections, `head` the embedding and lm_head; None is float32."""
+
+    name: str
+    engine: str
+    dialect: str
+    weights: WeightFormat | None
+    head: WeightFormat | None
+    activations: str
+    kv_dtype: str
+    devices: str
+
+
+TARGETS = (
+    Target(
+        name="cpu-fp32",
+        engine="ort",
+        dialect="ort",
+        weights=None,
+        head=None,
+        activations="float32",
+        kv_dtype="float32",
+        devices="any CPU",
+    ),
+    Target(
+        name="cpu-int8",
+        engine="ort",
+        dialect="ort",
+        weights=WeightFormat(bits=8, block=32, symmetric=True),
+        head=WeightFormat(bits=8, block=32, symmetric=True),
+        activations="int8 per block, at run time",
+        kv_dtype="float32",
+        devices="any CPU",
+    ),
+    Target(
+        name="cpu-int4",
+        engine="ort",
+        dialect="ort",
+        weights=WeightFormat(bits=4, block=32, symmetric=False),
+        head=WeightFormat(bits=8, block=64, symmetric=True),
+        activations="int8 per block, at run time",
+        kv_dtype="float32",
+        devices="any CPU",
+    ),
+)
+
+
+def find_target(name: str) -> Target:
+    """The row called `name`; raises UsageError with the nearest name when there is none."""
+    names = [target.name for target in TARGETS]
+    if name in names:
+        return TARGETS[names.index(name)]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"unknown target {name!r}: {hint}the targets are {', '.join(names)}")
