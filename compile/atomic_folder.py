@@ -1,0 +1,54 @@
+"""A folder that appears whole or not at all; knows nothing of what is in it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a fresh sibling of `path` to write into; on success it becomes `path`, on any failure it is removed.
+
+    An older `path` stays until the new one is whole. Siblings left by processes that were killed are removed.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    partial = path.with_name(f".{path.name}{MARK}{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        _swap(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".{path.name}{MARK}{os.getpid()}-old")
+    path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for sibling in path.parent.glob(f".{path.name}{MARK}*"):
+        pid = sibling.name.rpartition(MARK)[2].partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

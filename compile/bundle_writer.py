@@ -1,0 +1,130 @@
+"""Write a bundle: the engine's files, the text assets, and the manifest last; knows no graph."""
+
+import errno
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from megrez.compile.atomic_folder import atomic_folder
+from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
+from megrez.compile.config import ModelConfig
+from megrez.engines.targets import Target
+from megrez.runtime.bundle import sha256_of
+from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.manifest import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Architecture,
+    File,
+    KvCache,
+    Manifest,
+    Provenance,
+    SamplingDefaults,
+    Tokens,
+)
+
+TOOLS = ("megrez-compile", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
+BYTES = {"float32": 4}
+# Graph, tokenizer and manifest on top of the weights.
+SMALL_FILES = 64 << 20
+
+
+def write_bundle(
+    output: Path, checkpoint: Checkpoint, target: Target, context: int, weights: str, build: Callable[[Path], object]
+) -> None:
+    """Make the bundle `output`, whose engine files `build` writes into the folder it is given.
+
+    An older bundle of that name is replaced once the new one is whole.
+    Raises BundleError when the disk is full, UsageError when `output` is something else than a bundle.
+    """
+    check_output(output)
+    try:
+        with atomic_folder(output) as folder:
+            build(folder)
+            if checkpoint.text is not None:
+                _write_text(checkpoint.text, folder)
+            manifest = _manifest(checkpoint, target, context, weights, _list_files(folder))
+            (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise BundleError(f"cannot write {output}: {error.strerror}: choose another -o") from error
+        raise BundleError(f"the disk of {output} is full: free some space or choose another -o") from error
+
+
+def check_output(output: Path) -> None:
+    """Raise UsageError if `output` exists and is no bundle: it would be replaced."""
+    if output.is_dir() and ((output / FILE_NAME).is_file() or not any(output.iterdir())):
+        return
+    if output.exists():
+        raise UsageError(f"{output} exists and is not a bundle: choose another -o or remove it")
+
+
+def check_space(output: Path, weight_bytes: int) -> None:
+    """Raise BundleError if the disk cannot hold the bundle."""
+    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
+    free, needed = shutil.disk_usage(parent).free, weight_bytes + SMALL_FILES
+    if free < needed:
+        raise BundleError(
+            f"the bundle needs {needed / 1e9:.1f} GB and the disk of {output} has {free / 1e9:.1f} GB free: "
+            "free some space or choose another -o"
+        )
+
+
+def _write_text(text: TextAssets, folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(text.tokenizer_json)
+    if text.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(text.chat_template, encoding="utf-8")
+
+
+def _list_files(folder: Path) -> tuple[File, ...]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(
+        File(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+        for path in paths
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint, target: Target, context: int, weights: str, files: tuple[File, ...]
+) -> Manifest:
+    config, text = checkpoint.config, checkpoint.text
+    per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        engine=target.engine,
+        context_length=context,
+        architecture=_architecture(config),
+        kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=config.num_hidden_layers * per_layer),
+        tokens=text.tokens if text is not None else Tokens(bos=None, pad=None, stop=(), add_bos=False),
+        sampling=text.sampling if text is not None else GREEDY,
+        provenance=Provenance(
+            source=checkpoint.source,
+            weights=weights,
+            quantization=f"projections {target.weights or 'float32'}; embedding and head {target.head or 'float32'}",
+            tools=_tool_versions(),
+        ),
+        files=files,
+    )
+
+
+GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+
+
+def _architecture(config: ModelConfig) -> Architecture:
+    return Architecture(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+    return {tool: installed[tool] for tool in TOOLS if tool in installed}

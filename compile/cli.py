@@ -1,0 +1,85 @@
+"""The `megrez-compile` command: options to a request, errors to one line; knows no stage."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.pipeline import Request, compile_bundle
+from megrez.engines.targets import TARGETS, find_target
+from megrez.runtime.console import run_cli
+
+
+class ConsoleReport:
+    """Stages and a progress bar on stderr."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        click.echo(f"[{time.perf_counter() - self.started:6.1f} s] {name}", err=True)
+
+    def weights(self, total: int) -> Callable[[int], None]:
+        bar = click.progressbar(length=total, label="           weights", file=sys.stderr, show_eta=True)
+        return bar.update
+
+
+def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    rows = [("TARGET", "WEIGHTS", "EMBEDDING, HEAD", "ACTIVATIONS", "DEVICES")]
+    rows += [(t.name, str(t.weights or "float32"), str(t.head or "float32"), t.activations, t.devices) for t in TARGETS]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    context.exit()
+
+
+@click.command("megrez-compile", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.option("--target", required=True, metavar="NAME", help="What to compile for; --list-targets shows them all.")
+@click.option("-o", "--output", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="New folder.")
+@click.option("--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096].")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
+@click.option("--dummy-weights", is_flag=True, help="Seeded random weights in the shape of MODEL's config.json.")
+@click.option("--layers", type=int, metavar="N", help="With --dummy-weights: so many layers instead of the config's.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --dummy-weights.")
+@click.option("--list-targets", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets)
+@click.option("--json", "as_json", is_flag=True, help="Print bundle, seconds and peak_rss_bytes as JSON.")
+@click.version_option(package_name="megrez-compile")
+def compile_command(
+    model: str,
+    target: str,
+    output: Path,
+    context: int | None,
+    revision: str | None,
+    dummy_weights: bool,
+    layers: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into a bundle that `megrez run` opens.
+
+    MODEL is a Hugging Face folder or hub id, a .gguf file, or with --dummy-weights a config.json.
+    """
+    started = time.perf_counter()
+    row = find_target(target)
+    checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
+    weights = "dummy" if dummy_weights else "checkpoint"
+    request = Request(checkpoint=checkpoint, target=row, output=output, context=context, weights=weights)
+    bundle = compile_bundle(request, ConsoleReport())
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
+    else:
+        click.echo(f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  megrez run {bundle} PROMPT")
+
+
+def main() -> None:
+    run_cli(compile_command)

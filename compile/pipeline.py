@@ -1,0 +1,84 @@
+"""From a checkpoint to a bundle: the stages in order; knows no option of the command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from megrez.compile.bundle_writer import check_output, check_space, write_bundle
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.engines.targets import Target
+from megrez.runtime.errors import UsageError
+
+DEFAULT_CONTEXT = 4096
+
+
+class Report(Protocol):
+    """Who is told how far the work is."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def weights(self, total: int) -> Callable[[int], None]:
+        """Weights will be written, `total` bytes of them; the answer is called with each tensor's bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to compile. context: None takes the default, or the model's own where that is shorter.
+
+    weights: "checkpoint" or "dummy", for the manifest.
+    """
+
+    checkpoint: Checkpoint
+    target: Target
+    output: Path
+    context: int | None
+    weights: str
+
+
+def compile_bundle(request: Request, report: Report) -> Path:
+    """Compile and return the bundle's folder.
+
+    Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
+    when the bundle cannot be written.
+    """
+    checkpoint, target = request.checkpoint, request.target
+    context = choose_context(request.context, checkpoint.config.max_position_embeddings)
+    check_output(request.output)
+    report.stage("checking the checkpoint")
+    checkpoint.check()
+    report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers")
+    # torch takes seconds to import: what can be refused is refused before.
+    from megrez.compile.dialects import lower
+    from megrez.compile.export.trace import trace
+    from megrez.compile.weights import bind
+    from megrez.engines.ort.build import build, data_bytes
+
+    model = trace(checkpoint.config, context)
+    bind(model, checkpoint, context)
+    lower(model, checkpoint, target)
+    total = data_bytes(model)
+    check_space(request.output, total)
+    report.stage(f"writing {total / 1e9:.2f} GB of weights as {target.name}")
+    progress = report.weights(total)
+    write_bundle(
+        request.output,
+        checkpoint,
+        target,
+        context,
+        request.weights,
+        lambda folder: build(model, folder, progress=progress),
+    )
+    return request.output
+
+
+def choose_context(asked: int | None, longest: int) -> int:
+    """The context to build for; raises UsageError when the model was not made for as much as was asked."""
+    if asked is None:
+        return min(DEFAULT_CONTEXT, longest)
+    if not 1 <= asked <= longest:
+        raise UsageError(f"--context is {asked}, this model takes 1 to {longest}: choose one of these")
+    return asked
