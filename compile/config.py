@@ -43,8 +43,11 @@ MODEL_TYPES = {
 }
 
 
-def read_config(data: dict[str, Any]) -> ModelConfig:
-    """The shape that transformers gives a model with this config.json; raises CheckpointError naming every fault."""
+def read_config(data: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
+    """The shape that transformers gives a model with this config.json.
+
+    Raises CheckpointError that names every fault, and `source`, where the data came from.
+    """
     faults: list[str] = []
     model_type = _model_type(data, faults)
     _refuse_variants(data, faults)
@@ -73,7 +76,7 @@ def read_config(data: dict[str, Any]) -> ModelConfig:
         sliding_windows=_sliding_windows(data, model_type, layers, faults),
     )
     if faults:
-        raise CheckpointError(f"config.json cannot be compiled: {'; '.join(faults)}")
+        raise CheckpointError(f"{source} cannot be compiled: {'; '.join(faults)}")
     return config
 
 
