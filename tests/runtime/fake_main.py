@@ -1,0 +1,42 @@
+"""Runs the `megrez` command in a process of its own with an engine that answers on cue; not a test itself.
+
+Environment: SAYS, the answer; NAP, seconds per decode step; CAPACITY, the context.
+"""
+
+import os
+import sys
+import time
+import types
+
+from megrez.runtime import cli, engines
+from megrez.runtime.text import Text
+
+
+def open_session(bundle, *, threads, slots=1):
+    import numpy as np
+
+    script = [*Text.open(bundle).encode(os.environ.get("SAYS", "hello")), bundle.manifest.tokens.stop[0]]
+
+    class Session:
+        slots, vocab_size, capacity = 1, bundle.manifest.architecture.vocab_size, int(os.environ.get("CAPACITY", 400))
+        said = 0
+
+        def step(self, tokens, lengths, rows):
+            self.said = 0 if tokens.shape[1] > 1 else self.said
+            time.sleep(float(os.environ.get("NAP", 0)))
+            logits = np.zeros((len(rows), self.vocab_size), np.float32)
+            logits[:, script[self.said % len(script)]] = 9
+            self.said += len(rows)
+            return logits
+
+        def close(self):
+            pass
+
+    return Session()
+
+
+module = types.ModuleType("fake_engine_of_fake_main")
+module.open_session = open_session
+sys.modules[module.__name__] = module
+engines.MODULES["fake"] = module.__name__
+cli.main()

@@ -1,0 +1,247 @@
+"""The `megrez` command as a user meets it: in its own process, by exit code, stdout and stderr."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MAIN = str(Path(__file__).with_name("fake_main.py"))
+
+
+def megrez(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, MAIN, *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **env},
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def bundle(make_bundle, byte_level, megrez_template) -> Path:
+    return make_bundle(tokenizer=byte_level, template=megrez_template)
+
+
+@pytest.fixture
+def base_bundle(make_bundle, byte_level) -> Path:
+    return make_bundle("base", tokenizer=byte_level)
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_run_prints_the_answer_on_stdout_and_the_speed_on_stderr(bundle):
+    done = megrez("run", bundle, "hi", SAYS="hello 你")
+    assert (done.returncode, done.stdout) == (0, "hello 你\n")
+    assert "tokens/s" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_run_json_has_exactly_the_fields_promised(bundle):
+    done = megrez("run", bundle, "-", "--json", stdin="hi", SAYS="hello 你")
+    answer = json.loads(done.stdout)
+    assert list(answer) == [
+        "text",
+        "token_ids",
+        "prompt_tokens",
+        "output_tokens",
+        "finish_reason",
+        "ttft_s",
+        "decode_tokens_per_s",
+    ]
+    assert (answer["text"], answer["finish_reason"]) == ("hello 你", "stop")
+    assert answer["output_tokens"] == len(answer["token_ids"]) and answer["token_ids"][-1] == 264
+    assert done.stderr == ""
+
+
+def test_the_template_the_system_message_and_raw_decide_the_prompt(bundle, byte_level):
+    def prompt_tokens(*options: str) -> int:
+        return json.loads(megrez("run", bundle, "hi", "--json", *options).stdout)["prompt_tokens"]
+
+    turn = "<|role_start|>{}<|role_end|>{}<|turn_end|>"
+    asked = turn.format("system", "Be brief.") + turn.format("user", "hi") + "<|role_start|>assistant<|role_end|>"
+    assert prompt_tokens("--raw") == 2
+    assert prompt_tokens("--system", "Be brief.") == len(byte_level.encode(asked).ids)
+
+
+def test_run_options_reach_the_decode_loop(bundle):
+    short = json.loads(megrez("run", bundle, "hi", "--json", "--max-tokens", 2, SAYS="abc").stdout)
+    assert (short["text"], short["finish_reason"]) == ("ab", "length")
+    cut = json.loads(megrez("run", bundle, "hi", "--json", "--stop", "x", "--stop", "bc", SAYS="abcd").stdout)
+    assert (cut["text"], cut["finish_reason"]) == ("a", "stop")
+
+
+def test_sampling_options_change_the_draw_and_a_seed_repeats_it(bundle):
+    def text(*options: object) -> str:
+        done = megrez("run", bundle, "hi", "--json", "--max-tokens", 20, "--temperature", 30, *options)
+        return json.loads(done.stdout)["text"]
+
+    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
+    assert text("--seed", 1, "--top-k", 1) == text("--seed", 2, "--top-p", 1e-9) == "hello"
+
+
+def test_a_base_model_continues_text_and_says_so(base_bundle):
+    done = megrez("run", base_bundle, "hi")
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert "no chat template" in done.stderr
+    assert megrez("run", base_bundle, "hi", "--raw").stderr.count("\n") == 1
+
+
+def test_system_without_a_template_is_misuse(base_bundle, bundle):
+    assert_one_line_error(megrez("run", base_bundle, "hi", "--system", "x"), 2, "needs a chat template")
+    assert_one_line_error(megrez("run", bundle, "hi", "--system", "x", "--raw"), 2, "--raw")
+
+
+def test_a_missing_bundle_fails_and_a_long_prompt_is_misuse(bundle, tmp_path):
+    assert_one_line_error(megrez("run", tmp_path / "none", "hi"), 1, "there is no bundle at")
+    done = megrez("run", bundle, "x" * 500, "--raw", "--json")
+    assert_one_line_error(done, 2, "the prompt has 500 tokens, the context holds 400")
+    assert_one_line_error(megrez("run", bundle, "", "--raw"), 2, "empty")
+    assert_one_line_error(megrez("run", bundle, "hi", "--top-p", 3), 2, "top_p=3")
+
+
+def test_a_damaged_file_is_found_by_verify(bundle):
+    (bundle / "model.onnx").write_text("Weights")
+    assert megrez("run", bundle, "hi").returncode == 0
+    assert_one_line_error(megrez("run", bundle, "hi", "--verify"), 1, "SHA-256")
+
+
+@pytest.mark.parametrize("args", [["fly"], ["run"], ["run", "b"], ["run", "b", "p", "--max-tokens", "0"], ["--no"]])
+def test_a_wrong_command_line_exits_2(args):
+    done = megrez(*args)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr
+
+
+def test_help_and_version_are_quick_and_load_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['megrez', '--help']\n"
+        "from megrez.runtime.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'numpy', 'jinja2', 'tokenizers', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("\n[]\n")
+    assert all(verb in done.stdout for verb in ("run", "chat", "bench", "inspect", "eval"))
+    took = []
+    for option in ("--help", "--version", "--help"):
+        start = time.perf_counter()
+        assert megrez(option).returncode == 0
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.6
+
+
+def test_a_reader_that_leaves_early_sees_no_complaint(bundle):
+    process = subprocess.Popen(
+        [sys.executable, MAIN, "run", str(bundle), "hi"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SAYS": "x" * 300, "NAP": "0.005"},
+    )
+    assert process.stdout.read(1) == b"x"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(timeout=30)
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    assert process.stdout.read(1) == "x"
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=30)
+
+
+def start_slow(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, MAIN, *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SAYS": "x" * 300, "NAP": "0.02"},
+    )
+
+
+def test_ctrl_c_leaves_a_run_with_130_and_no_traceback(bundle):
+    process = start_slow("run", bundle, "hi")
+    _, stderr = interrupted(process)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_stops_one_answer_of_a_chat_and_the_next_line_is_asked(bundle):
+    process = start_slow("chat", bundle, "--max-tokens", 100)
+    process.stdin.write("one\n")
+    process.stdin.flush()
+    assert process.stdout.read(1) == "x"
+    process.send_signal(signal.SIGINT)
+    process.stdin.write("two\n")
+    stdout, _ = process.communicate(timeout=30)
+    answers = stdout.splitlines()
+    assert process.returncode == 0
+    assert len(answers) == 2
+    assert len(answers[0]) < 99 and answers[1] == "x" * 100
+
+
+def test_a_chat_remembers_until_told_to_start_anew(bundle):
+    # CAPACITY holds the template and two short turns, not three.
+    talk = "one\ntwo\n/new\nthree\nfour\n"
+    done = megrez("chat", bundle, stdin=talk, CAPACITY="170")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n" * 4, "")
+    full = megrez("chat", bundle, stdin="one\ntwo\nthree\nfour\nfive\nsix\nseven\neight\n", CAPACITY="170")
+    assert full.returncode == 2
+    assert "the context holds 170" in full.stderr and "/new" in full.stderr
+
+
+def test_a_chat_needs_a_template(base_bundle):
+    assert_one_line_error(megrez("chat", base_bundle), 2, "no chat template")
+
+
+def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
+    figures = tmp_path / "figures.json"
+    done = megrez(
+        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1, "--json", figures,
+        NAP="0.01",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(figures.read_text())
+    assert list(measured) == [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "ttft_s",
+        "peak_rss_bytes",
+        "bundle_bytes",
+        "threads",
+    ]
+    assert 50 < measured["decode_tokens_per_s"] <= 100
+    assert 500 < measured["prefill_tokens_per_s"] <= 2000
+    assert measured["bundle_bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
+    assert measured["peak_rss_bytes"] > 10 << 20
+    assert measured["threads"] == 1
+    assert "tokens/s" in done.stdout and "MiB" in done.stdout
+
+
+def test_bench_needs_no_tokenizer_but_room(make_bundle, monkeypatch, bundle):
+    assert_one_line_error(megrez("bench", bundle, "--prompt-tokens", 999), 2, "do not fit the context of 400")
+
+
+def test_bench_says_where_it_cannot_write(bundle, tmp_path):
+    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json", tmp_path / "no" / "f.json")
+    assert done.returncode == 1 and "cannot be written" in done.stderr
+
+
+def test_inspect_shows_the_manifest_to_people_and_to_programs(bundle):
+    shown = megrez("inspect", bundle)
+    assert shown.returncode == 0
+    assert all(said in shown.stdout for said in ("cpu-fp32", "llama", "64 tokens", "264, 261", "tokenizer.json"))
+    assert json.loads(megrez("inspect", bundle, "--json").stdout) == json.loads((bundle / "manifest.json").read_text())
+    (bundle / "model.onnx").write_text("Weights")
+    assert_one_line_error(megrez("inspect", bundle, "--verify"), 1, "model.onnx has SHA-256")

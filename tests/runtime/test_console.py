@@ -1,0 +1,83 @@
+import sys
+import types
+
+import click
+import pytest
+
+from megrez.runtime.console import Verb, VerbGroup, run_cli
+from megrez.runtime.errors import EngineError, UsageError
+
+
+def exit_code(monkeypatch, command: click.Command, *args: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["tool", *args])
+    with pytest.raises(SystemExit) as left:
+        run_cli(command)
+    return left.value.code
+
+
+def command_that(action) -> click.Command:
+    return click.Command("tool", callback=action)
+
+
+def raising(error: BaseException):
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("wrong"), 2, "error: wrong\n"),
+        (EngineError("two\nlines"), 1, "error: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(32, "gone"), 1, ""),
+    ],
+)
+def test_each_error_has_its_exit_code_and_at_most_one_line(monkeypatch, capfd, error, code, said):
+    assert exit_code(monkeypatch, command_that(raising(error))) == code
+    assert capfd.readouterr().err.strip("\n") == said.strip("\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(ZeroDivisionError):
+        run_cli(command_that(lambda: 1 / 0))
+
+
+def test_a_commands_return_value_is_no_exit_code(monkeypatch):
+    assert exit_code(monkeypatch, command_that(lambda: "text")) == 0
+
+
+def group_of(monkeypatch, body: str, extra: str | None) -> VerbGroup:
+    module = types.ModuleType("verbs_of_test_console")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(body, module.__dict__)
+    return VerbGroup("tool", {"go": Verb(target=f"{module.__name__}:go", help="Goes.", extra=extra)}, help="A tool.")
+
+
+def test_a_verb_runs(monkeypatch, capsys):
+    body = "import click\ngo = click.Command('go', callback=lambda: click.echo('gone'))"
+    assert exit_code(monkeypatch, group_of(monkeypatch, body, None), "go") == 0
+    assert capsys.readouterr().out == "gone\n"
+
+
+def test_a_verb_whose_library_is_missing_names_the_extra(monkeypatch, capsys):
+    verb = Verb(target="no_such_library.verbs:go", help="Goes.", extra="export")
+    assert exit_code(monkeypatch, VerbGroup("tool", {"go": verb}, help=""), "go") == 1
+    assert "tool go needs no_such_library" in (said := capsys.readouterr().err)
+    assert "pip install 'megrez-compile[export]'" in said
+
+
+def test_a_missing_module_of_ours_is_a_bug_and_not_an_extra(monkeypatch):
+    verb = Verb(target="megrez.runtime.no_such_module:go", help="Goes.", extra="export")
+    monkeypatch.setattr(sys, "argv", ["tool", "go"])
+    with pytest.raises(ModuleNotFoundError):
+        run_cli(VerbGroup("tool", {"go": verb}, help=""))
+
+
+def test_help_lists_the_table_without_importing_it(monkeypatch, capsys):
+    verb = Verb(target="no_such_library:go", help="Goes places.")
+    assert exit_code(monkeypatch, VerbGroup("tool", {"go": verb}, help="A tool."), "--help") == 0
+    assert "Goes places." in capsys.readouterr().out

@@ -1,0 +1,27 @@
+"""A package that is not listed in pyproject.toml works editable and is silently left out of the wheel."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP = ["runtime", "engines", "calibration", "compile"]
+
+
+def test_pyproject_lists_exactly_the_packages_of_the_tree():
+    tomllib = pytest.importorskip("tomllib")
+    folders = {path.parent.relative_to(ROOT) for top in TOP for path in (ROOT / top).rglob("__init__.py")}
+    expected = {f"megrez.{'.'.join(folder.parts)}": folder.as_posix() for folder in folders}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == expected
+    assert sorted(settings["packages"]) == sorted(expected)
+
+
+def test_every_folder_with_modules_is_a_package():
+    bare = {
+        str(path.parent.relative_to(ROOT))
+        for top in TOP
+        for path in (ROOT / top).rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
+    assert bare == set()
