@@ -10,7 +10,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -42,6 +42,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         if size > _MAX_VALUE:
             raise SecurityError(f"it computes a value that is too large with {operator}")
         return super().call_binop(context, operator, left, right)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        # Jinja would render such an attribute as nothing, which hides the attempt.
+        raise SecurityError(f"it asks for the internal attribute {attribute} of a {type(obj).__name__}")
 
 
 def _size(value: Any) -> float:
