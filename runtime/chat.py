@@ -37,7 +37,11 @@ class ChatTemplate:
         tokens = bundle.manifest.tokens
         ids = {"bos_token": tokens.bos, "eos_token": tokens.stop[0] if tokens.stop else None, "pad_token": tokens.pad}
         spelled = {name: text.token_text(token) for name, token in ids.items()}
-        return cls(path.read_text(encoding="utf-8"), {name: word for name, word in spelled.items() if word})
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
+        return cls(source, {name: word for name, word in spelled.items() if word})
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.

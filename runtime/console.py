@@ -1,6 +1,7 @@
 """What both command lines share: verbs imported when used, errors turned into exit codes; knows no verb."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ class VerbGroup(click.Group):
 
 def run_cli(command: click.Command) -> NoReturn:
     """Run `command` on sys.argv and leave the process: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character gets a "?", not a traceback.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = command.main(prog_name=command.name, standalone_mode=False)
         sys.stdout.flush()

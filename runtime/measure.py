@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,5 +57,7 @@ def peak_rss_bytes() -> int:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
+    import resource  # absent on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

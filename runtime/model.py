@@ -1,7 +1,7 @@
 """A bundle ready to write text: bundle, session, tokenizer and chat template joined; knows no engine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +18,7 @@ from megrez.runtime.text import Detokenizer, Text
 from megrez.runtime.threads import default_threads
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Model:
     """One stream of text from one bundle. Use it as a context manager, or call `close`.
 
@@ -29,9 +29,7 @@ class Model:
     session: Session
     text: Text
     template: ChatTemplate | None
-
-    def __post_init__(self) -> None:
-        self._cached: list[int] = []
+    _cached: list[int] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int | None = None, verify: bool = False) -> "Model":

@@ -1,6 +1,7 @@
 """The Jinja environment in which a stranger's chat template may run; knows nothing of messages.
 
-Beyond Jinja's sandbox it bounds loops over ranges, products and powers, so that a template cannot hang the process.
+Beyond Jinja's sandbox it bounds loops over ranges, products and powers, the plain ways to hang a process. A template
+that sets out to waste memory still can: nothing here replaces a limit on the process.
 """
 
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def new_environment() -> ImmutableSandboxedEnvironment:
         "dict": _dict,
     }
     environment.globals.update(names)
+    del environment.globals["lipsum"]
     return environment
 
 

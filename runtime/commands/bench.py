@@ -1,5 +1,6 @@
 """`megrez bench`: speed of one stream and memory of the process, as medians over repeats."""
 
+import contextlib
 import json
 import statistics
 from pathlib import Path
@@ -28,8 +29,8 @@ def bench_command(
 
     opened = open_bundle(bundle)
     used = threads or default_threads()
-    session = open_session(opened, threads=used)
-    runs = measure(session, prompt_tokens=prompt_tokens, output_tokens=output_tokens, repeat=repeat)
+    with contextlib.closing(open_session(opened, threads=used)) as session:
+        runs = measure(session, prompt_tokens=prompt_tokens, output_tokens=output_tokens, repeat=repeat)
     figures = {
         "prefill_tokens_per_s": statistics.median(run.prefill_tokens_per_s for run in runs),
         "decode_tokens_per_s": statistics.median(run.decode_tokens_per_s for run in runs),
@@ -38,7 +39,6 @@ def bench_command(
         "bundle_bytes": opened.size,
         "threads": used,
     }
-    session.close()
     click.echo(_table(figures))
     if json_file is not None:
         _write(json_file, json.dumps(figures, indent=2) + "\n")

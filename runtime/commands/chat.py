@@ -1,8 +1,10 @@
 """`megrez chat`: a conversation on the terminal, or with a script on stdin."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -37,12 +39,7 @@ _NEW = "/new"
 @threads_option
 @verify_option
 def chat_command(
-    bundle: str,
-    max_tokens: int,
-    stop: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    verify: bool,
+    bundle: str, max_tokens: int, stop: tuple[str, ...], system: str | None, threads: int | None, verify: bool
 ) -> None:
     """Talk with the model, a line at a time. /new forgets the conversation, Ctrl-C stops an answer, Ctrl-D leaves."""
     from megrez.runtime.model import Model
@@ -50,56 +47,56 @@ def chat_command(
     with Model.open(bundle, threads=threads, verify=verify) as model:
         if model.template is None:
             raise UsageError(f'the bundle {bundle} has no chat template: use  megrez run {bundle} "text to continue"')
-        params = chosen_sampling(model.sampling)
-        opening = [{"role": "system", "content": system}] if system is not None else []
-        messages = list(opening)
+        conversation = _Conversation(
+            model=model, params=chosen_sampling(model.sampling), max_tokens=max_tokens, stop=stop, system=system
+        )
         for line in _lines():
             if line == _NEW:
-                messages = list(opening)
+                conversation.turns.clear()
             elif line:
-                messages = _turn(model, messages, line, params, max_tokens, stop)
+                conversation.ask(line)
 
 
-def _turn(
-    model: "Model",
-    messages: list[dict[str, str]],
-    line: str,
-    params: "SamplingParams",
-    max_tokens: int,
-    stop: tuple[str, ...],
-) -> list[dict[str, str]]:
-    """Ask and print one answer; returns the conversation with it, or as it was where it no longer fits."""
-    asked = [*messages, {"role": "user", "content": line}]
-    prompt_ids = model.encode(asked)
-    if len(prompt_ids) > model.session.capacity:
-        _refuse(len(prompt_ids), model.session.capacity)
-        return messages
-    completion = _answer(model, prompt_ids, params, max_tokens, stop)
-    if completion is None:
-        return messages
-    if completion.prompt_tokens + completion.output_tokens > model.session.capacity:
-        click.echo(f"note: the conversation fills the context; {_NEW} starts another", err=True)
-    return [*asked, {"role": "assistant", "content": completion.text}]
+@dataclass(slots=True, kw_only=True)
+class _Conversation:
+    model: "Model"
+    params: "SamplingParams"
+    max_tokens: int
+    stop: tuple[str, ...]
+    system: str | None
+    turns: list[dict[str, str]] = field(default_factory=list)
 
+    def ask(self, line: str) -> None:
+        """Print the answer to `line` and remember both; forget a question that does not fit or was not answered."""
+        asked = [*self.turns, {"role": "user", "content": line}]
+        opening = [{"role": "system", "content": self.system}] if self.system is not None else []
+        prompt_ids = self.model.encode([*opening, *asked])
+        capacity = self.model.session.capacity
+        if len(prompt_ids) > capacity:
+            _refuse(len(prompt_ids), capacity)
+        elif (completion := self._answer(prompt_ids)) is not None:
+            self.turns = [*asked, {"role": "assistant", "content": completion.text}]
+            if completion.prompt_tokens + completion.output_tokens > capacity:
+                click.echo(f"note: the conversation fills the context of {capacity}; {_NEW} starts another", err=True)
 
-def _answer(
-    model: "Model", prompt_ids: list[int], params: "SamplingParams", max_tokens: int, stop: tuple[str, ...]
-) -> "Completion | None":
-    """Print the answer as it comes; Ctrl-C ends it early, and before the first token it was never asked."""
-    from megrez.runtime.completion import Completion
+    def _answer(self, prompt_ids: list[int]) -> "Completion | None":
+        """Print the answer as it comes; Ctrl-C ends it early, and before its first token leaves nothing."""
+        from megrez.runtime.completion import Completion
 
-    pieces = []
-    with contextlib.suppress(KeyboardInterrupt):
-        for piece in model.stream_ids(prompt_ids, params, max_tokens=max_tokens, stop=stop, reuse_prefix=True):
-            pieces.append(piece)
-            click.echo(piece.text, nl=False)
-    click.echo()
-    if not pieces:
-        return None
-    completion = Completion.of(pieces, prompt_tokens=len(prompt_ids))
-    if sys.stdin.isatty():
-        click.echo(click.style(summary(completion), dim=True), err=True)
-    return completion
+        pieces = []
+        with contextlib.suppress(KeyboardInterrupt):
+            for piece in self.model.stream_ids(
+                prompt_ids, self.params, max_tokens=self.max_tokens, stop=self.stop, reuse_prefix=True
+            ):
+                pieces.append(piece)
+                click.echo(piece.text, nl=False)
+        click.echo()
+        if not pieces:
+            return None
+        completion = Completion.of(pieces, prompt_tokens=len(prompt_ids))
+        if sys.stdin.isatty():
+            click.echo(click.style(summary(completion), dim=True), err=True)
+        return completion
 
 
 def _refuse(tokens: int, capacity: int) -> None:
@@ -115,6 +112,9 @@ def _refuse(tokens: int, capacity: int) -> None:
 def _lines() -> Iterator[str]:
     """Lines of stdin until its end; on a terminal with a prompt and line editing."""
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # Bytes that are no UTF-8 then reach the tokenizer, which says what is wrong with them.
+            sys.stdin.reconfigure(errors="surrogateescape")
         yield from (line.strip() for line in sys.stdin)
         return
     with contextlib.suppress(ImportError):

@@ -79,7 +79,8 @@ def summary(completion: "Completion") -> str:
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        # The last line's end belongs to the shell's echo, not to the prompt.
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt on stdin is not UTF-8 ({error}): convert it first") from error
 

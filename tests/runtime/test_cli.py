@@ -201,6 +201,25 @@ def test_a_chat_remembers_until_told_to_start_anew(bundle):
     assert "the context holds 170" in full.stderr and "/new" in full.stderr
 
 
+def test_stdin_loses_the_line_end_that_echo_added_and_no_more(bundle):
+    def prompt_tokens(stdin: str) -> int:
+        return json.loads(megrez("run", bundle, "-", "--raw", "--json", stdin=stdin).stdout)["prompt_tokens"]
+
+    assert [prompt_tokens(text) for text in ("hi", "hi\n", "hi\n\n", " hi ")] == [2, 2, 3, 4]
+
+
+def test_bytes_that_are_no_utf8_are_misuse(bundle):
+    for verb in (["run", str(bundle), "-"], ["run", str(bundle), b"\xff"], ["chat", str(bundle)]):
+        done = subprocess.run([sys.executable, MAIN, *verb], input=b"\xff\n", capture_output=True)
+        assert done.returncode == 2, verb
+        assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+def test_a_terminal_without_the_character_shows_a_question_mark(bundle):
+    done = megrez("run", bundle, "hi", SAYS="a你", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout) == (0, "a?\n")
+
+
 def test_a_chat_needs_a_template(base_bundle):
     assert_one_line_error(megrez("chat", base_bundle), 2, "no chat template")
 
