@@ -1,0 +1,151 @@
+"""What a folder says of its text: stop tokens above all, and the same BOS as transformers' tokenizer gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.text import read_sampling, read_text_assets
+from megrez.runtime.errors import CheckpointError
+from megrez.runtime.manifest import SamplingDefaults
+from tests.models import CHAT_TEMPLATE, write_tokenizer
+
+MEGREZ_SPECIALS = ["<|eos|>", "<|unk|>", "<|pad|>", "<|role_start|>", "<|role_end|>", "<|turn_end|>"]
+
+
+def read(folder: Path, *, vocab_size: int = 1000) -> TextAssets:
+    assets = read_text_assets(folder, vocab_size=vocab_size)
+    assert assets is not None
+    return assets
+
+
+def write(folder: Path, name: str, **data: Any) -> None:
+    (folder / name).write_text(json.dumps(data), encoding="utf-8")
+
+
+def write_megrez(folder: Path) -> None:
+    """The ids of Megrez-3B-Instruct: its EOS, its end of turn, and the misspelt twin that another file names."""
+    vocab = {f"t{i}": i for i in range(120000)}
+    specials = {name: 120000 + i for i, name in enumerate(MEGREZ_SPECIALS)} | {"<|turn_end>": 120025}
+    fillers = {f"<|filler_{i}|>": i for i in range(120006, 120025)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab | specials | fillers, unk_token="<|unk|>"))
+    tokenizer.add_special_tokens([*specials])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write(folder, "tokenizer_config.json", add_bos_token=False, eos_token="<|turn_end|>", pad_token="<|pad|>")
+    write(folder, "special_tokens_map.json", eos_token={"content": "<|turn_end>", "lstrip": False})
+    write(folder, "config.json", eos_token_id=120005, pad_token_id=120002)
+    write(folder, "generation_config.json", eos_token_id=[120005, 120025])
+
+
+def test_megrez_stops_on_all_three(tmp_path: Path) -> None:
+    write_megrez(tmp_path)
+    tokens = read(tmp_path, vocab_size=122880).tokens
+    assert set(tokens.stop) == {120005, 120000, 120025}
+    assert tokens.stop[0] == 120005
+    assert (tokens.bos, tokens.pad, tokens.add_bos) == (None, 120002, False)
+
+
+def test_every_file_adds_its_stop_tokens(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)  # <|endoftext|> 256, <|im_start|> 257, <|im_end|> 258, <|pad|> 259
+    write(tmp_path, "config.json", eos_token_id=5)
+    write(tmp_path, "generation_config.json", eos_token_id=[6, 7])
+    write(tmp_path, "special_tokens_map.json", eos_token="<|pad|>")
+    assert read(tmp_path).tokens.stop == (258, 259, 6, 7, 5, 256)
+
+
+def test_a_stop_id_outside_the_vocabulary_is_left_out(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    write(tmp_path, "config.json", eos_token_id=5000)
+    assert read(tmp_path, vocab_size=320).tokens.stop == (258, 256)
+
+
+def test_no_stop_token_at_all_is_an_error(tmp_path: Path) -> None:
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="no stop token is known"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("processor", [False, True])
+@pytest.mark.parametrize("flag", [None, True, False])
+def test_add_bos(tmp_path: Path, processor: bool, flag: bool | None) -> None:
+    write_tokenizer(tmp_path)
+    stated = {} if flag is None else {"add_bos_token": flag}
+    write(tmp_path, "tokenizer_config.json", bos_token="<|endoftext|>", eos_token="<|im_end|>", **stated)
+    if processor:
+        tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+        )
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assets = read(tmp_path)
+    assert (assets.tokens.bos, assets.bos_token) == (256, "<|endoftext|>")
+    assert assets.tokens.add_bos is (processor if flag is None else flag)
+    if flag is None:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        assert (theirs("a").input_ids[0] == 256) is assets.tokens.add_bos
+
+
+def test_chat_template_files_come_before_the_tokenizer_config(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    assert read(tmp_path).chat_template == CHAT_TEMPLATE
+    write(tmp_path, "chat_template.json", chat_template="from json")
+    assert read(tmp_path).chat_template == "from json"
+    (tmp_path / "chat_template.jinja").write_text("from jinja")
+    assert read(tmp_path).chat_template == "from jinja"
+
+
+def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    write(tmp_path, "tokenizer_config.json", eos_token="<|im_end|>", chat_template=named)
+    assert read(tmp_path).chat_template == "D"
+    write(tmp_path, "tokenizer_config.json", eos_token="<|im_end|>", chat_template=named[:1])
+    with pytest.raises(CheckpointError, match=r"no chat template is named 'default', found \['tool_use'\]"):
+        read(tmp_path)
+
+
+def test_a_base_model_has_no_template(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    write(tmp_path, "tokenizer_config.json", eos_token={"content": "<|im_end|>"})
+    assets = read(tmp_path)
+    assert assets.chat_template is None
+    assert (assets.bos_token, assets.eos_token, assets.tokens.bos) == (None, "<|im_end|>", None)
+
+
+def test_no_tokenizer_is_none_and_an_older_one_is_refused(tmp_path: Path) -> None:
+    assert read_text_assets(tmp_path, vocab_size=1000) is None
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
+    with pytest.raises(CheckpointError, match=r"only as tokenizer\.model.*save_pretrained"):
+        read_text_assets(tmp_path, vocab_size=1000)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not JSON"):
+        read(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({}, (0.0, 0, 1.0, 1.0)),
+        ({"temperature": 0.7, "repetition_penalty": 1.02}, (0.0, 0, 1.0, 1.02)),
+        ({"do_sample": True}, (1.0, 50, 1.0, 1.0)),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.02},
+            (0.7, 0, 0.9, 1.02),
+        ),
+    ],
+)
+def test_sampling(generation: dict[str, Any], expected: tuple[float, int, float, float]) -> None:
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    assert read_sampling(generation) == SamplingDefaults(**dict(zip(names, expected, strict=True)))
