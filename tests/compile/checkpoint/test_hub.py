@@ -33,7 +33,7 @@ def test_asks_for_data_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert set(asked["allow_patterns"]) == {"*.safetensors", "*.json", "*.jinja"}
 
 
-RESPONSE = SimpleNamespace(headers={}, request=None)  # all that the hub's errors ask of one
+RESPONSE: Any = SimpleNamespace(headers={}, request=None)  # all that the hub's errors ask of one
 
 
 @pytest.mark.parametrize(

@@ -147,5 +147,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_sampling(generation: dict[str, Any], expected: tuple[float, int, float, float]) -> None:
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    assert read_sampling(generation) == SamplingDefaults(**dict(zip(names, expected, strict=True)))
+    temperature, top_k, top_p, penalty = expected
+    assert read_sampling(generation) == SamplingDefaults(
+        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty
+    )
