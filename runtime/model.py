@@ -132,5 +132,5 @@ class Model:
 
 def _shared_prefix(cached: Sequence[int], prompt_ids: Sequence[int]) -> int:
     """How many leading tokens both have, short of the prompt's last: its logits must be computed anew."""
-    pairs = zip(cached, prompt_ids[:-1], strict=False)
-    return next((at for at, (old, new) in enumerate(pairs) if old != new), min(len(cached), len(prompt_ids) - 1))
+    most = min(len(cached), len(prompt_ids) - 1)
+    return next((at for at in range(most) if cached[at] != prompt_ids[at]), most)

@@ -122,3 +122,4 @@ def _lines() -> Iterator[str]:
     with contextlib.suppress(EOFError):
         while True:
             yield input("> ").strip()
+    click.echo()

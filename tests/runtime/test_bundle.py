@@ -32,6 +32,13 @@ def test_every_missing_and_cut_file_is_named_with_both_sizes(make_bundle, byte_l
         open_bundle(folder)
 
 
+def test_a_file_that_grew_is_named(make_bundle):
+    folder = make_bundle()
+    (folder / "model.onnx").write_text("weights and more")
+    with pytest.raises(BundleError, match=r"model\.onnx has 16 bytes, expected 7"):
+        open_bundle(folder)
+
+
 def test_only_verify_sees_a_changed_byte_and_names_both_hashes(make_bundle):
     folder = make_bundle()
     (folder / "model.onnx").write_text("Weights")

@@ -92,6 +92,15 @@ def test_a_templates_bos_is_not_doubled(make_bundle, byte_fallback, manifest, sc
     assert model.encode("hi").count(1) == 1
 
 
+def test_a_template_that_writes_no_bos_gets_none_as_in_transformers(make_bundle, byte_fallback, manifest, scripted):
+    tokens = dataclasses.replace(manifest.tokens, bos=1, stop=(2,), add_bos=True)
+    manifest = dataclasses.replace(manifest, tokens=tokens)
+    bundle = open_bundle(make_bundle(manifest=manifest, tokenizer=byte_fallback, template="{{ messages[0].content }}"))
+    text = Text.open(bundle)
+    model = Model(bundle=bundle, session=scripted([2]), text=text, template=ChatTemplate.open(bundle, text))
+    assert 1 not in model.encode(USER)
+
+
 def test_a_base_model_refuses_messages(make_bundle, byte_level, scripted):
     bundle = open_bundle(make_bundle(tokenizer=byte_level))
     model = Model(bundle=bundle, session=scripted([1]), text=Text.open(bundle), template=None)

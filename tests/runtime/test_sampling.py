@@ -53,6 +53,13 @@ def test_filters_leave_transformers_distribution(options, seed):
     np.testing.assert_allclose(ours, expected.softmax(-1)[0].numpy(), atol=1e-6)
 
 
+def test_top_p_counts_a_long_flat_tail():
+    # One token of weight 1 and 50,000 of weight 5e-5: the tail holds 2.5 of 3.5, so top_p 0.9 needs most of it.
+    scores = np.log(np.array([1.0, *[5e-5] * 50_000], np.float64)).astype(np.float32)
+    kept, _ = candidates(scores, SamplingParams(temperature=1.0, top_p=0.9))
+    assert len(kept) == pytest.approx(1 + (0.9 * 3.5 - 1) / 5e-5, rel=1e-3)
+
+
 def test_repetition_penalty_is_transformers(seed=0):
     torch = pytest.importorskip("torch")
     warpers = pytest.importorskip("transformers.generation.logits_process")

@@ -66,6 +66,12 @@ def test_any_bytes_at_all_stream_with_a_bounded_delay(request, kind):
         assert "".join(pieces)
 
 
+def test_bytes_that_never_become_a_character_are_held_only_as_long_as_one_could_be(byte_level):
+    invalid = byte_level.token_to_id("ÿ")
+    pieces = streamed(Text(byte_level, NO_BOS), [invalid] * 6)
+    assert pieces == ["", "", "", "\ufffd", "\ufffd", "\ufffd", "\ufffd" * 3]
+
+
 def test_long_byte_level_garbage_is_what_a_whole_decode_gives(byte_level):
     text = Text(byte_level, NO_BOS)
     dice = random.Random(1)
