@@ -7,6 +7,16 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFormat:
+    """What is known of a BlockQuantized before it is read."""
+
+    bits: int
+    block: int
+    zero_points: bool
+    offsets: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockQuantized:
     """A matrix [N, K] in unsigned codes that share a scale along blocks of K; a last, short block is allowed.
 

@@ -85,9 +85,7 @@ def _list_files(folder: Path) -> tuple[File, ...]:
     )
 
 
-def _manifest(
-    checkpoint: Checkpoint, target: Target, context: int, weights: str, files: tuple[File, ...]
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, target: Target, context: int, weights: str, files: tuple[File, ...]) -> Manifest:
     config, text = checkpoint.config, checkpoint.text
     per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
     return Manifest(

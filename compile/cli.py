@@ -78,7 +78,9 @@ def compile_command(
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
     else:
-        click.echo(f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  megrez run {bundle} PROMPT")
+        click.echo(
+            f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  megrez run {bundle} PROMPT"
+        )
 
 
 def main() -> None:

@@ -60,7 +60,9 @@ def read_tokens(bundle: Bundle, path: Path, count: int) -> NDArray[np.int64]:
         raise UsageError(f"--text {path} cannot be read as UTF-8 text ({error}): give another file") from error
     ids = Text.open(bundle).encode(text, add_bos=False)
     if count < 2 or len(ids) < count:
-        raise UsageError(f"--tokens is {count} and {path} has {len(ids)}: ask for 2 to {len(ids)} or give a longer text")
+        raise UsageError(
+            f"--tokens is {count} and {path} has {len(ids)}: ask for 2 to {len(ids)} or give a longer text"
+        )
     return np.array(ids[:count], np.int64)
 
 

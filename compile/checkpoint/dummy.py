@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.tensors import expected_tensors
@@ -59,6 +59,9 @@ class DummyCheckpoint:
         if name.endswith("norm.weight"):
             values += np.float32(1)
         return values.reshape(self._shapes[name])
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        return None
 
     def blocks(self, name: str) -> BlockQuantized | None:
         """None: these are floats."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.floats import read_floats, refuse_non_finite
-from megrez.compile.checkpoint.gguf_blocks import CODES_AT, unpack_blocks
+from megrez.compile.checkpoint.gguf_blocks import FORMATS, unpack_blocks
 from megrez.compile.checkpoint.gguf_config import read_gguf_config
 from megrez.compile.checkpoint.gguf_file import GgufTensor, read_header
 from megrez.compile.checkpoint.gguf_names import ROPE_FACTORS, huggingface_name, row_order
@@ -67,10 +67,14 @@ class GgufCheckpoint:
         order = row_order(name, self._config)
         return values if order is None else values[order]
 
+    def block_format(self, name: str) -> BlockFormat | None:
+        tensor = self._stored(name)
+        return FORMATS.get(tensor.kind) if len(tensor.shape) == 2 else None
+
     def blocks(self, name: str) -> BlockQuantized | None:
         """For Q4_0, Q4_1 and Q8_0; `read` dequantises the others."""
         tensor = self._stored(name)
-        if tensor.kind not in CODES_AT or len(tensor.shape) != 2:
+        if self.block_format(name) is None:
             return None
         raw = self._read_raw(tensor, 0, tensor.shape[0])
         order = row_order(name, self._config)

@@ -3,11 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
 
 BLOCK = 32
 # A block's bytes: a float16 scale, for Q4_1 a float16 minimum, then the codes.
 CODES_AT = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2}
+FORMATS = {
+    "Q4_0": BlockFormat(bits=4, block=BLOCK, zero_points=False, offsets=False),
+    "Q4_1": BlockFormat(bits=4, block=BLOCK, zero_points=True, offsets=True),
+    "Q8_0": BlockFormat(bits=8, block=BLOCK, zero_points=False, offsets=False),
+}
 
 
 def unpack_blocks(raw: NDArray[np.uint8], kind: str) -> BlockQuantized:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.floats import DTYPES
 from megrez.compile.checkpoint.json_file import read_object
@@ -61,6 +61,9 @@ class HuggingFaceCheckpoint:
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of a tensor, where all of it at once would be too much."""
         return read_rows(self._stored(name), start, stop)
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        return None
 
     def blocks(self, name: str) -> BlockQuantized | None:
         """None: these folders hold floats."""

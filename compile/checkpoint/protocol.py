@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.config import ModelConfig
 from megrez.runtime.manifest import SamplingDefaults, Tokens
 
@@ -52,6 +52,10 @@ class Checkpoint(Protocol):
 
         Raises CheckpointError when it cannot be read or holds a NaN or an infinity.
         """
+        ...
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        """How `blocks` will answer, without reading the tensor."""
         ...
 
     def blocks(self, name: str) -> BlockQuantized | None:

@@ -3,17 +3,30 @@
 Reads no weight: the new initializers are recipes that quantise when they are written.
 """
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from megrez.compile.packing import packed_codes, packed_zero_points
 from megrez.compile.passes.graph import MICROSOFT, constant, only_consumer, producer, replace
-from megrez.compile.quantizer import Quantizer
+from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
-from megrez.engines.targets import Target, WeightFormat
+from megrez.engines.targets import Target
 
 # MatMulNBits quantises its input to int8 per block and multiplies integers; level 0 would be 12 times slower.
 INT8_ARITHMETIC = 4
-HEAD = ("lm_head.weight", "model.embed_tokens.weight")
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = ("lm_head.weight", EMBEDDING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """The initializers of one quantised matrix."""
+
+    plan: MatrixPlan
+    codes: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value | None
 
 
 class QuantizeWeights(ir.passes.InPlacePass):  # type: ignore[misc]
@@ -24,61 +37,32 @@ class QuantizeWeights(ir.passes.InPlacePass):  # type: ignore[misc]
         self.quantizer, self.target = quantizer, target
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        made: dict[str, _Matrix] = {}
+        made: dict[str, Matrix] = {}
         for node in list(model.graph):
             weight = _weight(node)
-            form = self._form(weight)
-            if weight is None or form is None:
+            wanted = self.target.head if weight is not None and weight.name in HEAD else self.target.weights
+            if weight is None or wanted is None:
                 continue
             if weight.name not in made:
-                made[weight.name] = self._matrix(model, weight, form)
+                n, k = weight.shape if weight.name == EMBEDDING else reversed(weight.shape)
+                plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
+                made[weight.name] = self._matrix(model, weight.name.removesuffix(".weight"), plan)
             lower = _lower_gather if node.op_type == "Gather" else _lower_matmul
             lower(model, node, made[weight.name])
         for name in made:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(made))
 
-    def _form(self, weight: ir.Value | None) -> WeightFormat | None:
-        if weight is None:
-            return None
-        wanted = self.target.head if weight.name in HEAD else self.target.weights
-        return None if wanted is None else self.quantizer.form_of(weight.meta[SOURCES], wanted)
-
-    def _matrix(self, model: ir.Model, weight: ir.Value, form: WeightFormat) -> "_Matrix":
-        sources, quantizer, stem = weight.meta[SOURCES], self.quantizer, weight.name.removesuffix(".weight")
-        n, k = weight.shape if weight.name == HEAD[1] else reversed(weight.shape)
-        blocks = -(-k // form.block)
-        codes = add_lazy(
-            model,
-            f"{stem}.codes",
-            ir.DataType.UINT8,
-            (n, blocks, form.block * form.bits // 8),
-            lambda: packed_codes(quantizer(sources, form)),
-        )
-        scales = add_lazy(
-            model, f"{stem}.scales", ir.DataType.FLOAT, (n, blocks), lambda: quantizer(sources, form).scales
-        )
+    def _matrix(self, model: ir.Model, stem: str, plan: MatrixPlan) -> Matrix:
+        make, n, blocks = self.quantizer, plan.n, plan.blocks
+        codes_shape = (n, blocks, plan.block * plan.bits // 8)
+        codes = add_lazy(model, f"{stem}.codes", ir.DataType.UINT8, codes_shape, lambda: packed_codes(make(plan)))
+        scales = add_lazy(model, f"{stem}.scales", ir.DataType.FLOAT, (n, blocks), lambda: make(plan).scales)
         zero_points = None
-        if not form.symmetric:
-            width = -(-blocks * form.bits // 8)
-            zero_points = add_lazy(
-                model,
-                f"{stem}.zero_points",
-                ir.DataType.UINT8,
-                (n, width),
-                lambda: packed_zero_points(quantizer(sources, form)),
-            )
-        return _Matrix(codes, scales, zero_points, form, n, k)
-
-
-class _Matrix:
-    """The initializers of one quantised matrix [n, k]."""
-
-    def __init__(
-        self, codes: ir.Value, scales: ir.Value, zero_points: ir.Value | None, form: WeightFormat, n: int, k: int
-    ) -> None:
-        self.codes, self.scales, self.zero_points = codes, scales, zero_points
-        self.form, self.n, self.k = form, n, k
+        if plan.zero_points:
+            name, shape = f"{stem}.zero_points", (n, -(-blocks * plan.bits // 8))
+            zero_points = add_lazy(model, name, ir.DataType.UINT8, shape, lambda: packed_zero_points(make(plan)))
+        return Matrix(plan=plan, codes=codes, scales=scales, zero_points=zero_points)
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
@@ -93,34 +77,52 @@ def _weight(node: ir.Node) -> ir.Value | None:
     return value if SOURCES in value.meta else None
 
 
-def _lower_matmul(model: ir.Model, node: ir.Node, matrix: _Matrix) -> None:
+def _lower_matmul(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
     add = only_consumer(node.outputs[0], "Add")
     bias = add.inputs[1] if add is not None and SOURCES in add.inputs[1].meta else None
     end = node if add is None or bias is None else add
+    plan = matrix.plan
+    x = _with_means(model, node, plan) if plan.folded else node.inputs[0]
     attributes = {
-        "K": matrix.k,
-        "N": matrix.n,
-        "bits": matrix.form.bits,
-        "block_size": matrix.form.block,
+        "K": plan.k,
+        "N": plan.n,
+        "bits": plan.bits,
+        "block_size": plan.block,
         "accuracy_level": INT8_ARITHMETIC,
     }
-    inputs = [node.inputs[0], matrix.codes, matrix.scales, matrix.zero_points, None, bias]
+    inputs = [x, matrix.codes, matrix.scales, matrix.zero_points, None, bias]
     while inputs[-1] is None:
         inputs.pop()
     fused = ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
     replace(model, [end.outputs[0]], fused.outputs, at=end, node=fused)
 
 
-def _lower_gather(model: ir.Model, node: ir.Node, matrix: _Matrix) -> None:
+def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
+    """[x, the mean of x over each block], the input of a folded matrix; see megrez.calibration.offsets."""
+    x, added = node.inputs[0], []
+    flat = len(x.shape) == 2
+    if flat:  # pooling wants three dimensions
+        axis = constant(model, f"{node.name}.axis", ir.tensor([0], dtype=ir.DataType.INT64))
+        added.append(ir.node("Unsqueeze", [x, axis]))
+        x = added[-1].outputs[0]
+    pool = ir.node("AveragePool", [x], {"kernel_shape": [plan.block], "strides": [plan.block]})
+    added += [pool, ir.node("Concat", [x, pool.outputs[0]], {"axis": -1})]
+    if flat:
+        added.append(ir.node("Squeeze", [added[-1].outputs[0], axis]))
+    model.graph.insert_before(node, added)
+    return added[-1].outputs[0]
+
+
+def _lower_gather(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
     """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; the scales follow by Reshape."""
-    blocks, stem = matrix.scales.shape[1], matrix.codes.name.removesuffix(".codes")
-    assert matrix.zero_points is None and matrix.k == blocks * matrix.form.block
-    shape = constant(model, f"{stem}.scales_shape", ir.tensor([matrix.n, blocks, 1], dtype=ir.DataType.INT64))
+    plan, stem = matrix.plan, matrix.codes.name.removesuffix(".codes")
+    assert matrix.zero_points is None and plan.k == plan.blocks * plan.block and not plan.folded
+    shape = constant(model, f"{stem}.scales_shape", ir.tensor([plan.n, plan.blocks, 1], dtype=ir.DataType.INT64))
     scales = ir.node("Reshape", [matrix.scales, shape])
-    attributes = {"bits": matrix.form.bits, "block_size": matrix.form.block, "gather_axis": 0, "quantize_axis": 2}
+    attributes = {"bits": plan.bits, "block_size": plan.block, "gather_axis": 0, "quantize_axis": 2}
     inputs = [matrix.codes, node.inputs[1], scales.outputs[0]]
     gathered = ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)
-    width = constant(model, f"{stem}.row_shape", ir.tensor([0, 0, matrix.k], dtype=ir.DataType.INT64))
+    width = constant(model, f"{stem}.row_shape", ir.tensor([0, 0, plan.k], dtype=ir.DataType.INT64))
     row = ir.node("Reshape", [gathered.outputs[0], width])
     model.graph.insert_before(node, [scales, gathered])
     replace(model, [node.outputs[0]], row.outputs, at=node, node=row)
