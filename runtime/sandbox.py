@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 _MAX_ITEMS = 1_000_000
-_MAX_VALUE = 1_000_000_000
+_MAX_EXPONENT = 64
 
 
 class LimitedRange:
@@ -38,19 +38,17 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Products and powers of a bounded size: `"a" * 10**9` is how a template would eat the memory."""
-        size = _size(left) * _size(right) if operator == "*" else _size(left) ** min(_size(right), 64)
-        if size > _MAX_VALUE:
-            raise SecurityError(f"it computes a value that is too large with {operator}")
+        """Repetitions and powers of a bounded size: `"a" * 10**9` is how a template would eat the memory."""
+        sequence, times = (right, left) if hasattr(right, "__len__") else (left, right)
+        if operator == "*" and hasattr(sequence, "__len__") and len(sequence) * times > _MAX_ITEMS:
+            raise SecurityError(f"it repeats a value to more than {_MAX_ITEMS} items")
+        if operator == "**" and right > _MAX_EXPONENT:
+            raise SecurityError(f"it computes a power above {_MAX_EXPONENT}")
         return super().call_binop(context, operator, left, right)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         # Jinja would render such an attribute as nothing, which hides the attempt.
         raise SecurityError(f"it asks for the internal attribute {attribute} of a {type(obj).__name__}")
-
-
-def _size(value: Any) -> float:
-    return len(value) if isinstance(value, (str, list, tuple)) else abs(value)
 
 
 class _GuardedNamespace(Namespace):

@@ -108,7 +108,7 @@ def test_strftime_now_knows_this_year():
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% for i in range(0, 10**30, 7) %}{% endfor %}",
         "{{ 'a' * 10**11 }}",
-        "{{ [0] * 10**10 }}",
+        "{{ 10**10 * [0] }}",
         "{{ 9 ** 9 ** 9 }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ ''|attr('__class__') }}",
@@ -135,6 +135,11 @@ def test_a_hostile_or_broken_template_is_an_error_at_once(source):
         print(ChatTemplate(source).render([USER]))
     assert "chat template" in str(caught.value)
     assert time.perf_counter() - start < 2
+
+
+def test_ordinary_arithmetic_is_left_alone():
+    source = "{{ '-' * 3 }}{{ 2 * '=' }} {{ 10**9 * 10**9 }} {{ 7 % 4 }} {% for i in range(3) %}{{ i }}{% endfor %}"
+    assert ChatTemplate(source).render([USER]) == "---== 1000000000000000000 3 012"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'open", "{% endif %}", "{{ x | nofilter }}"])
