@@ -11,8 +11,8 @@ from megrez.runtime.errors import CheckpointError
 from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
-# Weights in one piece of work: its few temporaries, 256 KB each, stay in a core's own cache.
-CHUNK = 65536
+# Weights in one piece of work: its few temporaries take 1 MB each, and numpy holds no lock for long.
+CHUNK = 262144
 # A block whose steps would be finer is all zeros: their reciprocals would overflow.
 FINEST = np.float32(1e-30)
 # Ranges tried, as shares of the one from the block's own extremes.
@@ -40,6 +40,8 @@ def quantize_rtn(
     def quantize_rows(start: int) -> None:
         part = slice(start, start + step)
         x = _by_block(weight[part], block)
+        if not np.isfinite(x.sum()):
+            raise CheckpointError("a matrix to quantise holds a weight that is not finite: repair the checkpoint")
         grids = _symmetric_grids(x, bits, shares) if symmetric else _asymmetric_grids(x, bits, shares)
         scale, zero = _best_grid(x, bits, grids) if search else next(grids)
         code = (_steps(x, scale, zero, bits) + zero).astype(np.uint8)
@@ -50,8 +52,6 @@ def quantize_rtn(
     with ThreadPoolExecutor(threads or default_threads()) as pool:
         for _ in pool.map(quantize_rows, range(0, rows, step)):
             pass
-    if not np.isfinite(scales).all():
-        raise CheckpointError("a matrix to quantise holds weights that are not finite: repair the checkpoint")
     return BlockQuantized(bits=bits, block=block, codes=codes, scales=scales, zero_points=None if symmetric else zeros)
 
 
@@ -86,16 +86,17 @@ def _asymmetric_grids(x: Float32, bits: int, shares: tuple[float, ...]) -> Itera
 
 def _best_grid(x: Float32, bits: int, grids: Iterator[tuple[Float32, Float32]]) -> tuple[Float32, Float32]:
     """Per block, the grid with the least squared error once its scale is the best for the codes it gives."""
-    best_scale, best_zero, best_gain = (np.zeros(x.shape[1], np.float32) for _ in range(3))
+    best_scale, best_zero = (np.zeros(x.shape[1], np.float32) for _ in range(2))
+    least = np.full(x.shape[1], np.inf, np.float32)
     for scale, zero in grids:
         steps = _steps(x, scale, zero, bits)
-        product = np.einsum("kb,kb->b", x, steps)
         power = np.einsum("kb,kb->b", steps, steps)
-        # The scale product / power leaves the error |x|^2 - product^2 / power.
-        fitted = np.divide(product, power, out=np.zeros_like(power), where=power > 0)
-        gain = product * fitted
-        better = gain > best_gain
-        for best, new in ((best_scale, fitted), (best_zero, zero), (best_gain, gain)):
+        fitted = np.divide(np.einsum("kb,kb->b", x, steps), power, out=np.zeros_like(power), where=power > 0)
+        steps *= fitted
+        steps -= x
+        error = np.einsum("kb,kb->b", steps, steps)
+        better = error < least
+        for best, new in ((best_scale, fitted), (best_zero, zero), (least, error)):
             np.copyto(best, new, where=better)
     return best_scale, best_zero
 
