@@ -109,7 +109,7 @@ def test_strftime_now_knows_this_year():
         "{% for i in range(0, 10**30, 7) %}{% endfor %}",
         "{{ 'a' * 10**11 }}",
         "{{ 10**10 * [0] }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ ''|attr('__class__') }}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
