@@ -20,7 +20,8 @@ def fold_offsets(matrix: BlockQuantized) -> BlockQuantized:
     """A matrix [N, K + K / block] without offsets whose product with [x, block means of x] is matrix @ x.
 
     K is a multiple of the block. The offset's nearest zero point is kept as such; the rest, at most half a step where
-    the block spans zero, is rounded to symmetric codes: its error is at most 1/14 of the largest rest among a block of blocks.
+    the block spans zero, is rounded to symmetric codes: each is then wrong by at most 1/14 of the largest among
+    its neighbours.
     """
     assert matrix.offsets is not None and matrix.codes.shape[1] % matrix.block == 0
     middle = 1 << (matrix.bits - 1)
@@ -40,6 +41,7 @@ def fold_offsets(matrix: BlockQuantized) -> BlockQuantized:
 def _symmetric(values: NDArray[np.float32], block: int, middle: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Codes and scales of [N, K], the code of zero at `middle`; a last, short block is allowed."""
     starts = np.arange(0, values.shape[1], block)
-    scales = np.maximum.reduceat(np.abs(values), starts, axis=1) / np.float32(middle - 1)
+    scales = (np.maximum.reduceat(np.abs(values), starts, axis=1) / np.float32(middle - 1)).astype(np.float32)
     steps = np.repeat(np.where(scales == 0, np.float32(1), scales), block, axis=1)[:, : values.shape[1]]
-    return (np.rint(values / steps) + middle).astype(np.uint8), scales
+    codes = np.rint(values / steps) + np.float32(middle)
+    return codes.astype(np.uint8), scales

@@ -28,7 +28,7 @@ def _ort(checkpoint: Checkpoint, target: Target) -> list[ir.passes.InPlacePass]:
     ]
 
 
-class DeclareMicrosoft(ir.passes.InPlacePass):  # type: ignore[misc]
+class DeclareMicrosoft(ir.passes.InPlacePass):
     """Import the com.microsoft operators that the passes before it brought in."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

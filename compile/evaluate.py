@@ -46,9 +46,12 @@ def eval_command(
         raise UsageError(f"--window is {window}: the bundle's context takes 1 to {opened.manifest.context_length}")
     with _reference_bundle(reference, window) as truth:
         check_same_model(opened, truth)
-        with _session(opened, threads) as session, _session(truth, threads) as reference_session:
-            with click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar:
-                found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
+        with (
+            _session(opened, threads) as session,
+            _session(truth, threads) as reference_session,
+            click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar,
+        ):
+            found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
     _report(found, json_file)
 
 

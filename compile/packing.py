@@ -29,6 +29,6 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes
     assert bits == 4
-    packed = codes[:, 1::2] << 4
+    packed: NDArray[np.uint8] = codes[:, 1::2] << np.uint8(4)
     packed |= codes[:, ::2]
     return packed

@@ -3,6 +3,7 @@
 Knows the canonical graph's initializer names and the checkpoint's; knows no file format and no engine.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -26,7 +27,7 @@ def bind(model: ir.Model, checkpoint: Checkpoint, context: int) -> None:
             continue
         value.meta[SOURCES] = (name,)
         transposed = name.endswith(PROJECTIONS)
-        value.const_value = lazy(value, lambda n=name, t=transposed: _read(checkpoint, n, t))
+        value.const_value = lazy(value, functools.partial(_read, checkpoint, name, transposed))
 
 
 def bind_rotary(model: ir.Model, config: ModelConfig, context: int) -> None:

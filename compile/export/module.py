@@ -53,12 +53,13 @@ class Attention(nn.Module):
         return y.transpose(1, 2).flatten(2), keys, values
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim))  # [B, T, heads, d]
+        batch, length, _ = x.shape
+        return x.view(batch, length, heads, self.head_dim)
 
 
 def write_cache(cache: Tensor, new: Tensor, write_indices: Tensor) -> Tensor:
     """cache [B, g, S, d] with `new` [B, g, T, d] at write_indices[b] of each row; ONNX runtimes do it in place."""
-    return torch.onnx.ops.symbolic(
+    written: Tensor = torch.onnx.ops.symbolic(
         "TensorScatter",
         (cache, new, write_indices),
         attrs={"axis": -2, "mode": "linear"},
@@ -66,6 +67,7 @@ def write_cache(cache: Tensor, new: Tensor, write_indices: Tensor) -> Tensor:
         shape=cache.shape,
         version=ONNX_OPSET,
     )
+    return written
 
 
 class FeedForward(nn.Module):
@@ -113,8 +115,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.windows = config.sliding_windows
-        for name in ("rotary_cos", "rotary_sin"):
-            self.register_buffer(name, torch.empty(context, config.head_dim // 2))
+        self.rotary_cos = nn.Buffer(torch.empty(context, config.head_dim // 2))
+        self.rotary_sin = nn.Buffer(torch.empty(context, config.head_dim // 2))
 
     def forward(
         self,

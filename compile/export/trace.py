@@ -1,5 +1,9 @@
 """Trace the decoder into the canonical ONNX graph: opset 24, standard ops, KV cache in and out, no weight read."""
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -21,7 +25,7 @@ def trace(config: ModelConfig, context: int) -> ir.Model:
     Initializers have names, types and shapes but no values: `bind` gives them recipes.
     """
     exporter = LlamaExporterConfig(config, TASK)
-    with FakeTensorMode():
+    with FakeTensorMode(), _quiet():
         module = CausalLm(config, context).eval()
         inputs = exporter.generate_dummy_inputs(batch_size=2, sequence_length=3)
         program = torch.onnx.export(
@@ -37,10 +41,24 @@ def trace(config: ModelConfig, context: int) -> ir.Model:
     model: ir.Model = program.model
     _name_interface(model, config.num_hidden_layers)
     tidy(model)
-    for value in model.graph.initializers.values():
-        if value.name.startswith(("model.", "lm_head.")):
+    for name, value in model.graph.initializers.items():
+        if name.startswith(("model.", "lm_head.")):
             value.const_value = None
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of optional packages and of its own deprecations: nothing that a user could act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _dynamic_shapes(axes: dict[str, dict[int, str]], layers: int) -> dict[str, Any]:

@@ -9,8 +9,33 @@ MICROSOFT = "com.microsoft"
 
 def constant(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer that holds `tensor`."""
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
     model.graph.initializers.add(value)
+    return value
+
+
+def name_of(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
+
+
+def shape_of(value: ir.Value) -> ir.Shape:
+    assert value.shape is not None, f"{value.name} has no shape"
+    return value.shape
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a weight, which has no symbolic dimension."""
+    assert value.shape is not None and value.shape.is_static(), f"{value.name} has no static shape"
+    return value.shape.numpy()
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """An input that is there: None stands for an optional one left out."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.name} has no input {index}"
     return value
 
 

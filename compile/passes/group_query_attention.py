@@ -7,12 +7,16 @@ Attention and their inverses. It reads each row's length from `seqlens_k`, so it
 import onnx_ir as ir
 
 from megrez.compile.config import ModelConfig
-from megrez.compile.passes.graph import MICROSOFT, constant, only_consumer, producer, replace
+from megrez.compile.passes.graph import MICROSOFT, constant, only_consumer, operand, producer, replace, shape_of
 
-INPUTS = (("seqlens_k", ["batch"]), ("total_sequence_length", []), ("query_seqlens", ["batch"]))
+INPUTS: tuple[tuple[str, list[str]], ...] = (
+    ("seqlens_k", ["batch"]),
+    ("total_sequence_length", []),
+    ("query_seqlens", ["batch"]),
+)
 
 
-class GroupQueryAttention(ir.passes.InPlacePass):  # type: ignore[misc]
+class GroupQueryAttention(ir.passes.InPlacePass):
     """The input write_indices [B] gives way to int32 inputs:
 
     seqlens_k [B]: tokens in each row's cache after this step, less one. total_sequence_length []: the most of any row.
@@ -37,7 +41,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):  # type: ignore[misc]
         config = self.config
         scatter_k, scatter_v = (_need(attention.inputs[i], "TensorScatter") for i in (1, 2))
         rotary_q, rotary_k = (_need(v, "RotaryEmbedding") for v in (attention.inputs[0], scatter_k.inputs[1]))
-        heads = (rotary_q.inputs[0], rotary_k.inputs[0], scatter_v.inputs[1])
+        heads = (operand(rotary_q, 0), operand(rotary_k, 0), operand(scatter_v, 1))
         q, k, v = (_projected(model, value) for value in heads)
         tables = [_need(rotary_q.inputs[i], "Gather").inputs[0] for i in (1, 2)]
         attributes = {
@@ -66,15 +70,17 @@ def _packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None]:
 
 def _projected(model: ir.Model, heads: ir.Value) -> ir.Value:
     """From [B, heads, T, d] back to [B, T, heads * d]: the projection itself, or its per-head norm flattened."""
-    value = _need(heads, "Transpose").inputs[0]
+    value = operand(_need(heads, "Transpose"), 0)
     norm = producer(value, "RMSNormalization")
     if norm is None:
-        return _need(value, "Reshape").inputs[0]
-    width = value.shape[-1] * value.shape[-2]
+        return operand(_need(value, "Reshape"), 0)
+    *lead, count, head_dim = shape_of(value)
+    assert isinstance(count, int) and isinstance(head_dim, int)
+    width = count * head_dim
     shape = constant(model, f"{value.name}.flat", ir.tensor([0, 0, width], dtype=ir.DataType.INT64))
     flat = ir.node("Reshape", [value, shape])
     model.graph.insert_after(norm, flat)
-    flat.outputs[0].dtype, flat.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([*value.shape[:2], width])
+    flat.outputs[0].dtype, flat.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([*lead, width])
     return flat.outputs[0]
 
 

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from megrez.compile.packing import packed_codes, packed_zero_points
-from megrez.compile.passes.graph import MICROSOFT, constant, only_consumer, producer, replace
+from megrez.compile.passes.graph import (
+    MICROSOFT,
+    constant,
+    name_of,
+    only_consumer,
+    operand,
+    producer,
+    replace,
+    shape_of,
+    static_shape,
+)
 from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
 from megrez.engines.targets import Target
@@ -29,7 +39,7 @@ class Matrix:
     zero_points: ir.Value | None
 
 
-class QuantizeWeights(ir.passes.InPlacePass):  # type: ignore[misc]
+class QuantizeWeights(ir.passes.InPlacePass):
     """MatMul(x, w) [+ b]  ->  MatMulNBits(x, codes, scales, zero points, b); Gather(w)  ->  GatherBlockQuantized."""
 
     def __init__(self, quantizer: Quantizer, target: Target) -> None:
@@ -43,12 +53,13 @@ class QuantizeWeights(ir.passes.InPlacePass):  # type: ignore[misc]
             wanted = self.target.head if weight is not None and weight.name in HEAD else self.target.weights
             if weight is None or wanted is None:
                 continue
-            if weight.name not in made:
-                n, k = weight.shape if weight.name == EMBEDDING else reversed(weight.shape)
+            name = name_of(weight)
+            if name not in made:
+                n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
                 plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
-                made[weight.name] = self._matrix(model, weight.name.removesuffix(".weight"), plan)
+                made[name] = self._matrix(model, name.removesuffix(".weight"), plan)
             lower = _lower_gather if node.op_type == "Gather" else _lower_matmul
-            lower(model, node, made[weight.name])
+            lower(model, node, made[name])
         for name in made:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(made))
@@ -68,10 +79,11 @@ class QuantizeWeights(ir.passes.InPlacePass):  # type: ignore[misc]
 def _weight(node: ir.Node) -> ir.Value | None:
     """The checkpoint matrix that `node` multiplies by or gathers from, seen through a Transpose."""
     if node.op_type == "Gather":
-        value = node.inputs[0]
+        value = operand(node, 0)
     elif node.op_type == "MatMul":
-        transpose = producer(node.inputs[1], "Transpose")
-        value = node.inputs[1] if transpose is None else transpose.inputs[0]
+        value = operand(node, 1)
+        transpose = producer(value, "Transpose")
+        value = value if transpose is None else operand(transpose, 0)
     else:
         return None
     return value if SOURCES in value.meta else None
@@ -79,10 +91,10 @@ def _weight(node: ir.Node) -> ir.Value | None:
 
 def _lower_matmul(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
     add = only_consumer(node.outputs[0], "Add")
-    bias = add.inputs[1] if add is not None and SOURCES in add.inputs[1].meta else None
+    bias = operand(add, 1) if add is not None and SOURCES in operand(add, 1).meta else None
     end = node if add is None or bias is None else add
     plan = matrix.plan
-    x = _with_means(model, node, plan) if plan.folded else node.inputs[0]
+    x = _with_means(model, node, plan) if plan.folded else operand(node, 0)
     attributes = {
         "K": plan.k,
         "N": plan.n,
@@ -99,8 +111,9 @@ def _lower_matmul(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
 
 def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
     """[x, the mean of x over each block], the input of a folded matrix; see megrez.calibration.offsets."""
-    x, added = node.inputs[0], []
-    flat = len(x.shape) == 2
+    x = operand(node, 0)
+    added: list[ir.Node] = []
+    flat = len(shape_of(x)) == 2
     if flat:  # pooling wants three dimensions
         axis = constant(model, f"{node.name}.axis", ir.tensor([0], dtype=ir.DataType.INT64))
         added.append(ir.node("Unsqueeze", [x, axis]))
@@ -114,15 +127,20 @@ def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
 
 
 def _lower_gather(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
-    """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; the scales follow by Reshape."""
-    plan, stem = matrix.plan, matrix.codes.name.removesuffix(".codes")
-    assert matrix.zero_points is None and plan.k == plan.blocks * plan.block and not plan.folded
+    """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; scales follow by Reshape."""
+    plan, stem = matrix.plan, name_of(matrix.codes).removesuffix(".codes")
+    assert matrix.zero_points is None and not plan.folded
     shape = constant(model, f"{stem}.scales_shape", ir.tensor([plan.n, plan.blocks, 1], dtype=ir.DataType.INT64))
     scales = ir.node("Reshape", [matrix.scales, shape])
     attributes = {"bits": plan.bits, "block_size": plan.block, "gather_axis": 0, "quantize_axis": 2}
-    inputs = [matrix.codes, node.inputs[1], scales.outputs[0]]
+    inputs = [matrix.codes, operand(node, 1), scales.outputs[0]]
     gathered = ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)
-    width = constant(model, f"{stem}.row_shape", ir.tensor([0, 0, plan.k], dtype=ir.DataType.INT64))
+    width = constant(model, f"{stem}.row_shape", ir.tensor([0, 0, -1], dtype=ir.DataType.INT64))
     row = ir.node("Reshape", [gathered.outputs[0], width])
     model.graph.insert_before(node, [scales, gathered])
+    if plan.k < plan.blocks * plan.block:  # a last, short block comes out padded
+        model.graph.insert_before(node, row)
+        bounds = {"start": 0, "end": plan.k, "axis": 2}
+        ends = [constant(model, f"{stem}.row_{name}", ir.tensor([at])) for name, at in bounds.items()]
+        row = ir.node("Slice", [row.outputs[0], *ends])
     replace(model, [node.outputs[0]], row.outputs, at=node, node=row)

@@ -2,10 +2,10 @@
 
 import onnx_ir as ir
 
-from megrez.compile.passes.graph import MICROSOFT, producer, replace
+from megrez.compile.passes.graph import MICROSOFT, operand, producer, replace
 
 
-class SkipNorm(ir.passes.InPlacePass):  # type: ignore[misc]
+class SkipNorm(ir.passes.InPlacePass):
     """RMSNormalization(a + b)  ->  SkipSimplifiedLayerNormalization(a, b), whose fourth output is the sum."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -30,4 +30,4 @@ def _residual(node: ir.Node) -> ir.Node | None:
     if node.op_type != "RMSNormalization":
         return None
     add = producer(node.inputs[0], "Add")
-    return add if add is not None and add.inputs[0].shape == add.inputs[1].shape else None
+    return add if add is not None and operand(add, 0).shape == operand(add, 1).shape else None

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants_ir
 
-from megrez.compile.passes.graph import constant
+from megrez.compile.passes.graph import constant, operand
 
 # Above this a constant is a weight: it has no value yet and must not be folded.
 SMALL = 1024
@@ -22,15 +22,15 @@ def tidy(model: ir.Model) -> None:
     ir.passes.Sequential(*passes)(model)
 
 
-class ConstantReshapes(ir.passes.InPlacePass):  # type: ignore[misc]
+class ConstantReshapes(ir.passes.InPlacePass):
     """Give every Reshape a constant shape: 0 copies a leading dimension, one -1 stands for what is left."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         shapes: dict[tuple[int, ...], ir.Value] = {}
         for node in list(model.graph):
-            if node.op_type != "Reshape" or node.inputs[1].const_value is not None:
+            if node.op_type != "Reshape" or operand(node, 1).const_value is not None:
                 continue
-            shape = _constant_shape(node.inputs[0].shape, node.outputs[0].shape)
+            shape = _constant_shape(operand(node, 0).shape, node.outputs[0].shape)
             if shape is None:
                 continue
             if shape not in shapes:

@@ -3,7 +3,7 @@
 At any moment one weight is in memory: the one being written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,31 +24,34 @@ def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written:
 
     `progress` is told of every tensor's bytes once they are written.
     """
-    weights = _external(model)
+    weights = list(_external(model))
     with (folder / DATA_FILE).open("wb") as data:
-        for value in weights:
-            value.const_value = _append(data, value, folder)
-            progress(value.const_value.nbytes)
+        for value, tensor in weights:
+            value.const_value = _append(data, tensor, folder)
+            progress(tensor.nbytes)
     ir.save(model, folder / MODEL_FILE)
-    return [folder / MODEL_FILE, *([folder / DATA_FILE] if weights else [])]
+    return [folder / MODEL_FILE, folder / DATA_FILE]
 
 
 def data_bytes(model: ir.Model) -> int:
     """How large the weights' file will be, from shapes alone."""
-    return sum(-(-value.const_value.nbytes // PAGE) * PAGE for value in _external(model))
+    return sum(-(-tensor.nbytes // PAGE) * PAGE for _, tensor in _external(model))
 
 
-def _external(model: ir.Model) -> list[ir.Value]:
-    values = model.graph.initializers.values()
-    return [value for value in values if value.const_value.nbytes > EMBEDDED_BYTES]
+def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None, f"{value.name} has no recipe"
+        if tensor.nbytes > EMBEDDED_BYTES:
+            yield value, tensor
 
 
-def _append(data: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
-    array = value.const_value.numpy()
-    assert array.shape == tuple(value.shape) and array.dtype == value.dtype.numpy(), f"{value.name} is {array.shape}"
+def _append(data: BinaryIO, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
+    array, shape = tensor.numpy(), tensor.shape.numpy()
+    assert array.shape == shape and array.dtype == tensor.dtype.numpy(), f"{tensor.name} is {array.dtype} {array.shape}"
     offset = -(-data.tell() // PAGE) * PAGE
     data.seek(offset)
     data.write(array.data)
     return ir.ExternalTensor(
-        DATA_FILE, offset, array.nbytes, value.dtype, shape=value.shape, name=value.name, base_dir=folder
+        DATA_FILE, offset, array.nbytes, tensor.dtype, shape=ir.Shape(shape), name=tensor.name or "", base_dir=folder
     )

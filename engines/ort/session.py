@@ -53,7 +53,7 @@ class CacheShape:
 
 
 class OrtSession:
-    """Runs the `ort` dialect. Every buffer is a numpy array of ours that ONNX Runtime reads and writes where it lies."""
+    """Runs the `ort` dialect. Every buffer is a numpy array of ours that ONNX Runtime reads and writes in place."""
 
     def __init__(self, session: Any, cache: CacheShape, vocab_size: int) -> None:
         self.slots, self.capacity, self.vocab_size = cache.slots, cache.capacity, vocab_size
