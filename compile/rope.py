@@ -22,8 +22,11 @@ def rotary_tables(config: ModelConfig, context: int) -> tuple[NDArray[np.float32
 
 def _inverse_frequencies(config: ModelConfig) -> tuple[NDArray[np.float32], float]:
     if config.rope["rope_type"] == "default":
-        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-        return np.float32(1) / np.float32(config.rope["rope_theta"]) ** exponents, 1.0
+        import torch
+
+        # numpy's powers differ from torch's in the last digit, which is 1e-4 radians at position 4000.
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        return (1.0 / config.rope["rope_theta"] ** exponents).numpy(), 1.0
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     # The functions read these fields of a PretrainedConfig and no others.
