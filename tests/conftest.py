@@ -1,0 +1,61 @@
+"""Tiny checkpoints, each written once per run, and both command lines run in this process."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """tests.models.make_checkpoint without the folder: the same arguments give the same folder. Read only."""
+    made: dict[str, Path] = {}
+
+    def make(**shape: object) -> Path:
+        from tests.models import make_checkpoint
+
+        key = repr(sorted(shape.items()))
+        if key not in made:
+            made[key] = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), **shape)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever traces gets a copy of an earlier graph of the same shape: what is tested lies behind the tracing."""
+    from tests.graphs import traced
+
+    monkeypatch.setattr("megrez.compile.export.trace.trace", traced)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def megrez_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None
+) -> Callable[..., Done]:
+    """The `megrez-compile` command: exit code, stdout and stderr."""
+
+    def run(*args: object) -> Done:
+        from megrez.compile.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["megrez-compile", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        told = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Done(code=caught.value.code, out=told.out, err=told.err)
+
+    return run

@@ -1,0 +1,88 @@
+"""Graphs to test on onnxruntime: small ones from text, canonical ones traced once per shape and process."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime
+from numpy.typing import NDArray
+
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.config import ModelConfig
+from megrez.compile.export.trace import trace
+from megrez.compile.passes.graph import MICROSOFT
+from megrez.compile.weights import SOURCES, bind
+
+Float32 = NDArray[np.float32]
+Feeds = Mapping[str, NDArray[Any]]
+CONTEXT = 64
+HEADER = '<ir_version: 11, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
+_traced: dict[str, ir.Model] = {}
+
+
+def traced(config: ModelConfig, context: int = CONTEXT) -> ir.Model:
+    """What `trace` returns, copied from the first time. Only what shapes the graph tells it from others."""
+    key = repr((replace(config, model_type="", rope={}), context))
+    if key not in _traced:
+        _traced[key] = trace(config, context)
+    return _traced[key].clone()
+
+
+def canonical(checkpoint: Checkpoint, context: int = CONTEXT) -> ir.Model:
+    model = traced(checkpoint.config, context)
+    bind(model, checkpoint, context)
+    return model
+
+
+def parse(text: str, weights: Mapping[str, Float32]) -> ir.Model:
+    """The graph of an ONNX text; those of its inputs that are named in `weights` become a checkpoint's tensors.
+
+    A projection, as everywhere in the canonical graph, is stored transposed: [in_features, out_features].
+    """
+    model = ir.from_onnx_text(HEADER + text)
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        name = str(value.name)
+        stored = weights[name].T if name.endswith(("_proj.weight", "lm_head.weight")) else weights[name]
+        value.const_value = ir.tensor(np.ascontiguousarray(stored), name=name)
+        value.meta[SOURCES] = (name,)
+        model.graph.initializers.add(value)
+    common.ShapeInferencePass()(model)
+    return model
+
+
+def run(model: ir.Model, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """The outputs by name, from onnxruntime without optimisations of its own."""
+    model = model.clone()
+    model.opset_imports[MICROSOFT] = 1
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return dict(zip((output.name for output in model.graph.outputs), session.run(None, feeds), strict=True))
+
+
+def op_counts(model: ir.Model) -> dict[str, int]:
+    types = [node.op_type for node in model.graph]
+    return {op_type: types.count(op_type) for op_type in sorted(set(types))}
+
+
+class FakeCheckpoint:
+    """The part of a Checkpoint that passes ask for, over arrays in memory; notes what was read."""
+
+    def __init__(self, tensors: Mapping[str, Float32]) -> None:
+        self.tensors = tensors
+        self.reads: list[str] = []
+
+    def read(self, name: str) -> Float32:
+        self.reads.append(name)
+        return self.tensors[name]
+
+    def block_format(self, name: str) -> None:
+        return None
+
+    def blocks(self, name: str) -> None:
+        return None
