@@ -47,7 +47,7 @@ class FuseProjections(ir.passes.InPlacePass):
         model.graph.insert_before(nodes[0], added)
         for old, new in zip(ends, split.outputs, strict=True):
             new.name, new.dtype, new.shape = old.outputs[0].name, ir.DataType.FLOAT, old.outputs[0].shape
-            old.outputs[0].replace_all_uses_with(new)
+            old.outputs[0].replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove([*biased, *nodes], safe=True)
 
     def _joined(self, model: ir.Model, values: list[ir.Value], widths: list[int]) -> ir.Value:
