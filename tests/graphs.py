@@ -1,6 +1,6 @@
 """Graphs to test on onnxruntime: small ones from text, canonical ones traced once per shape and process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ Float32 = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]
 CONTEXT = 64
 HEADER = '<ir_version: 11, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
+IDS: list[list[int]] = np.random.default_rng(7).integers(0, 320, (2, 16)).tolist()
+# (tokens per row, tokens of each row that are valid): the rest of a row is rubbish that the next step writes over.
+CHUNKS = ((7, (7, 3)), (4, (4, 4)), (1, (1, 1)), (2, (2, 2)), (2, (2, 1)))
 _traced: dict[str, ir.Model] = {}
 
 
@@ -68,6 +71,20 @@ def run(model: ir.Model, feeds: Feeds) -> dict[str, NDArray[Any]]:
 def op_counts(model: ir.Model) -> dict[str, int]:
     types = [node.op_type for node in model.graph]
     return {op_type: types.count(op_type) for op_type in sorted(set(types))}
+
+
+def ragged(step: Callable[..., Float32]) -> list[Float32]:
+    """The logits of all tokens of IDS that CHUNKS cover, row by row, from two rows of different lengths."""
+    lengths = [0, 0]
+    found: list[list[Float32]] = [[], []]
+    for width, valid in CHUNKS:
+        tokens = [IDS[b][lengths[b] : lengths[b] + n] + [17] * (width - n) for b, n in enumerate(valid)]
+        wanted = [b * width + t for b, n in enumerate(valid) for t in range(n)]
+        logits_of_step = step(tokens, lengths, wanted)
+        for b, part in enumerate(np.split(logits_of_step, [valid[0]])):
+            found[b].append(part)
+        lengths = [length + n for length, n in zip(lengths, valid, strict=True)]
+    return [np.concatenate(parts) for parts in found]
 
 
 class FakeCheckpoint:

@@ -1,6 +1,6 @@
 """The canonical graph computes what transformers computes, from standard ops, and tracing it reads no weight."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from megrez.compile.rope import rotary_tables
 from megrez.compile.weights import bind
 from megrez.engines.ort.build import build, data_bytes
 from megrez.engines.targets import TARGETS
-from tests.graphs import CONTEXT, canonical, op_counts, traced
+from tests.graphs import CONTEXT, IDS, canonical, op_counts, ragged, traced
 from tests.reference import logits
 
 LLAMA3 = {
@@ -45,9 +45,6 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3"},
     "qwen3-windows-biases-tied": {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
 }
-IDS = np.random.default_rng(7).integers(0, 320, (2, 16)).tolist()
-# (tokens per row, tokens of each row that are valid): the rest of a row is rubbish that the next step writes over.
-CHUNKS = ((7, (7, 3)), (4, (4, 4)), (1, (1, 1)), (2, (2, 2)), (2, (2, 1)))
 
 
 class Graph:
@@ -67,20 +64,6 @@ class Graph:
         found, *caches = self.session.run(None, {**arrays, **self.caches})
         self.caches = dict(zip(self.caches, caches, strict=True))
         return np.asarray(found)
-
-
-def ragged(step: Callable[..., NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The logits of all tokens of IDS that CHUNKS cover, row by row, from two rows of different lengths."""
-    lengths = [0, 0]
-    found: list[list[NDArray[np.float32]]] = [[], []]
-    for width, valid in CHUNKS:
-        tokens = [IDS[b][lengths[b] : lengths[b] + n] + [17] * (width - n) for b, n in enumerate(valid)]
-        wanted = [b * width + t for b, n in enumerate(valid) for t in range(n)]
-        logits_of_step = step(tokens, lengths, wanted)
-        for b, part in enumerate(np.split(logits_of_step, [valid[0]])):
-            found[b].append(part)
-        lengths = [length + n for length, n in zip(lengths, valid, strict=True)]
-    return [np.concatenate(parts) for parts in found]
 
 
 @pytest.fixture(scope="module", params=CASES)
