@@ -4,7 +4,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -44,13 +44,16 @@ class VerbGroup(click.Group):
             formatter.write_dl([(name, verb.help) for name, verb in self._verbs.items()])
 
 
-def run_cli(command: click.Command) -> NoReturn:
-    """Run `command` on sys.argv and leave the process: 0 done, 1 failed, 2 misused, 130 interrupted."""
+def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `command` on `arguments`, by default sys.argv, and leave the process.
+
+    Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a "?", not a traceback.
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = command.main(prog_name=command.name, standalone_mode=False)
+        code = command.main(arguments, prog_name=command.name, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

@@ -79,7 +79,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)
-        return self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+        y: Tensor = self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+        return y
 
 
 class Layer(nn.Module):
