@@ -1,0 +1,135 @@
+"""Which form a matrix gets, that planning reads nothing, and that making it keeps one matrix and no more."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import safetensors.numpy
+from gguf.quants import dequantize, quantize
+
+from megrez.calibration.blocks import BlockFormat, BlockQuantized
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.quantizer import Quantizer
+from megrez.engines.targets import WeightFormat
+from tests.gguf_models import make_gguf
+from tests.graphs import FakeCheckpoint
+
+INT4 = WeightFormat(bits=4, block=32, symmetric=False)
+INT8 = WeightFormat(bits=8, block=32, symmetric=True)
+RANDOM = np.random.default_rng(0)
+TENSORS = {name: RANDOM.normal(size=(6, 96)).astype(np.float32) for name in "abc"}
+GATE, UP, Q = (f"model.layers.0.{part}_proj.weight" for part in ("mlp.gate", "mlp.up", "self_attn.q"))
+
+
+class Stored(FakeCheckpoint):
+    """Tensors in blocks of the formats given."""
+
+    def __init__(self, **formats: BlockFormat) -> None:
+        super().__init__(TENSORS)
+        self.formats = formats
+
+    def block_format(self, name: str) -> BlockFormat | None:  # type: ignore[override]
+        return self.formats.get(name)
+
+
+def form(bits: int, *, offsets: bool = False) -> BlockFormat:
+    return BlockFormat(bits=bits, block=32, zero_points=offsets, offsets=offsets)
+
+
+@pytest.mark.parametrize(
+    ("formats", "wanted", "carried"),
+    [
+        ({}, INT4, False),
+        ({"a": form(4)}, INT4, False),
+        ({"a": form(4), "b": form(4)}, INT4, True),
+        ({"a": form(4), "b": form(4)}, INT8, False),
+        ({"a": form(4), "b": form(8)}, INT4, False),
+        ({"a": form(4), "b": form(4, offsets=True)}, INT4, False),
+        ({"a": form(8), "b": form(8)}, INT8, True),
+    ],
+)
+def test_blocks_are_carried_where_all_sources_have_the_bits_wanted(
+    formats: dict[str, BlockFormat], wanted: WeightFormat, carried: bool
+) -> None:
+    checkpoint: Any = Stored(**formats)
+    plan = Quantizer(checkpoint).plan(("a", "b"), 12, 96, wanted)
+    assert (plan.carried, plan.folded, plan.k, plan.blocks) == (carried, False, 96, 3)
+    assert (plan.bits, plan.block, plan.zero_points) == (wanted.bits, 32, not carried and not wanted.symmetric)
+    assert checkpoint.reads == []
+
+
+def test_minima_widen_the_matrix() -> None:
+    checkpoint: Any = Stored(a=form(4, offsets=True))
+    plan = Quantizer(checkpoint).plan(("a",), 6, 96, INT4)
+    assert (plan.carried, plan.folded, plan.k, plan.blocks, plan.zero_points) == (True, True, 99, 4, True)
+
+
+@pytest.mark.parametrize("wanted", [INT4, INT8])
+def test_floats_are_stacked_and_rounded(wanted: WeightFormat) -> None:
+    checkpoint: Any = FakeCheckpoint(TENSORS)
+    quantizer = Quantizer(checkpoint)
+    made = quantizer(quantizer.plan(("a", "b", "c"), 18, 96, wanted))
+    assert (made.codes.shape, made.scales.shape, made.bits) == ((18, 96), (18, 3), wanted.bits)
+    assert (made.zero_points is None) == wanted.symmetric
+    stacked = np.concatenate(list(TENSORS.values()))
+    # The most that a search may shorten a block's range by is 16 %.
+    step = np.abs(stacked).max() * 2 / (2**wanted.bits - 1)
+    assert np.abs(made.dequantize() - stacked).max() < step / 2 + 0.16 * np.abs(stacked).max() * (wanted.bits == 4)
+
+
+def test_one_matrix_is_made_once_for_its_parts_and_the_one_before_is_freed() -> None:
+    checkpoint: Any = FakeCheckpoint(TENSORS)
+    quantizer = Quantizer(checkpoint)
+    first, second = (quantizer.plan((name,), 6, 96, INT4) for name in "ab")
+    made = quantizer(first)
+    assert quantizer(first) is made and checkpoint.reads == ["a"]
+    codes = weakref.ref(made.codes)
+    alive_while_reading = []
+
+    def read(name: str) -> Any:
+        gc.collect()
+        alive_while_reading.append(codes() is not None)
+        return TENSORS[name]
+
+    checkpoint.read = read
+    del made
+    quantizer(second)
+    assert alive_while_reading == [False]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("Q4_0", INT4), ("Q8_0", INT8), ("Q4_1", INT4)])
+@pytest.mark.parametrize("sources", [(GATE, UP), (Q,)])
+def test_gguf_blocks_arrive_as_the_gguf_package_decodes_them(
+    checkpoint_of: Any, tmp_path: Path, kind: str, wanted: WeightFormat, sources: tuple[str, ...]
+) -> None:
+    folder = checkpoint_of()
+    quantizer = Quantizer(open_checkpoint(str(make_gguf(tmp_path / "tiny.gguf", folder, kind=kind))))
+    stored = gguf.GGMLQuantizationType[kind]
+    floats = safetensors.numpy.load_file(folder / "model.safetensors")
+    expected = np.concatenate([dequantize(quantize(floats[name], stored), stored) for name in sources])
+    plan = quantizer.plan(sources, *expected.shape, wanted)
+    made = quantizer(plan)
+    assert plan.carried
+    if kind != "Q4_1":
+        np.testing.assert_array_equal(made.dequantize(), expected)
+        return
+    # Folded: the columns past k multiply the means of x over blocks.
+    x = RANDOM.normal(size=(5, expected.shape[1]))
+    means = x.reshape(5, -1, 32).mean(axis=-1)
+    product = np.concatenate([x, means], axis=1) @ made.dequantize().astype(np.float64).T
+    steps = np.abs(expected).max() / 7
+    bound = np.abs(x.reshape(5, -1, 32).sum(axis=-1)).sum(axis=-1, keepdims=True) * steps / 2 / 14
+    assert (np.abs(product - x @ expected.T) <= bound).all()
+
+
+def test_a_short_last_block_is_rounded_on_its_own_scale() -> None:
+    weights = np.ones((2, 40), np.float32)
+    weights[:, 32:] = 1e-3
+    checkpoint: Any = FakeCheckpoint({"a": weights})
+    quantizer = Quantizer(checkpoint)
+    made: BlockQuantized = quantizer(quantizer.plan(("a",), 2, 40, INT8))
+    np.testing.assert_allclose(made.dequantize(), weights, rtol=1e-2)

@@ -1,0 +1,163 @@
+"""Steps of any width over ragged slots compute what transformers computes, in buffers that never move."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megrez.engines.ort.session import OrtSession, open_session
+from megrez.runtime.bundle import open_bundle
+from megrez.runtime.errors import EngineError, UsageError
+from tests.graphs import IDS, ragged
+from tests.reference import logits
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral-window": {"family": "mistral", "sliding_window": 5, "tied": True},
+    "qwen2-windows": {"family": "qwen2", "sliding_window": 5, "tied": True},
+    "qwen3-windows": {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
+}
+
+
+def opened(bundle: Path, slots: int = 1) -> OrtSession:
+    session = open_session(open_bundle(bundle), threads=1, slots=slots)
+    assert isinstance(session, OrtSession)
+    return session
+
+
+def step(session: Any, tokens: list[list[int]], lengths: list[int], rows: list[int]) -> NDArray[np.float32]:
+    arrays = np.array(tokens, np.int64), np.array(lengths, np.int32), np.array(rows, np.int64)
+    return np.array(session.step(*arrays))  # a copy: the session's own array is good until the next step
+
+
+def soil(session: Any, value: float) -> None:
+    for cache in session._caches.values():
+        cache.fill(value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ragged_slots_agree_with_transformers_whatever_lies_in_unwritten_ones(bundle_of: Any, name: str) -> None:
+    folder, bundle = bundle_of(**FAMILIES[name])
+    session = opened(bundle, slots=2)
+    soil(session, np.nan)
+    for row, ids in zip(ragged(lambda *step_args: step(session, *step_args)), IDS, strict=True):
+        np.testing.assert_allclose(row, logits(folder, ids[: len(row)]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_token_by_token_equals_reading_at_once(bundle_of: Any, name: str) -> None:
+    folder, bundle = bundle_of(**FAMILIES[name])
+    session = opened(bundle)
+    soil(session, np.nan)
+    expected = logits(folder, IDS[0])
+    at_once = step(session, [IDS[0]], [0], list(range(16)))
+    one_by_one = np.concatenate([step(session, [[token]], [at], [0]) for at, token in enumerate(IDS[0])])
+    np.testing.assert_allclose(at_once, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-4)
+
+
+def test_four_slots_of_different_texts_and_lengths(bundle_of: Any) -> None:
+    folder, bundle = bundle_of()
+    session = opened(bundle, slots=4)
+    texts = np.random.default_rng(5).integers(0, 320, (4, 9)).tolist()
+    kept = [9, 1, 5, 7]
+    step(session, texts, [0] * 4, [])
+    found = step(session, [[1]] * 4, kept, [0, 1, 2, 3])
+    for row, text, length in zip(found, texts, kept, strict=True):
+        np.testing.assert_allclose(row, logits(folder, [*text[:length], 1])[-1], rtol=0, atol=1e-4)
+
+
+def test_rows_are_positions_of_all_slots_in_the_order_asked_for(bundle_of: Any) -> None:
+    folder, bundle = bundle_of()
+    found = step(opened(bundle, slots=2), [IDS[0][:5], IDS[1][:5]], [0, 0], [9, 0, 4])
+    first, second = (logits(folder, ids[:5]) for ids in IDS)
+    np.testing.assert_allclose(found, [second[4], first[0], first[4]], rtol=0, atol=1e-4)
+
+
+def test_a_step_without_rows_only_fills_the_cache(bundle_of: Any) -> None:
+    folder, bundle = bundle_of()
+    session = opened(bundle)
+    assert step(session, [IDS[0][:6]], [0], []).shape == (0, 320)
+    np.testing.assert_allclose(
+        step(session, [[7]], [6], [0])[0], logits(folder, [*IDS[0][:6], 7])[6], rtol=0, atol=1e-4
+    )
+
+
+def test_the_cache_is_written_in_place_where_the_new_tokens_belong(bundle_of: Any) -> None:
+    session: Any = opened(bundle_of()[1], slots=2)
+    soil(session, 5.0)
+    arrays = dict(session._caches)
+    places = {name: array.ctypes.data for name, array in arrays.items()}
+    step(session, [IDS[0][:3], IDS[1][:3]], [2, 9], [])
+    step(session, [[4], [4]], [5, 12], [0, 1])
+    assert {name: array.ctypes.data for name, array in session._caches.items()} == places
+    assert len(arrays) == 4
+    for name, array in arrays.items():
+        assert session._caches[name] is array and array.shape == (2, 2, 24, 32)
+        written = (array != 5.0).any(axis=(1, 3))  # [slots, capacity]
+        assert [np.flatnonzero(row).tolist() for row in written] == [[2, 3, 4, 5], [9, 10, 11, 12]]
+
+
+def test_decode_steps_use_the_same_buffers(bundle_of: Any) -> None:
+    session = opened(bundle_of()[1])
+    tokens, rows = np.array([[3]]), np.array([0])
+    first = session.step(tokens, np.array([0], np.int32), rows)
+    place, before = first.ctypes.data, first.copy()
+    second = session.step(tokens, np.array([1], np.int32), rows)
+    assert second.ctypes.data == place and not np.array_equal(second, before)
+
+
+@pytest.mark.parametrize(("length", "width"), [(0, 25), (24, 1), (20, 5)])
+def test_what_does_not_fit_is_refused_and_changes_nothing(bundle_of: Any, length: int, width: int) -> None:
+    session: Any = opened(bundle_of()[1])
+    soil(session, 5.0)
+    with pytest.raises(UsageError, match=rf"^{length} tokens are cached and {width} more .* holds 24: .*--context"):
+        step(session, [[1] * width], [length], [0])
+    assert all((cache == 5.0).all() for cache in session._caches.values())
+
+
+def test_the_last_slot_can_be_filled(bundle_of: Any) -> None:
+    folder, bundle = bundle_of(context=16)
+    session = opened(bundle)
+    step(session, [IDS[0][:15]], [0], [])
+    np.testing.assert_allclose(step(session, [IDS[0][15:]], [15], [0]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not a model", lambda raw: b""])
+def test_a_broken_model_file_is_told_in_one_line(bundle_of: Any, damage: Any) -> None:
+    bundle = open_bundle(bundle_of()[1])
+    file = bundle.path / "model.onnx"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(EngineError, match=r"^ONNX Runtime 1\.\S+ cannot load .*model\.onnx: ") as caught:
+        open_session(bundle, threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_inside_a_step_is_told_in_one_line(bundle_of: Any) -> None:
+    session = opened(bundle_of()[1])
+    with pytest.raises(EngineError, match=r"^ONNX Runtime failed in a step of 1 tokens: ") as caught:
+        step(session, [[320]], [0], [0])  # the embedding has rows 0 .. 319
+    assert "\n" not in str(caught.value)
+
+
+def test_without_onnxruntime_the_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from megrez.runtime.errors import MissingExtraError\n"
+        "try: import megrez.engines.ort.session\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == (
+        "opening this bundle needs onnxruntime, which is not installed: run  pip install 'megrez-compile[cpu]'\n"
+    ), done.stderr
+
+
+def test_a_closed_session_holds_no_cache(bundle_of: Any) -> None:
+    session: Any = opened(bundle_of()[1])
+    session.close()
+    assert not session._caches
