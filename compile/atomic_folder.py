@@ -1,6 +1,7 @@
 """A folder that appears whole or not at all; knows nothing of what is in it."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An older `path` stays until the new one is whole. Siblings left by processes that were killed are removed.
     """
-    path = path.absolute()
+    path = path.resolve()  # through a link, its goal is replaced and the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     partial = path.with_name(f".{path.name}{MARK}{os.getpid()}")
@@ -38,13 +39,16 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    for sibling in path.parent.glob(f".{path.name}{MARK}*"):
+    for sibling in path.parent.glob(f".{glob.escape(path.name)}{MARK}*"):
         pid = sibling.name.rpartition(MARK)[2].partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not _is_another(int(pid)):
             shutil.rmtree(sibling, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def _is_another(pid: int) -> bool:
+    """Whether `pid` is running and is not this process; in a container, a killed run had the same number."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
