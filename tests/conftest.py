@@ -1,5 +1,6 @@
 """Tiny checkpoints, each written once per run, and both command lines run in this process."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,5 +58,36 @@ def megrez_compile(
         told = capsys.readouterr()
         assert isinstance(caught.value.code, int)
         return Done(code=caught.value.code, out=told.out, err=told.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real model's file, named by the environment: `make slow` fetches it and sets SMOLLM2_GGUF."""
+    path = os.environ.get("SMOLLM2_GGUF")
+    if path is None:
+        pytest.skip("SMOLLM2_GGUF names no file: run make slow")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def compile_in_process() -> Callable[..., None]:
+    """Compile a checkpoint to a bundle without the command line."""
+
+    def run(model: Path, target: str, output: Path, *, context: int) -> None:
+        from megrez.compile.checkpoint import open_checkpoint
+        from megrez.compile.cli import ConsoleReport
+        from megrez.compile.pipeline import Request, compile_bundle
+        from megrez.engines.targets import find_target
+
+        request = Request(
+            checkpoint=open_checkpoint(str(model)),
+            target=find_target(target),
+            output=output,
+            context=context,
+            weights="checkpoint",
+        )
+        compile_bundle(request, ConsoleReport())
 
     return run
