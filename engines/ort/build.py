@@ -24,9 +24,12 @@ def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written:
 
     `progress` is told of every tensor's bytes once they are written.
     """
-    weights = list(_external(model))
     with (folder / DATA_FILE).open("wb") as data:
-        for value, tensor in weights:
+        for value, tensor in _tensors(model):
+            if tensor.nbytes <= EMBEDDED_BYTES:
+                # Made here and not by ir.save, which would wrap the checkpoint's own errors.
+                value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+                continue
             value.const_value = _append(data, tensor, folder)
             progress(tensor.nbytes)
     ir.save(model, folder / MODEL_FILE)
@@ -35,15 +38,14 @@ def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written:
 
 def data_bytes(model: ir.Model) -> int:
     """How large the weights' file will be, from shapes alone."""
-    return sum(-(-tensor.nbytes // PAGE) * PAGE for _, tensor in _external(model))
+    sizes = [tensor.nbytes for _, tensor in _tensors(model)]
+    return sum(-(-size // PAGE) * PAGE for size in sizes if size > EMBEDDED_BYTES)
 
 
-def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        assert tensor is not None, f"{value.name} has no recipe"
-        if tensor.nbytes > EMBEDDED_BYTES:
-            yield value, tensor
+        assert value.const_value is not None, f"{value.name} has no recipe"
+        yield value, value.const_value
 
 
 def _append(data: BinaryIO, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
