@@ -27,7 +27,10 @@ def logits(folder: Path, ids: list[int], **options: Any) -> NDArray[np.float32]:
 def greedy(folder: Path, prompt: list[int], count: int, **options: Any) -> list[int]:
     """transformers.generate's answer, the stop token included."""
     with torch.no_grad():
-        out = load(folder, **options).generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)
+        ids = torch.tensor([prompt])
+        # Without a mask, generate leaves out whatever token of the prompt is the padding token.
+        mask = torch.ones_like(ids)
+        out = load(folder, **options).generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False)
     answer: list[int] = out[0, len(prompt) :].tolist()
     return answer
 

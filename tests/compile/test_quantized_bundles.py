@@ -1,0 +1,95 @@
+"""An int8 or int4 bundle computes transformers' model with the decoded weights, up to the rounding of activations.
+
+How far rounding may move a logit is taken from transformers itself: run once with the decoded weights in float32, and
+once more with the input of every projection rounded to int8 per block, as MatMulNBits documents it. ONNX Runtime may
+round a tie the other way, after which later roundings differ too; so it gets twice the distance of these two.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+from onnx.numpy_helper import to_array
+
+from megrez.engines.ort.session import open_session
+from megrez.runtime.bundle import open_bundle
+from tests.quantized import decode
+from tests.reference import logits
+
+IDS = np.random.default_rng(0).integers(0, 320, 24).tolist()
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+MATRICES = {
+    "self_attn.q_proj.weight+k_proj+v_proj": ATTENTION,
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj.weight+up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+BITS = {"cpu-int8": 8, "cpu-int4": 4}
+HEAD_BLOCK = {"cpu-int8": 32, "cpu-int4": 64}
+
+
+def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
+    """transformers' model of the checkpoint, its matrices those that the bundle's initializers stand for."""
+    stored = {tensor.name: to_array(tensor) for tensor in onnx.load(bundle / "model.onnx").graph.initializer}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
+    ).eval()
+    state = model.state_dict()
+
+    def fill(stem: str, names: tuple[str, ...], bits: int, block: int) -> None:
+        parts = [stored.get(f"{stem}.{part}") for part in ("codes", "scales", "zero_points")]
+        matrix = torch.from_numpy(decode(*parts, bits=bits, block=block))  # type: ignore[arg-type]
+        for name, rows in zip(names, matrix.split([len(state[f"{name}.weight"]) for name in names]), strict=True):
+            state[f"{name}.weight"].copy_(rows[:, : state[f"{name}.weight"].shape[1]])
+
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        for stem, names in MATRICES.items():
+            fill(prefix + stem, tuple(prefix + name for name in names), BITS[target], 32)
+    for stem in ("model.embed_tokens", "lm_head"):
+        if f"{stem}.codes" in stored:
+            fill(stem, (stem,), 8, HEAD_BLOCK[target])
+    return model
+
+
+def round_inputs(model: Any, block_of: Callable[[str], int]) -> None:
+    """From now on every linear layer of `model` sees its input in steps of max|x| / 127 of each block."""
+
+    def rounding(block: int) -> Any:
+        def round_input(module: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            (x,) = arguments
+            blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+            step = blocks.abs().amax(-1, keepdim=True) / 127
+            rounded = torch.where(step > 0, torch.round(blocks / step) * step, blocks)
+            return (rounded.flatten(-2)[..., : x.shape[-1]],)
+
+        return round_input
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(rounding(block_of(name)))
+
+
+@pytest.mark.parametrize("target", ["cpu-int8", "cpu-int4"])
+@pytest.mark.parametrize("shape", [{}, {"family": "qwen2", "tied": True}], ids=["llama", "qwen2-tied"])
+def test_logits_are_those_of_the_decoded_weights(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str, shape: dict[str, Any]
+) -> None:
+    folder = checkpoint_of(**shape)
+    assert megrez_compile(folder, "--target", target, "-o", tmp_path / "b", "--context", 64).code == 0
+    session = open_session(open_bundle(tmp_path / "b"), threads=1)
+    ours = session.step(np.array([IDS]), np.zeros(1, np.int32), np.arange(24))
+    model = decoded_model(folder, tmp_path / "b", target)
+    with torch.no_grad():
+        exact = model(torch.tensor([IDS])).logits[0].numpy()
+        round_inputs(model, lambda name: HEAD_BLOCK[target] if name == "lm_head" else 32)
+        rounded = model(torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(ours - exact).max() <= 2 * np.abs(rounded - exact).max()
+    # And the weights are the checkpoint's, as near as so many bits allow: logits here are normal, of variance about 1.
+    error = np.sqrt(((exact - logits(folder, IDS)) ** 2).mean() / (exact**2).mean())
+    assert error < {"cpu-int8": 0.02, "cpu-int4": 0.4}[target]
