@@ -1,0 +1,128 @@
+"""`megrez eval` tells the figures that transformers' own logits give, computed at once in float64."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megrez.engines.ort.session import open_session
+from megrez.runtime.bundle import open_bundle
+from tests.reference import log_softmax, logits
+
+TEXT = "the hall in the land and a hello on another hill; " * 4
+COUNT, WINDOW = 75, 32
+FIGURES = ["perplexity", "reference_perplexity", "kl_mean", "kl_p99", "top1_agreement", "tokens"]
+
+
+@pytest.fixture
+def megrez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """The `megrez` command: exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        from megrez.runtime.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["megrez", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        told = capsys.readouterr()
+        return caught.value.code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def tokens(folder: Path) -> list[int]:
+    from tokenizers import Tokenizer
+
+    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids[:COUNT]
+    assert len(ids) == COUNT
+    return ids
+
+
+def model_logits(bundle: Path, ids: list[int]) -> np.ndarray[Any, Any]:
+    session = open_session(open_bundle(bundle), threads=1)
+    return np.array(session.step(np.array([ids]), np.zeros(1, np.int32), np.arange(len(ids))))
+
+
+@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int4"])
+def test_figures(checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, target: str) -> None:
+    folder = checkpoint_of()
+    assert megrez_compile(folder, "--target", target, "-o", tmp_path / "b", "--context", 64).code == 0
+    options = ("--tokens", COUNT, "--window", WINDOW, "--json", tmp_path / "figures.json")
+    code, out, _ = megrez("eval", tmp_path / "b", "--text", text, "--reference", folder, *options)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert (code, list(found), found["tokens"]) == (0, FIGURES, COUNT)
+    assert [line.split()[0] for line in out.splitlines()] == FIGURES
+    ids = tokens(folder)
+    windows = [ids[at : at + WINDOW] for at in range(0, COUNT, WINDOW)]
+    truth = [log_softmax(logits(folder, window)) for window in windows]
+    # In float32 the bundle is transformers' model; in int4 it is what its session says, which other tests check.
+    model = truth if target == "cpu-fp32" else [log_softmax(model_logits(tmp_path / "b", window)) for window in windows]
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in zip(truth, model, strict=True)])
+    agreed = np.concatenate([p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in zip(truth, model, strict=True)])
+
+    def perplexity(all_rows: list[np.ndarray[Any, Any]]) -> float:
+        losses = [-rows[i, w[i + 1]] for rows, w in zip(all_rows, windows, strict=True) for i in range(len(w) - 1)]
+        return float(np.exp(np.mean(losses)))
+
+    assert found["reference_perplexity"] == pytest.approx(perplexity(truth), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(perplexity(model), rel=1e-4)
+    assert found["kl_mean"] == pytest.approx(kl.mean(), rel=1e-3, abs=1e-9)
+    assert found["kl_p99"] == pytest.approx(np.percentile(kl, 99), rel=1e-3, abs=1e-9)
+    assert found["top1_agreement"] == pytest.approx(agreed.mean(), abs=1e-9)
+
+
+def test_a_bundle_can_be_the_reference(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
+) -> None:
+    for target in ("cpu-fp32", "cpu-int8"):
+        assert megrez_compile(checkpoint_of(), "--target", target, "-o", tmp_path / target, "--context", 64).code == 0
+    figures = {}
+    for reference in (tmp_path / "cpu-fp32", checkpoint_of()):
+        options = ("--tokens", 40, "--window", 20, "--json", tmp_path / "f.json")
+        assert megrez("eval", tmp_path / "cpu-int8", "--text", text, "--reference", reference, *options)[0] == 0
+        figures[reference] = json.loads((tmp_path / "f.json").read_text())
+    first, second = figures.values()
+    assert first == second and first["kl_mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--window", 65], "--window is 65: the bundle's context takes 1 to 64"),
+        (["--window", 0], "--window is 0"),
+        (["--tokens", 1], "--tokens is 1 and "),
+        (["--tokens", 100_000], "ask for 2 to"),
+        (["--text", "/none"], "--text /none cannot be read"),
+    ],
+)
+def test_misuse(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, options: list[Any], said: str
+) -> None:
+    folder = checkpoint_of()
+    megrez_compile(folder, "--target", "cpu-int4", "-o", tmp_path / "b", "--context", 64)
+    arguments = {"--text": text, "--tokens": 40, "--window": 20, **dict([options])}
+    given = [part for pair in arguments.items() for part in pair]
+    code, out, err = megrez("eval", tmp_path / "b", "--reference", folder, *given)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and said in err
+
+
+def test_another_model_is_no_reference(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
+) -> None:
+    for name, shape in (("b", {}), ("other", {"family": "qwen3"})):
+        megrez_compile(checkpoint_of(**shape), "--target", "cpu-fp32", "-o", tmp_path / name, "--context", 64)
+    options = ("--reference", tmp_path / "other", "--text", text, "--tokens", 40, "--window", 20)
+    code, _, err = megrez("eval", tmp_path / "b", *options)
+    assert code == 2 and "differ in shape: give the checkpoint that the bundle was compiled from" in err
