@@ -27,11 +27,17 @@ _traced: dict[str, ir.Model] = {}
 
 
 def traced(config: ModelConfig, context: int = CONTEXT) -> ir.Model:
-    """What `trace` returns, copied from the first time. Only what shapes the graph tells it from others."""
-    key = repr((replace(config, model_type="", rope={}), context))
+    """What `trace` returns, copied from the first time. Only what shapes the graph tells it from others.
+
+    Of the context, that is the length of the rotary tables, which nothing else depends on.
+    """
+    key = repr(replace(config, model_type="", rope={}, max_position_embeddings=1))
     if key not in _traced:
-        _traced[key] = trace(config, context)
-    return _traced[key].clone()
+        _traced[key] = trace(config, CONTEXT)
+    model = _traced[key].clone()
+    for name in ("model.rotary_cos", "model.rotary_sin"):
+        model.graph.initializers[name].shape = ir.Shape([context, config.head_dim // 2])
+    return model
 
 
 def canonical(checkpoint: Checkpoint, context: int = CONTEXT) -> ir.Model:

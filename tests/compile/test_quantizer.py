@@ -1,6 +1,5 @@
 """Which form a matrix gets, that planning reads nothing, and that making it keeps one matrix and no more."""
 
-import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,6 @@ def test_one_matrix_is_made_once_for_its_parts_and_the_one_before_is_freed() -> 
     alive_while_reading = []
 
     def read(name: str) -> Any:
-        gc.collect()
         alive_while_reading.append(codes() is not None)
         return TENSORS[name]
 

@@ -16,6 +16,7 @@ from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.huggingface import HuggingFaceCheckpoint
 from megrez.compile.config import read_config
 from megrez.compile.dialects import lower
+from megrez.compile.export.trace import trace
 from megrez.compile.rope import rotary_tables
 from megrez.compile.weights import bind
 from megrez.engines.ort.build import build, data_bytes
@@ -133,6 +134,11 @@ def test_the_interface_is_named_and_shaped_as_the_docstring_says(checkpoint_of: 
         ("logits", "[rows,320]"),
         *((f"present.{kind}", cache) for kind in kinds),
     ]
+
+
+def test_a_graph_that_other_tests_copy_is_the_one_that_is_traced(checkpoint_of: Any) -> None:
+    config = open_checkpoint(str(checkpoint_of())).config
+    assert str(traced(config, context=7)) == str(trace(config, 7))
 
 
 class Unreadable(HuggingFaceCheckpoint):

@@ -1,6 +1,5 @@
 """Weights are streamed: one at a time, each on a page of the data file, exactly as its recipe makes it."""
 
-import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,6 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
     others: list[int] = []
 
     def recipe(name: str) -> NDArray[Any]:
-        gc.collect()
         others.append(sum(ref() is not None for ref in alive))
         array = ARRAYS[name].copy()
         if array.nbytes > EMBEDDED_BYTES:
@@ -76,7 +74,6 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
 
     built = model(recipe)
     build(built, tmp_path)
-    gc.collect()
     assert len(alive) == 2 and set(others) == {0}
     assert all(ref() is None for ref in alive)
 
