@@ -9,6 +9,7 @@ from megrez.compile.passes.graph import MICROSOFT
 from megrez.compile.passes.group_query_attention import GroupQueryAttention
 from megrez.compile.passes.quantize_weights import QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
+from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target
 
@@ -19,11 +20,12 @@ def lower(model: ir.Model, checkpoint: Checkpoint, target: Target) -> None:
 
 
 def _ort(checkpoint: Checkpoint, target: Target) -> list[ir.passes.InPlacePass]:
+    precision = Precision(checkpoint, target)
     return [
-        FuseProjections(checkpoint),
+        FuseProjections(checkpoint, precision.group),
         GroupQueryAttention(checkpoint.config),
         SkipNorm(),
-        QuantizeWeights(Quantizer(checkpoint), target),
+        QuantizeWeights(Quantizer(checkpoint), precision),
         DeclareMicrosoft(),
     ]
 

@@ -51,8 +51,11 @@ def model(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory, compile_
 
 
 def reference_answer(reference: Any, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    # Without a mask, generate takes every <|im_end|> of the prompt, which is also the padding token, for padding.
+    mask = torch.ones_like(ids)
     with torch.no_grad():
-        ids = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        ids = reference.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
     return list(ids[len(prompt) :].tolist())
 
 

@@ -1,5 +1,7 @@
 """Projections that read the same input become one: q, k and v; gate and up. Splits its output; knows no engine."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -10,17 +12,21 @@ from megrez.compile.weights import SOURCES, add_lazy, stack
 
 
 class FuseProjections(ir.passes.InPlacePass):
-    """MatMul(x, w_i) [+ b_i] for weights of one input  ->  Split(MatMul(x, [w_0 | w_1 | …]) [+ b])."""
+    """MatMul(x, w_i) [+ b_i] for weights of one input  ->  Split(MatMul(x, [w_0 | w_1 | …]) [+ b]).
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    group: only weights for whose names it gives the same are joined, by default all.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, group: Callable[[str], object] = lambda name: None) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
+        self.checkpoint, self.group = checkpoint, group
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        groups: dict[ir.Value, list[ir.Node]] = {}
+        groups: dict[tuple[ir.Value, object], list[ir.Node]] = {}
         for node in model.graph:
             if node.op_type == "MatMul" and SOURCES in operand(node, 1).meta:
-                groups.setdefault(operand(node, 0), []).append(node)
+                group = self.group(operand(node, 1).meta[SOURCES][0])
+                groups.setdefault((operand(node, 0), group), []).append(node)
         fused = [nodes for nodes in groups.values() if len(nodes) > 1]
         for nodes in fused:
             self._fuse(model, nodes)

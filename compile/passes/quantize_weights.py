@@ -19,14 +19,12 @@ from megrez.compile.passes.graph import (
     shape_of,
     static_shape,
 )
+from megrez.compile.precision import EMBEDDING, Precision
 from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
-from megrez.engines.targets import Target
 
 # MatMulNBits quantises its input to int8 per block and multiplies integers; level 0 would be 12 times slower.
 INT8_ARITHMETIC = 4
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = ("lm_head.weight", EMBEDDING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +40,15 @@ class Matrix:
 class QuantizeWeights(ir.passes.InPlacePass):
     """MatMul(x, w) [+ b]  ->  MatMulNBits(x, codes, scales, zero points, b); Gather(w)  ->  GatherBlockQuantized."""
 
-    def __init__(self, quantizer: Quantizer, target: Target) -> None:
+    def __init__(self, quantizer: Quantizer, precision: Precision) -> None:
         super().__init__()
-        self.quantizer, self.target = quantizer, target
+        self.quantizer, self.precision = quantizer, precision
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         made: dict[str, Matrix] = {}
         for node in list(model.graph):
             weight = _weight(node)
-            wanted = self.target.head if weight is not None and weight.name in HEAD else self.target.weights
+            wanted = None if weight is None else self.precision.wanted(weight.meta[SOURCES][0])
             if weight is None or wanted is None:
                 continue
             name = name_of(weight)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.passes.quantize_weights import QuantizeWeights
+from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import find_target
 from tests.graphs import FakeCheckpoint, op_counts, parse, run
@@ -38,7 +39,7 @@ def tied(k: int) -> str:
 def quantize(text: str, target: str, checkpoint: Any = None) -> tuple[ir.Model, FakeCheckpoint]:
     checkpoint = checkpoint or FakeCheckpoint(TENSORS)
     model = parse(text, checkpoint.tensors)
-    assert QuantizeWeights(Quantizer(checkpoint), find_target(target))(model).modified
+    assert QuantizeWeights(Quantizer(checkpoint), Precision(checkpoint, find_target(target)))(model).modified
     common.RemoveUnusedNodesPass()(model)
     assert checkpoint.reads == []
     return model, checkpoint
@@ -79,7 +80,7 @@ def test_the_float_matrix_is_gone_and_a_residual_is_no_bias() -> None:
     assert set(model.graph.initializers) == {f"l.q_proj.{part}" for part in ("codes", "scales", "zero_points")}
 
 
-@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 64)])
+@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 32)])
 def test_a_head_is_stored_in_eight_bits(target: str, block: int) -> None:
     text = f'agraph (float[N,{K}] x, float[{K},40] "{HEAD}") => (float[N,40] y) {{ y = MatMul(x, "{HEAD}") }}'
     model, _ = quantize(text, target)
@@ -88,7 +89,7 @@ def test_a_head_is_stored_in_eight_bits(target: str, block: int) -> None:
     assert (error <= activation_error(X[0], weights, block)).all()
 
 
-@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 64)])
+@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 32)])
 @pytest.mark.parametrize("k", [K, 96])
 def test_a_tied_head_shares_the_embeddings_codes(target: str, block: int, k: int) -> None:
     matrix = TENSORS[EMBED][:, :k]
@@ -109,7 +110,7 @@ def test_a_tied_head_shares_the_embeddings_codes(target: str, block: int, k: int
 def test_float_targets_keep_their_matrices() -> None:
     model = parse(tied(K), TENSORS)
     checkpoint: Any = FakeCheckpoint(TENSORS)
-    assert not QuantizeWeights(Quantizer(checkpoint), find_target("cpu-fp32"))(model).modified
+    assert not QuantizeWeights(Quantizer(checkpoint), Precision(checkpoint, find_target("cpu-fp32")))(model).modified
     assert op_counts(model) == {"Gather": 1, "MatMul": 1, "Transpose": 1}
 
 
