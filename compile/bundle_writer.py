@@ -100,10 +100,19 @@ def _manifest(checkpoint: Checkpoint, target: Target, context: int, weights: str
         provenance=Provenance(
             source=checkpoint.source,
             weights=weights,
-            quantization=f"projections {target.weights or 'float32'}; embedding and head {target.head or 'float32'}",
+            quantization=_quantization(target),
             tools=_tool_versions(),
         ),
         files=files,
+    )
+
+
+def _quantization(target: Target) -> str:
+    if target.weights is None:
+        return "none"
+    sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
+    return (
+        f"projections {target.weights}{sensitive}; embedding and head {target.head}; the checkpoint's own blocks kept"
     )
 
 

@@ -11,7 +11,7 @@ import click
 
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.pipeline import Request, compile_bundle
-from megrez.engines.targets import TARGETS, find_target
+from megrez.engines.targets import BLOCK_SIZES, TARGETS, find_target
 from megrez.runtime.console import run_cli
 
 
@@ -32,8 +32,10 @@ class ConsoleReport:
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    rows = [("TARGET", "WEIGHTS", "EMBEDDING, HEAD", "ACTIVATIONS", "DEVICES")]
-    rows += [(t.name, str(t.weights or "float32"), str(t.head or "float32"), t.activations, t.devices) for t in TARGETS]
+    rows = [("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING, HEAD", "ACTIVATIONS", "DEVICES")]
+    for target in TARGETS:
+        formats = [str(form or "float32") for form in (target.weights, target.sensitive, target.head)]
+        rows.append((target.name, formats[0], formats[1], formats[2], target.activations, target.devices))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -45,6 +47,7 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--target", required=True, metavar="NAME", help="What to compile for; --list-targets shows them all.")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="New folder.")
 @click.option("--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096].")
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights that share a scale [32].")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
 @click.option("--dummy-weights", is_flag=True, help="Seeded random weights in the shape of MODEL's config.json.")
 @click.option("--layers", type=int, metavar="N", help="With --dummy-weights: so many layers instead of the config's.")
@@ -57,6 +60,7 @@ def compile_command(
     target: str,
     output: Path,
     context: int | None,
+    block_size: str | None,
     revision: str | None,
     dummy_weights: bool,
     layers: int | None,
@@ -69,6 +73,8 @@ def compile_command(
     """
     started = time.perf_counter()
     row = find_target(target)
+    if block_size is not None:
+        row = row.with_block(int(block_size))
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
     weights = "dummy" if dummy_weights else "checkpoint"
     request = Request(checkpoint=checkpoint, target=row, output=output, context=context, weights=weights)

@@ -1,7 +1,7 @@
 """The table of targets: what `--target NAME` means, one row each; knows no checkpoint and no graph."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megrez.runtime.errors import UsageError
 
@@ -36,7 +36,19 @@ class Target:
     kv_dtype: str
     devices: str
 
+    def with_block(self, block: int) -> "Target":
+        """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
+        if self.weights is None:
+            raise UsageError(f"--block-size is for quantised weights, {self.name} keeps float32: leave it out")
 
+        def resized(form: WeightFormat | None) -> WeightFormat | None:
+            return None if form is None else replace(form, block=block)
+
+        weights, sensitive, head = map(resized, (self.weights, self.sensitive, self.head))
+        return replace(self, weights=weights, sensitive=sensitive, head=head)
+
+
+BLOCK_SIZES = ("16", "32", "64", "128")
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
 

@@ -38,3 +38,14 @@ def test_names_are_not_matched_loosely() -> None:
 def test_a_weight_format_is_told_in_words() -> None:
     assert str(WeightFormat(bits=8, block=32, symmetric=True)) == "int8 block 32"
     assert str(WeightFormat(bits=4, block=64, symmetric=False)) == "int4 block 64 with zero points"
+
+
+def test_a_target_with_other_blocks_has_them_everywhere() -> None:
+    coarse = find_target("cpu-int4").with_block(128)
+    forms = (coarse.weights, coarse.sensitive, coarse.head)
+    assert [(form.bits, form.block) for form in forms if form is not None] == [(4, 128), (8, 128), (8, 128)]
+
+
+def test_float32_has_no_blocks() -> None:
+    with pytest.raises(UsageError, match=r"^--block-size is for quantised weights, cpu-fp32 keeps float32: "):
+        find_target("cpu-fp32").with_block(64)
