@@ -1,0 +1,128 @@
+"""One set of random weights in Megrez-3B's shape, as a Hugging Face folder and as a float16 GGUF."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+SHAPE = {
+    "hidden_size": 2560,
+    "intermediate_size": 7168,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 10,
+    "head_dim": 64,
+    "vocab_size": 122880,
+    "max_position_embeddings": 32768,
+}
+GGUF_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_hugging_face(folder: Path, layers: int) -> None:
+    """Seeded float16 weights of deviation 0.02, with a tokenizer of bytes: only its presence matters."""
+    folder.mkdir(parents=True)
+    hidden, ffn, vocab = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
+    q, kv = (SHAPE[f"num_{kind}_heads"] * SHAPE["head_dim"] for kind in ("attention", "key_value"))
+    shapes = {"model.embed_tokens": (vocab, hidden), "model.norm": (hidden,), "lm_head": (vocab, hidden)}
+    for layer in range(layers):
+        in_layer = {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (ffn, hidden),
+            "mlp.up_proj": (ffn, hidden),
+            "mlp.down_proj": (hidden, ffn),
+        }
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in in_layer.items()}
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": _random(rng, shape) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "float16",
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "num_hidden_layers": layers,
+        "eos_token_id": 120005,
+        "pad_token_id": 120002,
+        "rope_theta": 5e6,
+        "rms_norm_eps": 1e-5,
+        **SHAPE,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={piece: n for n, piece in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": SHAPE["max_position_embeddings"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    if len(shape) == 1:
+        return np.ones(shape, np.float16)
+    weight = rng.standard_normal(shape, np.float32)
+    weight *= 0.02
+    return weight.astype(np.float16)
+
+
+def write_gguf(folder: Path, file: Path) -> None:
+    """The weights of `folder` in llama.cpp's names and row order, without a tokenizer."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            weight = tensors.get_tensor(name)
+            projection = name.split(".")[-2]
+            if projection in heads:  # GGUF's rotary pairs are neighbours; Hugging Face's are half a head apart
+                halves = weight.reshape(heads[projection], 2, -1, weight.shape[1])
+                weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+            writer.add_tensor(_gguf_name(name), weight.astype(np.float32) if weight.ndim == 1 else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_name(name: str) -> str:
+    if name in GGUF_NAMES:
+        return GGUF_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"

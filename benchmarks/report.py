@@ -1,0 +1,81 @@
+"""What was measured, as rows, as a table and as files that say on what and how."""
+
+import json
+import platform
+import shlex
+import statistics
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+KEYS = "prefill", "decode"
+COLUMNS = (
+    "runtime",
+    "version",
+    "prefill tok/s",
+    "ours / its",
+    "decode tok/s",
+    "ours / its",
+    "MB read per token",
+    "of bandwidth",
+)
+
+
+def summarise(rounds: list[dict[str, Figures]], read: dict[str, int], bandwidth: float) -> list[Figures]:
+    """One row per runtime; `ours` is the median over rounds of our speed in a round over its own."""
+    first = next(iter(rounds[0]))
+    rows = []
+    for name in rounds[0]:
+        row: Figures = {"name": name, "version": rounds[0][name]["version"], "bytes": rounds[0][name]["bytes"]}
+        for key in KEYS:
+            speeds = [figures[name][f"{key}_tokens_per_s"] for figures in rounds]
+            ratios = [
+                figures[first][f"{key}_tokens_per_s"] / speed for figures, speed in zip(rounds, speeds, strict=True)
+            ]
+            row |= {key: statistics.median(speeds), f"{key}_rounds": speeds, f"{key}_ours": statistics.median(ratios)}
+        row |= {"bytes_per_token": read[name], "bandwidth_share": read[name] * row["decode"] / bandwidth}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[Figures]) -> str:
+    """In Markdown."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    for row in rows:
+        speeds = (
+            f"{row[key]:.1f}" if unit == "" else f"{row[key + unit]:.2f}" for key in KEYS for unit in ("", "_ours")
+        )
+        size, share = f"{row['bytes_per_token'] / 1e6:.0f}", f"{row['bandwidth_share']:.0%}"
+        lines.append([row["name"], row["version"], *speeds, size, share])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandwidth: float) -> str:
+    """path.md and path.json; returns the text of the former."""
+    command = shlex.join(["python", script, *sys.argv[1:]])
+    conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    text = f"{cpu_name()}, {bandwidth / 1e9:.1f} GB/s read; {conditions}\n\n{table(rows)}\n\n`{command}`\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    versions = {name: version(name) for name in ("megrez-compile", "onnxruntime", "numpy")}
+    details: Figures = {
+        "command": command,
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "read_bandwidth": bandwidth,
+        **settings,
+        "results": rows,
+    }
+    path.with_suffix(".json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    return text
