@@ -17,7 +17,7 @@ CHUNK = 262144
 FINEST = np.float32(1e-30)
 # Ranges tried, as shares of the one from the block's own extremes.
 SHRUNK = {
-    4: (1.0, 0.96, 0.92, 0.88, 0.84),
+    4: (1.0, 0.96, 0.92),
     8: (128 / 127, 1.0, 0.99),
 }
 
