@@ -36,14 +36,16 @@ def checkpoint(cache: Path, layers: int) -> Path:
     return made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers))
 
 
-def megrez_bundle(cache: Path, layers: int) -> Path:
+def megrez_bundle(cache: Path, layers: int, block: int) -> Path:
     """Compiled anew each time: one in the cache could be an older compiler's."""
     source = checkpoint(cache, layers)
-    shutil.rmtree(cache / f"megrez-int4-{layers}", ignore_errors=True)
+    shutil.rmtree(cache / f"megrez-int4-{block}-{layers}", ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
     return made(
-        cache / f"megrez-int4-{layers}",
-        lambda part: run(compiler, source, "--target", "cpu-int4", "--context", CONTEXT, "-o", part),
+        cache / f"megrez-int4-{block}-{layers}",
+        lambda part: run(
+            compiler, source, "--target", "cpu-int4", "--block-size", block, "--context", CONTEXT, "-o", part
+        ),
     )
 
 

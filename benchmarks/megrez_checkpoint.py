@@ -1,4 +1,4 @@
-"""A sharded bfloat16 checkpoint in Megrez-3B's full shape, with random weights: what compiling it costs can be measured.
+"""A sharded bfloat16 checkpoint in Megrez-3B's full shape, with random weights: what compiling one costs.
 
 python benchmarks/megrez_checkpoint.py FOLDER
 /usr/bin/time -v megrez-compile FOLDER --target cpu-int4 -o BUNDLE

@@ -8,6 +8,7 @@ for all. A peer that is not installed for --peers-python is skipped and named. P
 to the first token, decode the rest over the time of the rest.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -67,13 +68,13 @@ def contestants(
 ) -> dict[str, tuple[Measure, int]]:
     """By name: how to measure it once, and the bytes of weights it reads per token."""
     prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
-    bundle = artefacts.megrez_bundle(cache, layers)
-    found: dict[str, tuple[Measure, int]] = {
-        "megrez-compile cpu-int4": (
-            lambda: measure_megrez(bundle, prompt_tokens, output_tokens, threads),
+    found: dict[str, tuple[Measure, int]] = {}
+    for block, label in ((32, ""), (128, ", blocks of 128")):
+        bundle = artefacts.megrez_bundle(cache, layers, block)
+        found[f"megrez-compile cpu-int4{label}"] = (
+            functools.partial(measure_megrez, bundle, prompt_tokens, output_tokens, threads),
             artefacts.onnx_bytes_per_token(bundle),
         )
-    }
     if python and not missing(python, "onnxruntime_genai"):
         folder = artefacts.genai_folder(cache, layers, python)
         found["onnxruntime-genai int4"] = (
