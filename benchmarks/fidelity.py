@@ -122,8 +122,8 @@ def main(
     with reference_bundle(model, window) as reference:
         for measured, folders in ((of_bundle, bundles), (of_genai, genai)):
             for folder in folders:
-                found = measured(folder, text, reference, tokens, window, threads)
                 size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+                found = measured(folder, text, reference, tokens, window, threads)
                 results[folder.name] = {**found, "bytes": size}
                 print(
                     f"| {folder.name} | {size / 1e6:.0f} MB | {found['kl_mean']:.5f} | {found['kl_p99']:.4f} "
