@@ -22,15 +22,24 @@ from tests.quantized import decode
 from tests.reference import logits
 
 IDS = np.random.default_rng(0).integers(0, 320, 24).tolist()
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+Q, K, V = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+# The bundle's matrices in a layer: which projections each stacks, and its bits.
 MATRICES = {
-    "self_attn.q_proj.weight+k_proj+v_proj": ATTENTION,
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj.weight+up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
+    "cpu-int8": {
+        f"{Q}.weight+k_proj+v_proj": ((Q, K, V), 8),
+        "self_attn.o_proj": (("self_attn.o_proj",), 8),
+        "mlp.gate_proj.weight+up_proj": (("mlp.gate_proj", "mlp.up_proj"), 8),
+        "mlp.down_proj": (("mlp.down_proj",), 8),
+    },
+    "cpu-int4": {
+        Q: ((Q,), 4),
+        f"{K}.weight+v_proj": ((K, V), 8),
+        "self_attn.o_proj": (("self_attn.o_proj",), 4),
+        "mlp.gate_proj.weight+up_proj": (("mlp.gate_proj", "mlp.up_proj"), 4),
+        "mlp.down_proj": (("mlp.down_proj",), 4),
+    },
 }
-BITS = {"cpu-int8": 8, "cpu-int4": 4}
-HEAD_BLOCK = {"cpu-int8": 32, "cpu-int4": 64}
+HEAD_BLOCK = {"cpu-int8": 32, "cpu-int4": 128}
 
 
 def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
@@ -49,8 +58,8 @@ def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
 
     for layer in range(2):
         prefix = f"model.layers.{layer}."
-        for stem, names in MATRICES.items():
-            fill(prefix + stem, tuple(prefix + name for name in names), BITS[target], 32)
+        for stem, (names, bits) in MATRICES[target].items():
+            fill(prefix + stem, tuple(prefix + name for name in names), bits, 32)
     for stem in ("model.embed_tokens", "lm_head"):
         if f"{stem}.codes" in stored:
             fill(stem, (stem,), 8, HEAD_BLOCK[target])

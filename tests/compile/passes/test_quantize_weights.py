@@ -80,7 +80,7 @@ def test_the_float_matrix_is_gone_and_a_residual_is_no_bias() -> None:
     assert set(model.graph.initializers) == {f"l.q_proj.{part}" for part in ("codes", "scales", "zero_points")}
 
 
-@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 32)])
+@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 128)])
 def test_a_head_is_stored_in_eight_bits(target: str, block: int) -> None:
     text = f'agraph (float[N,{K}] x, float[{K},40] "{HEAD}") => (float[N,40] y) {{ y = MatMul(x, "{HEAD}") }}'
     model, _ = quantize(text, target)
@@ -89,7 +89,7 @@ def test_a_head_is_stored_in_eight_bits(target: str, block: int) -> None:
     assert (error <= activation_error(X[0], weights, block)).all()
 
 
-@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 32)])
+@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 128)])
 @pytest.mark.parametrize("k", [K, 96])
 def test_a_tied_head_shares_the_embeddings_codes(target: str, block: int, k: int) -> None:
     matrix = TENSORS[EMBED][:, :k]

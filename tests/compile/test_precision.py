@@ -1,0 +1,61 @@
+"""Which format each tensor gets: by its name, its layer and the blocks its checkpoint has."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megrez.calibration.blocks import BlockFormat
+from megrez.compile.precision import Precision
+from megrez.engines.targets import find_target
+
+Q4_1 = BlockFormat(bits=4, block=32, zero_points=True, offsets=True)
+Q8_0 = BlockFormat(bits=8, block=32, zero_points=False, offsets=False)
+LAYERS = 16
+
+
+def precision(target: str, own: dict[str, BlockFormat] | None = None) -> Precision:
+    config = SimpleNamespace(num_hidden_layers=LAYERS)
+    checkpoint: Any = SimpleNamespace(config=config, block_format=(own or {}).get)
+    return Precision(checkpoint, find_target(target))
+
+
+def bits(target: str, name: str, own: dict[str, BlockFormat] | None = None) -> int | None:
+    wanted = precision(target, own).wanted(name)
+    return None if wanted is None else wanted.bits
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.layers.7.self_attn.q_proj.weight", 4),
+        ("model.layers.7.self_attn.k_proj.weight", 8),
+        ("model.layers.7.self_attn.v_proj.weight", 8),
+        ("model.layers.0.mlp.gate_proj.weight", 4),
+        ("model.layers.1.mlp.down_proj.weight", 8),
+        ("model.layers.2.mlp.down_proj.weight", 4),
+        ("model.layers.13.mlp.down_proj.weight", 4),
+        ("model.layers.14.mlp.down_proj.weight", 8),
+        ("model.embed_tokens.weight", 8),
+        ("lm_head.weight", 8),
+    ],
+)
+def test_int4_spares_what_loses_most(name: str, expected: int) -> None:
+    assert bits("cpu-int4", name) == expected
+    assert bits("cpu-int8", name) == 8
+    assert bits("cpu-fp32", name) is None
+
+
+def test_blocks_of_the_targets_bits_stay_as_they_are() -> None:
+    name = "model.layers.7.self_attn.v_proj.weight"
+    assert bits("cpu-int4", name, {name: Q4_1}) == 4
+    assert bits("cpu-int8", name, {name: Q4_1}) == 8
+
+
+def test_only_tensors_stored_alike_are_grouped() -> None:
+    q, k, v = (f"model.layers.7.self_attn.{kind}_proj.weight" for kind in "qkv")
+    floats = precision("cpu-int4")
+    assert floats.group(k) == floats.group(v) != floats.group(q)
+    mixed = precision("cpu-int4", {q: Q4_1, k: Q4_1, v: Q8_0})
+    assert mixed.group(q) == mixed.group(k) != mixed.group(v)
+    assert len({precision("cpu-fp32", {q: Q4_1, v: Q8_0}).group(name) for name in (q, k, v)}) == 1
