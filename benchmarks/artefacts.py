@@ -36,17 +36,14 @@ def checkpoint(cache: Path, layers: int) -> Path:
     return made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers))
 
 
-def megrez_bundle(cache: Path, layers: int, block: int) -> Path:
+def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path:
     """Compiled anew each time: one in the cache could be an older compiler's."""
     source = checkpoint(cache, layers)
-    shutil.rmtree(cache / f"megrez-int4-{block}-{layers}", ignore_errors=True)
+    bundle = cache / "-".join(["megrez-int4", str(layers), *map(str, options)])
+    shutil.rmtree(bundle, ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
-    return made(
-        cache / f"megrez-int4-{block}-{layers}",
-        lambda part: run(
-            compiler, source, "--target", "cpu-int4", "--block-size", block, "--context", CONTEXT, "-o", part
-        ),
-    )
+    command = compiler, source, "--target", "cpu-int4", "--context", CONTEXT, *options
+    return made(bundle, lambda part: run(*command, "-o", part))
 
 
 def genai_folder(cache: Path, layers: int, python: Path) -> Path:

@@ -69,9 +69,10 @@ def contestants(
     """By name: how to measure it once, and the bytes of weights it reads per token."""
     prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
     found: dict[str, tuple[Measure, int]] = {}
-    for block, label in ((32, ""), (128, ", blocks of 128")):
-        bundle = artefacts.megrez_bundle(cache, layers, block)
-        found[f"megrez-compile cpu-int4{label}"] = (
+    options: tuple[object, ...]
+    for options in ((), ("--block-size", 128)):
+        bundle = artefacts.megrez_bundle(cache, layers, options)
+        found[" ".join(["megrez-compile cpu-int4", *map(str, options)])] = (
             functools.partial(measure_megrez, bundle, prompt_tokens, output_tokens, threads),
             artefacts.onnx_bytes_per_token(bundle),
         )

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = ".partial-"
+OLD = "-old"
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a fresh sibling of `path` to write into; on success it becomes `path`, on any failure it is removed.
 
-    An older `path` stays until the new one is whole. Siblings left by processes that were killed are removed.
+    An older `path` stays until the new one is whole. Siblings left by processes that were killed are removed, but for
+    an older `path` that one of them had just set aside: it gets its name back.
     """
     path = path.resolve()  # through a link, its goal is replaced and the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +34,7 @@ def _swap(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    old = path.with_name(f".{path.name}{MARK}{os.getpid()}-old")
+    old = path.with_name(f".{path.name}{MARK}{os.getpid()}{OLD}")
     path.rename(old)
     new.rename(path)
     shutil.rmtree(old)
@@ -41,7 +43,11 @@ def _swap(new: Path, path: Path) -> None:
 def _remove_abandoned(path: Path) -> None:
     for sibling in path.parent.glob(f".{glob.escape(path.name)}{MARK}*"):
         pid = sibling.name.rpartition(MARK)[2].partition("-")[0]
-        if pid.isdigit() and not _is_another(int(pid)):
+        if not pid.isdigit() or _is_another(int(pid)):
+            continue
+        if sibling.name.endswith(OLD) and not path.exists():
+            sibling.rename(path)
+        else:
             shutil.rmtree(sibling, ignore_errors=True)
 
 

@@ -76,6 +76,15 @@ def test_remains_under_our_own_number_are_swept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    leave(path, dead_pid(), "-old")
+    with pytest.raises(ValueError), atomic_folder(path):
+        assert (path / "half").read_text() == "x"
+        raise ValueError
+    assert names(tmp_path) == ["a"]
+
+
 def test_running_processes_and_other_names_are_left_alone(tmp_path: Path) -> None:
     kept = [leave(tmp_path / "a", os.getppid()), leave(tmp_path / "ab", dead_pid())]
     kept += [leave(tmp_path / "b", dead_pid())]
