@@ -10,6 +10,8 @@ from megrez.compile.atomic_folder import atomic_folder
 from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import Target
+from megrez.runtime import chat
+from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import sha256_of
 from megrez.runtime.errors import BundleError, UsageError
 from megrez.runtime.manifest import (
@@ -72,9 +74,9 @@ def check_space(output: Path, weight_bytes: int) -> None:
 
 
 def _write_text(text: TextAssets, folder: Path) -> None:
-    (folder / "tokenizer.json").write_bytes(text.tokenizer_json)
+    (folder / text_codec.FILE_NAME).write_bytes(text.tokenizer_json)
     if text.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(text.chat_template, encoding="utf-8")
+        (folder / chat.FILE_NAME).write_text(text.chat_template, encoding="utf-8")
 
 
 def _list_files(folder: Path) -> tuple[File, ...]:

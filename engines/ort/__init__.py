@@ -1,0 +1,3 @@
+"""ONNX Runtime: `build` writes what `session` opens."""
+
+MODEL_FILE = "model.onnx"

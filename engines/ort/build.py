@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-MODEL_FILE = "model.onnx"
+from megrez.engines.ort import MODEL_FILE
+
 DATA_FILE = "model.onnx.data"
 # Below this a tensor stays inside the graph, where ONNX Runtime's shape inference can see it.
 EMBEDDED_BYTES = 1024

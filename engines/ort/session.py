@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.engines.ort import MODEL_FILE
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
 from megrez.runtime.session import Lengths, Logits, Session, Tokens
@@ -19,7 +20,6 @@ try:
 except ImportError as error:
     raise MissingExtraError(needed_for="opening this bundle", library="onnxruntime", extra="cpu") from error
 
-MODEL_FILE = "model.onnx"
 ERRORS_ONLY = 3
 
 
