@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ class BlockFormat:
     block: int
     zero_points: bool
     offsets: bool
+    float8: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class BlockQuantized:
     codes: uint8 [N, K], each below 2**bits. scales: float32 [N, ceil(K / block)].
     zero_points: uint8, shaped as scales; None means the middle of the range, 2**(bits - 1).
     offsets: float32, shaped as scales; None means zero. Only formats with a real minimum (GGUF's Q4_1) have them.
+    float8: the codes are bit patterns of E4M3 (FLOAT8E4M3FN) and count as its values; there are no zero points then.
+    A block as long as K gives each row one scale: per channel.
     """
 
     bits: int
@@ -33,6 +37,7 @@ class BlockQuantized:
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None = None
     offsets: NDArray[np.float32] | None = None
+    float8: bool = False
 
     def dequantize(self) -> NDArray[np.float32]:
         """The matrix these codes stand for, float32 [N, K]."""
@@ -41,6 +46,9 @@ class BlockQuantized:
         def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.repeat(per_block, self.block, axis=1)[:, :columns]
 
+        if self.float8:
+            numbers: NDArray[np.float32] = self.codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+            return spread(self.scales) * numbers
         middle = np.float32(2 ** (self.bits - 1))
         zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
         values = spread(self.scales) * (self.codes.astype(np.float32) - zero)
