@@ -23,13 +23,21 @@ SHRUNK = {
 
 
 def quantize_rtn(
-    weight: Float32, *, bits: int, block: int, symmetric: bool, search: bool = True, threads: int | None = None
+    weight: Float32,
+    *,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    positive: bool = False,
+    search: bool = True,
+    threads: int | None = None,
 ) -> BlockQuantized:
     """Codes of `weight` [N, K], each the nearest to its weight on its block's grid.
 
     A block's range is that of its weights and zero; with `search`, the one of a few narrower ranges whose best scale
     leaves the least squared error. A symmetric range reaches the largest magnitude with its longer, negative side, so
-    that scales may be negative. Raises CheckpointError for a weight that is not finite.
+    that scales may be negative; with `positive`, none is, nor zero. Raises CheckpointError for a weight that is not
+    finite.
     """
     rows, columns = weight.shape
     shape = rows, -(-columns // block)
@@ -42,8 +50,10 @@ def quantize_rtn(
         x = _by_block(weight[part], block)
         if not np.isfinite(x.sum()):
             raise CheckpointError("a matrix to quantise holds a weight that is not finite: repair the checkpoint")
-        grids = _symmetric_grids(x, bits, shares) if symmetric else _asymmetric_grids(x, bits, shares)
+        grids = _symmetric_grids(x, bits, shares, positive) if symmetric else _asymmetric_grids(x, bits, shares)
         scale, zero = _best_grid(x, bits, grids) if search else next(grids)
+        if positive:
+            scale = np.where(scale > FINEST, scale, np.float32(1))
         code = (_steps(x, scale, zero, bits) + zero).astype(np.uint8)
         codes[part] = code.T.reshape(-1, shape[1] * block)[:, :columns]
         scales[part] = scale.reshape(-1, shape[1])
@@ -64,10 +74,13 @@ def _by_block(rows: Float32, block: int) -> Float32:
     return np.ascontiguousarray(rows.reshape(-1, block).T)
 
 
-def _symmetric_grids(x: Float32, bits: int, shares: tuple[float, ...]) -> Iterator[tuple[Float32, Float32]]:
+def _symmetric_grids(
+    x: Float32, bits: int, shares: tuple[float, ...], positive: bool
+) -> Iterator[tuple[Float32, Float32]]:
     half = np.float32(2 ** (bits - 1))
     low, high = x.min(axis=0), x.max(axis=0)
-    scale = np.where(high > -low, high, low) / -half
+    signed, unsigned = np.where(high > -low, high, low) / -half, np.maximum(high / (half - 1), low / -half)
+    scale = unsigned if positive else signed
     zero = np.full_like(scale, half)
     for share in shares:
         yield scale * np.float32(share), zero
