@@ -7,17 +7,22 @@ from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError
 from megrez.runtime.session import Session
 
-MODULES = {"ort": "megrez.engines.ort.session"}
+MODULES = {"ort": "megrez.engines.ort.session", "portable": "megrez.engines.portable.session"}
 
 
 class OpenSession(Protocol):
     """The verb that every engine's module offers under the name `open_session`."""
 
-    def __call__(self, bundle: Bundle, *, threads: int | None, slots: int = 1) -> Session: ...
+    def __call__(
+        self, bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None
+    ) -> Session: ...
 
 
-def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1) -> Session:
-    """Open the bundle with the engine its manifest names; BundleError where this version knows no such engine."""
+def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
+    """Open the bundle with the engine its manifest names; BundleError where this version knows no such engine.
+
+    capacity: tokens that a slot holds, by default the bundle's context; UsageError for more than that.
+    """
     engine = bundle.manifest.engine
     if engine not in MODULES:
         raise BundleError(
@@ -25,4 +30,4 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1) -> Sess
             "upgrade with  pip install -U megrez-compile"
         )
     open_it = cast(OpenSession, importlib.import_module(MODULES[engine]).open_session)
-    return open_it(bundle, threads=threads, slots=slots)
+    return open_it(bundle, threads=threads, slots=slots, capacity=capacity)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
 
@@ -54,7 +56,12 @@ def _append(data: BinaryIO, tensor: ir.TensorProtocol, folder: Path) -> ir.Exter
     assert array.shape == shape and array.dtype == tensor.dtype.numpy(), f"{tensor.name} is {array.dtype} {array.shape}"
     offset = -(-data.tell() // PAGE) * PAGE
     data.seek(offset)
-    data.write(array.data)
+    data.write(_stored(array, tensor.dtype))
     return ir.ExternalTensor(
-        DATA_FILE, offset, array.nbytes, tensor.dtype, shape=ir.Shape(shape), name=tensor.name or "", base_dir=folder
+        DATA_FILE, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(shape), name=tensor.name or "", base_dir=folder
     )
+
+
+def _stored(array: NDArray[np.generic], dtype: ir.DataType) -> memoryview | bytes:
+    """The bytes of a contiguous array as ONNX stores them: of two 4-bit numbers, which numpy gives a byte each, one."""
+    return ir.Tensor(array).tobytes() if dtype.bitwidth < 8 else array.view(np.uint8).data

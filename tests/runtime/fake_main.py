@@ -12,7 +12,7 @@ from megrez.runtime import cli, engines
 from megrez.runtime.text import Text
 
 
-def open_session(bundle, *, threads, slots=1):
+def open_session(bundle, *, threads, slots=1, capacity=None):
     import numpy as np
 
     script = [*Text.open(bundle).encode(os.environ.get("SAYS", "hello")), bundle.manifest.tokens.stop[0]]

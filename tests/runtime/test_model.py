@@ -154,7 +154,7 @@ def fake_engine(monkeypatch):
     module = types.ModuleType("fake_engine_of_test_model")
     module.opened = []
 
-    def open_session(bundle, *, threads, slots=1):
+    def open_session(bundle, *, threads, slots=1, capacity=None):
         module.opened.append((bundle.path, threads, slots))
         return FakeSession(vocab_size=267)
 

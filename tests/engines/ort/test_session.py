@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megrez.engines.ort.session import OrtSession, open_session
+from megrez.engines.ort.bound import OrtSession
+from megrez.engines.ort.session import open_session
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import EngineError, UsageError
 from tests.graphs import IDS, ragged

@@ -1,0 +1,1 @@
+"""The portable graph, standard operators only, on ONNX Runtime: slow, and the reference for other engines."""
