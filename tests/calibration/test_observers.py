@@ -6,6 +6,7 @@ import pytest
 from megrez.calibration.histogram import MagnitudeHistogram
 from megrez.calibration.number_formats import Float8, Integer
 from megrez.calibration.observers import AbsMax, Entropy, Granularity, MeanSquaredError, Percentile, TokenBlock
+from megrez.calibration.thresholds import least_squared_error
 from megrez.runtime.errors import CheckpointError, UsageError
 
 TENSOR, CHANNEL = Granularity.TENSOR, Granularity.CHANNEL
@@ -118,6 +119,27 @@ def test_the_least_squared_error_among_shares(number_format, granularity):
         # A value is off from its bin's centre by half a width at most, which blurs the root of the mean square so.
         blur = bin_width(values, 2048) / 2
         assert np.sqrt(squared_error(values, float(amax), number_format)) <= np.sqrt(min(errors)) + 2 * blur
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+def test_the_least_squared_error_is_that_of_the_bins_centres(number_format):
+    """Few bins, each wider than a step, so that a centre in the wrong place would choose another share."""
+    random, shares = np.random.default_rng(0), [1.0, 0.93, 0.81, 0.7, 0.52, 0.4, 0.33]
+    counts = (1000 * random.random((40, 16)) * 0.6 ** np.arange(16)).astype(np.int64)
+    counts[:, 15] += 1
+    largest = (15 + random.random(40)).astype(np.float32)
+    found = least_squared_error(counts, np.ones(40), largest, number_format=number_format, shares=shares)
+    for row in range(40):
+        centres = np.minimum(np.arange(16) + 0.5, float(largest[row]))
+        values = np.repeat(centres, counts[row])
+        errors = [squared_error(values, float(largest[row]) * share, number_format) for share in shares]
+        assert found[row] == pytest.approx(float(largest[row]) * shares[int(np.argmin(errors))], rel=1e-6)
+
+
+def test_of_equal_errors_the_first_share_wins():
+    nothing, largest = np.zeros((1, 4), np.int64), np.full(1, 3.5, np.float32)
+    found = least_squared_error(nothing, np.ones(1), largest, number_format=Integer(8), shares=(0.5, 1.0))
+    assert found == [1.75]
 
 
 def test_the_least_squared_error_clips_outliers_only_where_steps_are_coarse():
