@@ -1,5 +1,7 @@
 """A dialect is a list of passes from the canonical graph to what an engine runs best; knows no file."""
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -7,19 +9,28 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.graph import MICROSOFT
 from megrez.compile.passes.group_query_attention import GroupQueryAttention
+from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
 from megrez.compile.passes.quantize_weights import QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target
 
-
-def lower(model: ir.Model, checkpoint: Checkpoint, target: Target) -> None:
-    """Rewrite the bound canonical graph in place for `target`."""
-    ir.passes.Sequential(*PASSES[target.dialect](checkpoint, target), common.RemoveUnusedNodesPass())(model)
+InputScale = Callable[[str], float | None]
 
 
-def _ort(checkpoint: Checkpoint, target: Target) -> list[ir.passes.InPlacePass]:
+def lower(model: ir.Model, checkpoint: Checkpoint, target: Target, input_scale: InputScale = lambda name: None) -> None:
+    """Rewrite the bound canonical graph in place for `target`.
+
+    input_scale: the scale of what a projection, given by its weight's checkpoint name, reads; None where none was
+    measured. Raises UsageError when the target needs one that is None.
+    """
+    passes = PASSES[target.dialect](checkpoint, target, input_scale)
+    for one in (*passes, common.RemoveUnusedNodesPass()):  # ir's Sequential would wrap the errors
+        one(model)
+
+
+def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
     precision = Precision(checkpoint, target)
     return [
         FuseProjections(checkpoint, precision.group),
@@ -27,6 +38,15 @@ def _ort(checkpoint: Checkpoint, target: Target) -> list[ir.passes.InPlacePass]:
         SkipNorm(),
         QuantizeWeights(Quantizer(checkpoint), precision),
         DeclareMicrosoft(),
+    ]
+
+
+def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
+    precision = Precision(checkpoint, target)
+    quantizer = Quantizer(checkpoint, exact=True)
+    return [
+        FuseProjections(checkpoint, precision.group),
+        QuantizeDequantize(quantizer, precision, input_scale, inputs=target.inputs),
     ]
 
 
@@ -38,4 +58,4 @@ class DeclareMicrosoft(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-PASSES = {"ort": _ort}
+PASSES = {"ort": _ort, "portable": _portable}

@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.absmax import quantize_channels
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.calibration.offsets import fold_offsets, folded_columns
 from megrez.calibration.rtn import quantize_rtn
@@ -32,31 +33,42 @@ class MatrixPlan:
     zero_points: bool
     carried: bool
     folded: bool
+    float8: bool = False
 
     @property
     def blocks(self) -> int:
         return -(-self.k // self.block)
+
+    @property
+    def per_channel(self) -> bool:
+        return self.bits == 8 and self.block == self.k
 
 
 class Quantizer:
     """Plans matrices without reading them, then makes them; keeps the last only.
 
     The codes, scales and zero points of one matrix are asked for one after another.
+    exact: as standard DequantizeLinear nodes for GPUs want it, made scales are positive and stored blocks are carried
+    only in the very form wanted; else those of other sizes and with other zero points are too.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, *, exact: bool = False) -> None:
+        self.checkpoint, self.exact = checkpoint, exact
         self._last: tuple[MatrixPlan, BlockQuantized] | None = None
 
     def plan(self, sources: tuple[str, ...], n: int, k: int, wanted: WeightFormat) -> MatrixPlan:
         """The checkpoint's own blocks where all of `sources` have the same, of the bits wanted; else `wanted`."""
+        asked = BlockFormat(
+            bits=wanted.bits,
+            block=wanted.block or k,
+            zero_points=not wanted.symmetric,
+            offsets=False,
+            float8=wanted.float8,
+        )
         own = {self.checkpoint.block_format(name) for name in sources}
-        form = own.pop()
-        if own or form is None or form.bits != wanted.bits:
-            form = BlockFormat(bits=wanted.bits, block=wanted.block, zero_points=not wanted.symmetric, offsets=False)
-            carried = False
-        else:
-            carried = True
+        stored = own.pop()
+        carried = not own and stored is not None and self._fits(stored, asked)
+        form = stored if carried and stored is not None else asked
         return MatrixPlan(
             sources=sources,
             n=n,
@@ -66,7 +78,11 @@ class Quantizer:
             zero_points=form.zero_points,
             carried=carried,
             folded=form.offsets,
+            float8=form.float8,
         )
+
+    def _fits(self, stored: BlockFormat, asked: BlockFormat) -> bool:
+        return stored == asked if self.exact else (stored.bits, stored.float8) == (asked.bits, asked.float8)
 
     def __call__(self, plan: MatrixPlan) -> BlockQuantized:
         if self._last is None or self._last[0] != plan:
@@ -76,7 +92,10 @@ class Quantizer:
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
         matrix = stack(self.checkpoint, plan.sources)
-        return quantize_rtn(matrix, bits=plan.bits, block=plan.block, symmetric=not plan.zero_points)
+        if self.exact and plan.per_channel:
+            return quantize_channels(matrix, float8=plan.float8)
+        symmetric = not plan.zero_points
+        return quantize_rtn(matrix, bits=plan.bits, block=plan.block, symmetric=symmetric, positive=self.exact)
 
     def _carry(self, plan: MatrixPlan) -> BlockQuantized:
         parts = [part for name in plan.sources if (part := self.checkpoint.blocks(name)) is not None]
@@ -88,6 +107,7 @@ class Quantizer:
             scales=np.concatenate([part.scales for part in parts]),
             zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None]),
             offsets=_concatenate([part.offsets for part in parts if part.offsets is not None]),
+            float8=plan.float8,
         )
         return fold_offsets(whole) if plan.folded else whole
 

@@ -8,14 +8,20 @@ from megrez.runtime.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point."""
+    """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point.
+
+    block: None for one scale per output channel. float8: the codes are bit patterns of E4M3.
+    """
 
     bits: int
-    block: int
+    block: int | None
     symmetric: bool
+    float8: bool = False
 
     def __str__(self) -> str:
-        return f"int{self.bits} block {self.block}{'' if self.symmetric else ' with zero points'}"
+        kind = "fp" if self.float8 else "int"
+        share = "per channel" if self.block is None else f"block {self.block}"
+        return f"{kind}{self.bits} {share}{'' if self.symmetric else ' with zero points'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +29,8 @@ class Target:
     """One way to compile a model; None as a format leaves float32.
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
-    head: the embedding and the lm_head.
+    head: the embedding and the lm_head. inputs: "int8" or "fp8" where what a projection reads is rounded too, with one
+    scale per tensor that calibration measures.
     """
 
     name: str
@@ -35,14 +42,17 @@ class Target:
     activations: str
     kv_dtype: str
     devices: str
+    inputs: str | None = None
 
     def with_block(self, block: int) -> "Target":
         """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
         if self.weights is None:
             raise UsageError(f"--block-size is for quantised weights, {self.name} keeps float32: leave it out")
+        if self.weights.block is None:
+            raise UsageError(f"--block-size is for weights in blocks, {self.name} has {self.weights}: leave it out")
 
         def resized(form: WeightFormat | None) -> WeightFormat | None:
-            return None if form is None else replace(form, block=block)
+            return form if form is None or form.block is None else replace(form, block=block)
 
         weights, sensitive, head = map(resized, (self.weights, self.sensitive, self.head))
         return replace(self, weights=weights, sensitive=sensitive, head=head)
@@ -53,6 +63,10 @@ BLOCK_SIZES = ("16", "32", "64", "128")
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
 # Beside 4-bit projections a coarser head costs next to nothing, and it is an eighth of what a step reads.
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
+# What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
+INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
+FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
 
 TARGETS = (
     Target(
@@ -87,6 +101,41 @@ TARGETS = (
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
+    ),
+    Target(
+        name="trt-int8",
+        engine="portable",
+        dialect="portable",
+        weights=INT8_CHANNELS,
+        sensitive=INT8_CHANNELS,
+        head=None,
+        activations="int8 per tensor, calibrated",
+        kv_dtype="float32",
+        devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
+        inputs="int8",
+    ),
+    Target(
+        name="trt-fp8",
+        engine="portable",
+        dialect="portable",
+        weights=FP8_CHANNELS,
+        sensitive=FP8_CHANNELS,
+        head=None,
+        activations="fp8 per tensor, calibrated",
+        kv_dtype="float32",
+        devices="NVIDIA GPUs of SM89 and later; so far any CPU, as a reference",
+        inputs="fp8",
+    ),
+    Target(
+        name="trt-int4",
+        engine="portable",
+        dialect="portable",
+        weights=INT4_BLOCKS,
+        sensitive=INT4_BLOCKS,
+        head=None,
+        activations="float32",
+        kv_dtype="float32",
+        devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
     ),
 )
 

@@ -1,5 +1,7 @@
 """The table of targets, and what is said of a name that is not in it."""
 
+from dataclasses import replace
+
 import pytest
 
 from megrez.engines.targets import TARGETS, WeightFormat, find_target
@@ -40,10 +42,36 @@ def test_a_weight_format_is_told_in_words() -> None:
     assert str(WeightFormat(bits=4, block=64, symmetric=False)) == "int4 block 64 with zero points"
 
 
+def test_scales_per_channel_are_told_in_words() -> None:
+    assert [str(find_target(f"trt-{kind}").weights) for kind in ("int8", "fp8", "int4")] == [
+        "int8 per channel",
+        "fp8 per channel",
+        "int4 block 128",
+    ]
+
+
+def test_only_targets_that_multiply_small_inputs_need_their_ranges() -> None:
+    assert {target.name: target.inputs for target in TARGETS if target.inputs} == {"trt-int8": "int8", "trt-fp8": "fp8"}
+
+
 def test_a_target_with_other_blocks_has_them_everywhere() -> None:
     coarse = find_target("cpu-int4").with_block(128)
     forms = (coarse.weights, coarse.sensitive, coarse.head)
     assert [(form.bits, form.block) for form in forms if form is not None] == [(4, 128), (8, 128), (8, 128)]
+
+
+def test_blocks_are_resized_where_there_are_any() -> None:
+    fine = find_target("trt-int4").with_block(32)
+    assert [str(form) for form in (fine.weights, fine.sensitive, fine.head)] == ["int4 block 32"] * 2 + ["None"]
+    mixed = replace(find_target("trt-int4"), head=find_target("trt-fp8").weights).with_block(64)
+    assert [str(mixed.weights), str(mixed.head)] == ["int4 block 64", "fp8 per channel"]
+
+
+@pytest.mark.parametrize("name", ["trt-int8", "trt-fp8"])
+def test_one_scale_per_channel_leaves_no_block_to_choose(name: str) -> None:
+    kind = name.removeprefix("trt-")
+    with pytest.raises(UsageError, match=rf"^--block-size is for weights in blocks, {name} has {kind} per channel: "):
+        find_target(name).with_block(64)
 
 
 def test_float32_has_no_blocks() -> None:

@@ -155,7 +155,7 @@ def test_no_weight_is_read_before_it_is_written(checkpoint_of: Any, tmp_path: Pa
     checkpoint = Unreadable(checkpoint_of(), source="tiny")
     model = traced(checkpoint.config)
     bind(model, checkpoint, CONTEXT)
-    lower(model, checkpoint, target)
+    lower(model, checkpoint, target, lambda name: 0.1)
     assert data_bytes(model) > 0
     with pytest.raises(Exception, match="was read"):
         build(model, tmp_path)
