@@ -117,3 +117,22 @@ def test_a_weight_that_is_not_finite_is_refused(value, search):
     weight[3, 50] = value
     with pytest.raises(CheckpointError, match="not finite"):
         quantize_rtn(weight, bits=4, block=32, symmetric=False, search=search)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("search", [True, False])
+def test_positive_scales_reach_both_extremes_of_a_block(bits, search):
+    weight = random_matrix(16, 200)
+    weight[3] = 0
+    quantized = quantize_rtn(weight, bits=bits, block=32, symmetric=True, positive=True, search=search)
+    assert (quantized.scales > 0).all() and quantized.zero_points is None
+    assert not quantized.dequantize()[3].any()
+    steps = np.repeat(quantized.scales, 32, axis=1)[:, :200]
+    error = np.abs(quantized.dequantize() - weight)
+    if not search:
+        assert (error <= steps * 0.5 + 1e-5).all()
+        return
+    plain = quantize_rtn(weight, bits=bits, block=32, symmetric=True, positive=True, search=False)
+    starts = np.arange(0, 200, 32)
+    found, without = (np.add.reduceat((q.dequantize() - weight) ** 2, starts, axis=1) for q in (quantized, plain))
+    assert (found <= without * (1 + 1e-4)).all()

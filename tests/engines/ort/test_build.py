@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -96,3 +97,21 @@ def test_progress_is_told_of_every_tensor(tmp_path: Path) -> None:
 def test_a_recipe_of_another_shape_is_our_own_bug(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"a is float32 \(30, 40\)"):
         build(model(lambda name: ARRAYS[name].T.copy()), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.int4, np.int8])
+@pytest.mark.parametrize("shape", [(70, 40), (67, 33), (5, 3)])
+def test_small_types_are_stored_as_onnx_has_them(tmp_path: Path, dtype: Any, shape: tuple[int, int]) -> None:
+    array = np.random.default_rng(0).integers(-8, 8, shape).astype(dtype)
+    graph = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="g"), ir_version=11)
+    value = add_lazy(graph, "w", ir.DataType.from_numpy(np.dtype(dtype)), shape, lambda: array)
+    node = ir.node("Identity", [value])
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    graph.graph.append(node)
+    graph.graph.outputs.append(node.outputs[0])
+    told: list[int] = []
+    build(graph, tmp_path, progress=told.append)
+    size = -(-array.size // 2) if dtype is ml_dtypes.int4 else array.size
+    assert told == ([size] if size > EMBEDDED_BYTES else [])
+    (stored,) = onnx.load(tmp_path / MODEL_FILE).graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored).astype(np.float32), array.astype(np.float32))

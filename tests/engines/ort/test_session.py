@@ -121,6 +121,21 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bundle_of: Any, length
     assert all((cache == 5.0).all() for cache in session._caches.values())
 
 
+def test_a_smaller_capacity_computes_the_same(bundle_of: Any) -> None:
+    folder, bundle = bundle_of()
+    session: Any = open_session(open_bundle(bundle), threads=1, capacity=16)
+    assert session.capacity == 16 and {cache.shape for cache in session._caches.values()} == {(1, 2, 16, 32)}
+    np.testing.assert_allclose(step(session, [IDS[0]], [0], [15]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match=r"^16 tokens are cached and 1 more were given"):
+        step(session, [[1]], [16], [0])
+
+
+@pytest.mark.parametrize("capacity", [0, 25])
+def test_no_more_than_the_context_can_be_asked_for(bundle_of: Any, capacity: int) -> None:
+    with pytest.raises(UsageError, match=rf"^room for {capacity} tokens was asked for, .* takes 1 to 24"):
+        open_session(open_bundle(bundle_of()[1]), threads=1, capacity=capacity)
+
+
 def test_the_last_slot_can_be_filled(bundle_of: Any) -> None:
     folder, bundle = bundle_of(context=16)
     session = opened(bundle)
