@@ -30,43 +30,55 @@ from megrez.runtime.text import Text
 @click.option("--text", required=True, type=click.Path(path_type=Path), help="A UTF-8 text to read.")
 @click.option("--reference", required=True, metavar="MODEL", help="The checkpoint in full precision, or its bundle.")
 @click.option("--tokens", type=int, default=8192, show_default=True, help="How many of the text's tokens to read.")
+@click.option("--skip", type=int, default=0, show_default=True, help="How many to leave out before those.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens read from an empty cache at a time.")
 @click.option("--threads", type=int, help="Threads [physical cores].")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 def eval_command(
-    bundle: Path, text: Path, reference: str, tokens: int, window: int, threads: int | None, json_file: Path | None
+    bundle: Path,
+    text: Path,
+    reference: str,
+    tokens: int,
+    skip: int,
+    window: int,
+    threads: int | None,
+    json_file: Path | None,
 ) -> None:
     """Measure how far BUNDLE is from the model it was compiled from.
 
     The reference is MODEL compiled for cpu-fp32 into a temporary folder, or a bundle that is given instead.
     """
     opened = open_bundle(bundle)
-    ids = read_tokens(opened, text, tokens)
+    ids = read_tokens(opened, text, tokens, skip=skip)
     if window < 1 or window > opened.manifest.context_length:
         raise UsageError(f"--window is {window}: the bundle's context takes 1 to {opened.manifest.context_length}")
     with _reference_bundle(reference, window) as truth:
         check_same_model(opened, truth)
         with (
-            _session(opened, threads) as session,
-            _session(truth, threads) as reference_session,
+            _session(opened, threads, window) as session,
+            _session(truth, threads, window) as reference_session,
             click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar,
         ):
             found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
     _report(found, json_file)
 
 
-def read_tokens(bundle: Bundle, path: Path, count: int) -> NDArray[np.int64]:
-    """The first `count` tokens of a text; raises UsageError when it cannot be read or has fewer."""
+def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDArray[np.int64]:
+    """`count` tokens of a text after the first `skip`; raises UsageError when it cannot be read or has fewer."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--text {path} cannot be read as UTF-8 text ({error}): give another file") from error
     ids = Text.open(bundle).encode(text, add_bos=False)
-    if count < 2 or len(ids) < count:
+    if skip < 0 or (skip and len(ids) < skip + 2):
         raise UsageError(
-            f"--tokens is {count} and {path} has {len(ids)}: ask for 2 to {len(ids)} or give a longer text"
+            f"--skip is {skip} and {path} has {len(ids)} tokens: skip 0 to {max(0, len(ids) - 2)} or give a longer text"
         )
-    return np.array(ids[:count], np.int64)
+    left = len(ids) - skip
+    if count < 2 or left < count:
+        after = " after those skipped" if skip else ""
+        raise UsageError(f"--tokens is {count} and {path} has {left}{after}: ask for 2 to {left} or give a longer text")
+    return np.array(ids[skip : skip + count], np.int64)
 
 
 def check_same_model(bundle: Bundle, reference: Bundle) -> None:
@@ -95,8 +107,9 @@ def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
 
 
 @contextlib.contextmanager
-def _session(bundle: Bundle, threads: int | None) -> Iterator[Session]:
-    session = open_session(bundle, threads=threads)
+def _session(bundle: Bundle, threads: int | None, window: int) -> Iterator[Session]:
+    # A cache no longer than it must be: the portable graph's attention costs by what the cache could hold.
+    session = open_session(bundle, threads=threads, capacity=window)
     try:
         yield session
     finally:

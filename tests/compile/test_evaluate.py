@@ -97,6 +97,18 @@ def test_a_bundle_can_be_the_reference(
     assert first == second and first["kl_mean"] > 0
 
 
+def test_skipped_tokens_are_not_read(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint_of()
+    assert megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64).code == 0
+    options = ("--tokens", 30, "--skip", 20, "--window", 64, "--json", tmp_path / "f.json")
+    assert megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)[0] == 0
+    found, ids = json.loads((tmp_path / "f.json").read_text()), tokens(folder)[20:50]
+    losses = -log_softmax(logits(folder, ids))[np.arange(29), ids[1:]]
+    assert found["tokens"] == 30 and found["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -104,6 +116,9 @@ def test_a_bundle_can_be_the_reference(
         (["--window", 0], "--window is 0"),
         (["--tokens", 1], "--tokens is 1 and "),
         (["--tokens", 100_000], "ask for 2 to"),
+        (["--skip", -1], "--skip is -1 and "),
+        (["--skip", 99_999], "skip 0 to "),
+        (["--skip", 80], "after those skipped: ask for 2 to "),
         (["--text", "/none"], "--text /none cannot be read"),
     ],
 )
