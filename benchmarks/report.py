@@ -52,6 +52,21 @@ def table(rows: list[Figures]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def fidelity_table(found: dict[str, Figures], peers: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, float]]:
+    """In Markdown, and by name of ours its mean KL over that of the best of its peers; both only where measured."""
+    lines = ["| build | KL mean | KL p99 | top-1 | perplexity | float32's | KL, ours / best peer's |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    ratios: dict[str, float] = {}
+    for name, row in found.items():
+        theirs = [found[peer]["kl_mean"] for peer in peers.get(name, ()) if peer in found]
+        if theirs:
+            ratios[name] = row["kl_mean"] / min(theirs)
+        cells = f"{row['kl_mean']:.4f} | {row['kl_p99']:.3f} | {row['top1_agreement']:.4f} | {row['perplexity']:.3f}"
+        ratio = f"{ratios[name]:.2f}" if name in ratios else ""
+        lines.append(f"| {name} | {cells} | {row['reference_perplexity']:.3f} | {ratio} |")
+    return "\n".join(lines), ratios
+
+
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
