@@ -48,7 +48,15 @@ class Float8:
         return 448.0
 
     def round(self, x: Float32) -> Float32:
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Float32) -> NDArray[np.uint8]:
+        """The bit patterns of the numbers that `round` gives."""
         # The cast makes NaN of what it cannot hold.
         top = np.float32(self.largest)
-        numbers: Float32 = np.clip(x, -top, top).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        return np.clip(x, -top, top).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+    def decode(self, codes: NDArray[np.uint8]) -> Float32:
+        """The numbers of bit patterns."""
+        numbers: Float32 = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         return numbers

@@ -5,12 +5,11 @@ Knows JSON and shapes; knows no engine, no checkpoint and no file but its own.
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass
-from typing import Any
 
 from megrez.runtime.errors import BundleError
+from megrez.runtime.records import parse
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -109,7 +108,7 @@ class Manifest:
                 "upgrade with  pip install -U megrez-compile"
             )
         faults: list[str] = []
-        manifest = _parse(cls, data, "", faults)
+        manifest = parse(cls, data, faults)
         if not faults:
             faults = manifest.faults()
         if faults:
@@ -131,34 +130,3 @@ class Manifest:
 
 def _stays_inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and "\\" not in path and ".." not in path.split("/")
-
-
-def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """Read `value` as the type `kind`; what does not fit is added to `faults` under its dotted name."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_record(kind, value, where, faults)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _parse(args[0], value, where, faults)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_parse(args[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse(args[1], item, f"{where}.{key}", faults) for key, item in value.items()}
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not kind:
-        faults.append(f"{where or 'the file'} is {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
-    return value
-
-
-def _parse_record(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    if not isinstance(value, dict):
-        faults.append(f"{where or 'the file'} is {type(value).__name__}, not an object")
-        return None
-    prefix = f"{where}." if where else ""
-    hints = typing.get_type_hints(kind)
-    before = len(faults)
-    faults += [f"{prefix}{name} is missing" for name in hints if name not in value]
-    faults += [f"{prefix}{name} is not a known field" for name in value if name not in hints]
-    known = {name: _parse(hints[name], value[name], prefix + name, faults) for name in hints if name in value}
-    return kind(**known) if len(faults) == before else None

@@ -1,0 +1,68 @@
+"""Calibrate one layer: smooth it, choose the scales of its inputs, round its weights; knows no file and no other layer.
+
+Two streams of hidden states run through it side by side: the exact model's, and the one of the model rounded so far,
+which is what the layer will meet. Smoothing is judged on the first, scales and weights on the second.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.caches import CacheObservers
+from megrez.calibration.decoder import POINTS, DecoderShape, forward, linear_of
+from megrez.calibration.layer_smoothing import smooth_layer
+from megrez.calibration.recipe import Calibrated, Point, Recipe
+from megrez.calibration.rounding import Projection, round_point
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """Hidden states [S, T, H] of the exact model and of the rounded one; the first `learn` samples are learned from."""
+
+    exact: Float32
+    rounded: Float32
+    learn: int
+
+
+def calibrate_layer(
+    prefix: str, layer: dict[str, Float32], shape: DecoderShape, window: int | None, recipe: Recipe, streams: Streams
+) -> tuple[Streams, Calibrated]:
+    """The streams behind the layer, and what was found for it. prefix: "model.layers.0."; layer: its tensors."""
+    learn = streams.learn * streams.exact.shape[1]
+    found = Calibrated()
+    inputs: dict[str, Float32] = {}
+    exact_linear = linear_of(layer)
+    caches = CacheObservers()
+
+    def recording(point: str, x: Float32) -> Float32:
+        inputs[point] = x[:learn]
+        return exact_linear(point, x)
+
+    exact = forward(streams.exact, layer, shape, window, recording)
+    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs)
+    inputs.clear()
+
+    def rounding(point: str, x: Float32) -> Float32:
+        rounded = round_point(x[:learn], [_projection(prefix, smooth, name, recipe) for name in POINTS[point]], recipe)
+        found.matrices |= rounded.matrices
+        found.points[prefix + point] = Point(
+            exponent=exponents.get(point), input_scale=rounded.input_scale, error=rounded.error
+        )
+        return rounded(x)
+
+    rounded = forward(streams.rounded, smooth, shape, window, rounding, caches.update)
+    found.caches = caches.scales(prefix)
+    found.tensors = {
+        prefix + name: tensor
+        for name, tensor in smooth.items()
+        if tensor is not layer[name] and prefix + name not in found.matrices
+    }
+    return Streams(exact=exact, rounded=rounded, learn=streams.learn), found
+
+
+def _projection(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:
+    full = f"{prefix}{name}.weight"
+    return Projection(name=full, weight=layer[f"{name}.weight"], bias=layer.get(f"{name}.bias"), form=recipe.form(full))

@@ -1,0 +1,83 @@
+"""What calibration leaves on disk: a readable JSON of scales, and beside it the rounded matrices, a file a layer.
+
+Knows names and numbers; knows neither how they were found nor what reads them.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from megrez.calibration.fidelity import Fidelity
+from megrez.calibration.recipe import CacheScales, Point
+from megrez.runtime.bundle import sha256_of
+from megrez.runtime.errors import UsageError
+from megrez.runtime.manifest import File
+from megrez.runtime.records import parse
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRecord:
+    """The tokens that were learned from: `samples` windows of `tokens`; sha256 is of the tokens themselves."""
+
+    source: str
+    sha256: str
+    samples: int
+    tokens: int
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One calibration. target: whose formats it is for. model_sha256: of the weights and config it belongs to.
+
+    points: by "model.layers.0.qkv" and so on. caches: by "model.layers.0.key" and "…value". fidelity: of the rounded
+    model on text that was not learned from, in simulation. files: paths are relative to the JSON's folder.
+    """
+
+    schema_version: int
+    target: str
+    algorithm: str
+    inputs: str | None
+    model: str
+    model_sha256: str
+    text: TextRecord
+    fidelity: Fidelity | None
+    points: dict[str, Point]
+    caches: dict[str, CacheScales]
+    files: tuple[File, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_record(path: Path) -> Record:
+    """Read scales and check that their files are there, by size; raises UsageError, one line for all faults."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as scales ({error}): give a file of  megrez calibrate") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UsageError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: calibrate again")
+    faults: list[str] = []
+    record = typing.cast(Record, parse(Record, data, faults))
+    if not faults:
+        faults = [fault for file in record.files if (fault := _fault(path.parent / file.path, file))]
+    if faults:
+        raise UsageError(f"the scales {path} are not whole: {'; '.join(faults)}: copy them again or calibrate again")
+    return record
+
+
+def describe_file(path: Path, root: Path) -> File:
+    return File(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def _fault(path: Path, file: File) -> str | None:
+    if not path.is_file():
+        return f"{file.path} is missing"
+    size = path.stat().st_size
+    return None if size == file.size else f"{file.path} has {size} bytes, expected {file.size}"

@@ -1,0 +1,95 @@
+"""Round the projections that read one input, as the engine will multiply them; knows no layer around them."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.gptq import quantize_gptq
+from megrez.calibration.grids import fit_grid
+from megrez.calibration.inputs import choose_scale, round_to
+from megrez.calibration.recipe import Recipe, search_rows
+from megrez.engines.targets import WeightFormat
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+# Tokens whose products are added in float32 before they join a float64 sum.
+CHUNK = 2048
+# Numbers in the outputs on which errors are measured.
+LARGEST_PRODUCT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """weight [N, K]; bias [N] or None; form None leaves it exact."""
+
+    name: str
+    weight: Float32
+    bias: Float32 | None
+    form: WeightFormat | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounded:
+    """Projections of one input as they will be stored; matrices by name, input_scale and error as in Point."""
+
+    projections: list[Projection]
+    matrices: dict[str, BlockQuantized]
+    inputs: str | None
+    input_scale: float | None
+    error: float
+
+    def __call__(self, x: Float32) -> Float32:
+        """What x [tokens, K] gives in the engine's arithmetic: [tokens, sum of N], biases included."""
+        met = x if self.inputs is None or self.input_scale is None else round_to(x, self.input_scale, self.inputs)
+        return np.concatenate([self._product(met, one) for one in self.projections], axis=1)
+
+    def _product(self, met: Float32, one: Projection) -> Float32:
+        matrix = self.matrices.get(one.name)
+        y = met @ (one.weight if matrix is None else matrix.dequantize()).T
+        return y if one.bias is None else y + one.bias
+
+
+def round_point(x: Float32, projections: list[Projection], recipe: Recipe) -> Rounded:
+    """Scales and codes for the inputs x [tokens, K] of the calibration text.
+
+    Where all projections stay exact the input does too; where only some do, they read the rounded input.
+    """
+    formed = [(one, one.form) for one in projections if one.form is not None]
+    scale, met = None, x
+    if recipe.inputs is not None and formed:
+        importance = sum((np.square(one.weight).sum(axis=0) for one, _ in formed), np.zeros(x.shape[1], np.float32))
+        scale = choose_scale(search_rows(x), importance, recipe.inputs)
+        met = round_to(x, scale, recipe.inputs)
+    matrices: dict[str, BlockQuantized] = {}
+    if formed:
+        moments = second_moments(met)
+        matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
+    found = Rounded(projections=projections, matrices=matrices, inputs=recipe.inputs, input_scale=scale, error=0.0)
+    return dataclasses.replace(found, error=_relative_error(found, search_rows(x)) if formed else 0.0)
+
+
+def _relative_error(found: Rounded, x: Float32) -> float:
+    width = sum(len(one.weight) for one in found.projections)
+    x = x[:: -(-len(x) * width // LARGEST_PRODUCT)]
+    exact = np.concatenate([x @ one.weight.T for one in found.projections], axis=1)
+    biases = [np.zeros(len(one.weight), np.float32) if one.bias is None else one.bias for one in found.projections]
+    total = float(np.square(exact).sum(dtype=np.float64))
+    return float(np.square(found(x) - np.concatenate(biases) - exact).sum(dtype=np.float64)) / total if total else 0.0
+
+
+def round_weight(weight: Float32, form: WeightFormat, moments: Float64, *, gptq: bool) -> BlockQuantized:
+    """`weight` [N, K] in its format, for inputs with these second moments [K, K]."""
+    grid = fit_grid(weight, form, np.diag(moments).astype(np.float32))
+    return quantize_gptq(weight, grid, moments) if gptq else grid
+
+
+def second_moments(x: Float32) -> Float64:
+    """The mean of x x^T over tokens: float64 [K, K]."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        total += part.T @ part
+    return total / len(x)
