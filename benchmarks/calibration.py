@@ -51,8 +51,7 @@ class Setting:
         files = sorted([*self.model.glob("*.json"), *self.model.glob("*.safetensors")])
         model = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         text = hashlib.sha256(self.text.read_bytes()).hexdigest()
-        counts = {"skip": self.skip, "tokens": self.tokens, "window": self.window}
-        return {"model": model, "text_sha256": text, **counts}
+        return {"model": model, "text_sha256": text, "skip": self.skip, "tokens": self.tokens, "window": self.window}
 
 
 def write_tokens(setting: Setting, path: Path) -> None:
