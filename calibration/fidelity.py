@@ -6,23 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.runtime.manifest import Fidelity
 from megrez.runtime.session import Session
 
 Float64 = NDArray[np.float64]
 # At vocabulary 122880, 32 positions of two models take 63 MB in float64: logits are compared and dropped.
 CHUNK = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fidelity:
-    """Of `tokens` positions: perplexities of the next token, KL(reference || model) in nats, agreement of argmax."""
-
-    perplexity: float
-    reference_perplexity: float
-    kl_mean: float
-    kl_p99: float
-    top1_agreement: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,10 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from megrez.calibration.fidelity import Fidelity
 from megrez.calibration.recipe import CacheScales, Point
 from megrez.runtime.bundle import sha256_of
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import File
+from megrez.runtime.manifest import Fidelity, File
 from megrez.runtime.records import parse
 
 SCHEMA_VERSION = 1

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.fidelity import Fidelity, measure_fidelity
+from megrez.calibration.decoder import forward, linear_of
+from megrez.calibration.fidelity import measure_fidelity
 from megrez.calibration.hidden_session import HiddenSession
 from megrez.calibration.layer import Streams, calibrate_layer
 from megrez.calibration.model import Head, Model
 from megrez.calibration.recipe import Calibrated, Point, Recipe
 from megrez.calibration.rounding import Projection, Rounded, round_point
 from megrez.calibration.store import Store
+from megrez.runtime.manifest import Fidelity
 
 Float32 = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -65,8 +67,9 @@ def _round_head(name: str, head: Head, recipe: Recipe, streams: Streams) -> Roun
     if form is None:
         return None
     hidden = streams.rounded[: streams.learn]
+    x = head.inputs(hidden.reshape(-1, hidden.shape[-1]))
     projection = Projection(name=name, weight=head.weight, bias=None, form=form)
-    return round_point(head.inputs(hidden.reshape(-1, hidden.shape[-1])), [projection], recipe)
+    return round_point(x, np.ones(len(x), np.float32), [projection], recipe)
 
 
 def _found_for_head(rounded: Rounded) -> Calibrated:
@@ -90,3 +93,13 @@ def _fidelity(tokens: Tokens, streams: Streams, head: Head, rounded_head: Rounde
         tokens.reshape(-1),
         window=window,
     )
+
+
+def walk_exact(model: Model, tokens: Tokens, progress: Callable[[int], None] = lambda layers: None) -> Float32:
+    """Hidden states [S, T, H] behind the exact model's last layer; one layer's weights in memory at a time."""
+    x = model.embed(tokens)
+    for index in range(model.layers):
+        layer = model.layer(index)
+        x = forward(x, layer, model.shape, model.windows[index], linear_of(layer))
+        progress(index + 1)
+    return x

@@ -4,23 +4,27 @@ import errno
 import importlib.metadata
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megrez.calibration.record import Record
 from megrez.compile.atomic_folder import atomic_folder
 from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import Target
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
-from megrez.runtime.bundle import sha256_of
+from megrez.runtime.bundle import Bundle, sha256_of
 from megrez.runtime.errors import BundleError, UsageError
 from megrez.runtime.manifest import (
     FILE_NAME,
     SCHEMA_VERSION,
     Architecture,
+    Calibration,
     File,
     KvCache,
     Manifest,
+    Measured,
     Provenance,
     SamplingDefaults,
     Tokens,
@@ -32,11 +36,26 @@ BYTES = {"float32": 4}
 SMALL_FILES = 64 << 20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a bundle says of itself. weights: "checkpoint" or "dummy"; record: the calibration, None without one."""
+
+    checkpoint: Checkpoint
+    target: Target
+    context: int
+    weights: str
+    record: Record | None
+
+
 def write_bundle(
-    output: Path, checkpoint: Checkpoint, target: Target, context: int, weights: str, build: Callable[[Path], object]
+    output: Path,
+    content: Content,
+    build: Callable[[Path], object],
+    measure: Callable[[Bundle], Measured | None] = lambda bundle: None,
 ) -> None:
     """Make the bundle `output`, whose engine files `build` writes into the folder it is given.
 
+    measure: opens the finished bundle for the fidelity that its manifest will state.
     An older bundle of that name is replaced once the new one is whole.
     Raises BundleError when the disk is full, UsageError when `output` is something else than a bundle.
     """
@@ -44,10 +63,12 @@ def write_bundle(
     try:
         with atomic_folder(output) as folder:
             build(folder)
-            if checkpoint.text is not None:
-                _write_text(checkpoint.text, folder)
-            manifest = _manifest(checkpoint, target, context, weights, _list_files(folder))
+            if content.checkpoint.text is not None:
+                _write_text(content.checkpoint.text, folder)
+            manifest = _manifest(content, _list_files(folder))
             (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+            measured = replace(manifest, measured=measure(Bundle(path=folder, manifest=manifest)))
+            (folder / FILE_NAME).write_text(measured.to_json(), encoding="utf-8")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise BundleError(f"cannot write {output}: {error.strerror}: choose another -o") from error
@@ -87,24 +108,27 @@ def _list_files(folder: Path) -> tuple[File, ...]:
     )
 
 
-def _manifest(checkpoint: Checkpoint, target: Target, context: int, weights: str, files: tuple[File, ...]) -> Manifest:
+def _manifest(content: Content, files: tuple[File, ...]) -> Manifest:
+    checkpoint, target = content.checkpoint, content.target
     config, text = checkpoint.config, checkpoint.text
     per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         target=target.name,
         engine=target.engine,
-        context_length=context,
+        context_length=content.context,
         architecture=_architecture(config),
         kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=config.num_hidden_layers * per_layer),
         tokens=text.tokens if text is not None else Tokens(bos=None, pad=None, stop=(), add_bos=False),
         sampling=text.sampling if text is not None else GREEDY,
         provenance=Provenance(
             source=checkpoint.source,
-            weights=weights,
+            weights=content.weights,
             quantization=_quantization(target),
+            calibration=None if content.record is None else _calibration(content.record),
             tools=_tool_versions(),
         ),
+        measured=None,
         files=files,
     )
 
@@ -113,8 +137,21 @@ def _quantization(target: Target) -> str:
     if target.weights is None:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
-    return (
-        f"projections {target.weights}{sensitive}; embedding and head {target.head}; the checkpoint's own blocks kept"
+    inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
+    head = "head float32" if target.head is None else f"head {target.head}"
+    kept = "; the checkpoint's own blocks kept" if target.inputs is None else ""
+    return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
+
+
+def _calibration(record: Record) -> Calibration:
+    text = record.text
+    return Calibration(
+        algorithm=record.algorithm,
+        source=text.source,
+        sha256=text.sha256,
+        samples=text.samples,
+        tokens=text.tokens,
+        seed=text.seed,
     )
 
 

@@ -11,6 +11,7 @@ from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.text_records import Ids, Tokenizer, default_name, read_default, read_file
 from megrez.runtime.errors import UsageError
 
+WINDOW = 512
 REMEDY = "lower --calib-samples or --calib-tokens, or give a longer text"
 
 
@@ -29,6 +30,36 @@ class CalibrationText:
     held_out_source: str
     sha256: str
     seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """What to read; the fields are those of read_calibration_text.
+
+    length: None takes WINDOW, or the context where that is shorter. fidelity_tokens: how many tokens to hold out,
+    rounded up to whole samples; 0 for none.
+    """
+
+    path: Path | None = None
+    samples: int = 32
+    length: int | None = None
+    seed: int | None = None
+    fidelity_tokens: int = 2048
+
+
+def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> CalibrationText:
+    """The request's text; raises UsageError for samples longer than the context, and as read_calibration_text does."""
+    length = min(WINDOW, context) if request.length is None else request.length
+    if length > context:
+        raise UsageError(f"--calib-tokens is {length}, the context holds {context}: lower it or raise --context")
+    return read_calibration_text(
+        assets,
+        request.path,
+        samples=request.samples,
+        length=length,
+        held_out=-(-request.fidelity_tokens // max(length, 1)) * length,
+        seed=request.seed,
+    )
 
 
 def read_calibration_text(

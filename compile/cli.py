@@ -2,31 +2,20 @@
 
 import json
 import resource
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from megrez.compile.calibration_options import calibration_options, text_request
 from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.console_report import ConsoleReport
 from megrez.compile.pipeline import Request, compile_bundle
-from megrez.engines.targets import BLOCK_SIZES, TARGETS, find_target
+from megrez.compile.prepare import CalibrationRequest
+from megrez.engines.targets import BLOCK_SIZES, TARGETS, Target, find_target
 from megrez.runtime.console import run_cli
-
-
-class ConsoleReport:
-    """Stages and a progress bar on stderr."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-
-    def stage(self, name: str) -> None:
-        click.echo(f"[{time.perf_counter() - self.started:6.1f} s] {name}", err=True)
-
-    def weights(self, total: int) -> Callable[[int], None]:
-        bar = click.progressbar(length=total, label="           weights", file=sys.stderr, show_eta=True)
-        return bar.update
+from megrez.runtime.errors import UsageError
 
 
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -48,6 +37,10 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("-o", "--output", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="New folder.")
 @click.option("--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096].")
 @click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights that share a scale [32].")
+@click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
+@click.option("--quantize-head", is_flag=True, help="For targets whose lm_head stays float32: 8 bits instead.")
+@click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")
+@calibration_options
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
 @click.option("--dummy-weights", is_flag=True, help="Seeded random weights in the shape of MODEL's config.json.")
 @click.option("--layers", type=int, metavar="N", help="With --dummy-weights: so many layers instead of the config's.")
@@ -61,23 +54,33 @@ def compile_command(
     output: Path,
     context: int | None,
     block_size: str | None,
+    stage: str | None,
+    quantize_head: bool,
+    scales: Path | None,
+    algorithm: str | None,
     revision: str | None,
     dummy_weights: bool,
     layers: int | None,
     seed: int,
     as_json: bool,
+    **text: Any,
 ) -> None:
     """Compile MODEL into a bundle that `megrez run` opens.
 
     MODEL is a Hugging Face folder or hub id, a .gguf file, or with --dummy-weights a config.json.
     """
     started = time.perf_counter()
-    row = find_target(target)
-    if block_size is not None:
-        row = row.with_block(int(block_size))
+    row = _row(target, block_size, stage, quantize_head)
+    if scales is not None and algorithm is not None:
+        raise UsageError("--scales were made by an algorithm already: leave --algorithm out")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
-    weights = "dummy" if dummy_weights else "checkpoint"
-    request = Request(checkpoint=checkpoint, target=row, output=output, context=context, weights=weights)
+    calibration = CalibrationRequest(
+        algorithm=algorithm,
+        scales=scales,
+        text=text_request(**text),
+        weights="dummy" if dummy_weights else "checkpoint",
+    )
+    request = Request(checkpoint=checkpoint, target=row, output=output, context=context, calibration=calibration)
     bundle = compile_bundle(request, ConsoleReport())
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -87,6 +90,17 @@ def compile_command(
         click.echo(
             f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  megrez run {bundle} PROMPT"
         )
+
+
+def _row(target: str, block_size: str | None, stage: str | None, quantize_head: bool) -> Target:
+    row = find_target(target)
+    if row.engine == "portable" and stage is None:
+        raise UsageError(f"{target}'s engine cannot be built yet: add --stage onnx for its calibrated graph")
+    if row.engine != "portable" and stage is not None:
+        raise UsageError(f"--stage onnx stops before an engine is built, {target} has no such step: leave it out")
+    if block_size is not None:
+        row = row.with_block(int(block_size))
+    return row.with_head() if quantize_head else row
 
 
 def main() -> None:

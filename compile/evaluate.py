@@ -12,15 +12,15 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.fidelity import Fidelity, measure_fidelity
+from megrez.calibration.fidelity import measure_fidelity
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.cli import ConsoleReport
+from megrez.compile.console_report import ConsoleReport
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import FILE_NAME
+from megrez.runtime.manifest import FILE_NAME, Fidelity
 from megrez.runtime.session import Session
 from megrez.runtime.text import Text
 
@@ -101,7 +101,6 @@ def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
             target=find_target("cpu-fp32"),
             output=Path(folder) / "reference",
             context=context,
-            weights="checkpoint",
         )
         yield open_bundle(compile_bundle(request, ConsoleReport()))
 

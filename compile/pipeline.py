@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from megrez.compile.bundle_writer import check_output, check_space, write_bundle
+from megrez.compile.bundle_writer import Content, check_output, check_space, write_bundle
+from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.held_out import measure_bundle
+from megrez.compile.prepare import CalibrationRequest, discard, prepare
 from megrez.engines.targets import Target
+from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import UsageError
+from megrez.runtime.manifest import Measured
 
 DEFAULT_CONTEXT = 4096
+DEFAULT_CALIBRATION = CalibrationRequest(algorithm=None, scales=None, text=TextRequest(), weights="checkpoint")
 
 
 class Report(Protocol):
@@ -24,19 +30,20 @@ class Report(Protocol):
         """Weights will be written, `total` bytes of them; the answer is called with each tensor's bytes."""
         ...
 
+    def layers(self, total: int) -> Callable[[int], None]:
+        """Layers will be walked, `total` of them; the answer is called with how many are done so far."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to compile. context: None takes the default, or the model's own where that is shorter.
-
-    weights: "checkpoint" or "dummy", for the manifest.
-    """
+    """What to compile. context: None takes the default, or the model's own where that is shorter."""
 
     checkpoint: Checkpoint
     target: Target
     output: Path
     context: int | None
-    weights: str
+    calibration: CalibrationRequest = DEFAULT_CALIBRATION
 
 
 def compile_bundle(request: Request, report: Report) -> Path:
@@ -50,6 +57,8 @@ def compile_bundle(request: Request, report: Report) -> Path:
     check_output(request.output)
     report.stage("checking the checkpoint")
     checkpoint.check()
+    work = request.output.with_name(f"{request.output.name}.calibration.json")
+    prepared = prepare(checkpoint, target, request.calibration, context, work, report.layers)
     report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers")
     # torch takes seconds to import: what can be refused is refused before.
     from megrez.compile.dialects import lower
@@ -58,20 +67,29 @@ def compile_bundle(request: Request, report: Report) -> Path:
     from megrez.engines.ort.build import build, data_bytes
 
     model = trace(checkpoint.config, context)
-    bind(model, checkpoint, context)
-    lower(model, checkpoint, target)
+    bind(model, prepared.checkpoint, context)
+    lower(model, prepared.checkpoint, target, prepared.input_scale)
     total = data_bytes(model)
     check_space(request.output, total)
     report.stage(f"writing {total / 1e9:.2f} GB of weights as {target.name}")
     progress = report.weights(total)
-    write_bundle(
-        request.output,
-        checkpoint,
-        target,
-        context,
-        request.weights,
-        lambda folder: build(model, folder, progress=progress),
+    content = Content(
+        checkpoint=checkpoint,
+        target=target,
+        context=context,
+        weights=request.calibration.weights,
+        record=prepared.record,
     )
+
+    def measure(bundle: Bundle) -> Measured | None:
+        if prepared.held_out is None:
+            return None
+        report.stage(f"measuring fidelity on {prepared.held_out.tokens.size} tokens of {prepared.held_out.source}")
+        return measure_bundle(bundle, checkpoint, prepared.held_out)
+
+    write_bundle(request.output, content, lambda folder: build(model, folder, progress=progress), measure)
+    if prepared.record is not None and request.calibration.scales is None:
+        discard(prepared.record, work)
     return request.output
 
 

@@ -30,7 +30,8 @@ class Target:
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
     head: the embedding and the lm_head. inputs: "int8" or "fp8" where what a projection reads is rounded too, with one
-    scale per tensor that calibration measures.
+    scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
+    megrez.compile.calibrate; "rtn" rounds to nearest.
     """
 
     name: str
@@ -43,6 +44,20 @@ class Target:
     kv_dtype: str
     devices: str
     inputs: str | None = None
+    algorithm: str = "rtn"
+
+    @property
+    def rounds_blindly(self) -> bool:
+        """Whether rounding to nearest needs no text: no input has a static scale."""
+        return self.inputs is None
+
+    def with_head(self) -> "Target":
+        """This target with an lm_head of 8 bits, in the format of its projections where these have 8."""
+        if self.head is not None or self.weights is None:
+            raise UsageError(
+                f"--quantize-head is for targets whose head stays float32, {self.name} is none: leave it out"
+            )
+        return replace(self, head=self.weights if self.weights.bits == 8 else INT8_CHANNELS)
 
     def with_block(self, block: int) -> "Target":
         """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
@@ -101,6 +116,7 @@ TARGETS = (
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
+        algorithm="gptq",
     ),
     Target(
         name="trt-int8",
@@ -113,6 +129,7 @@ TARGETS = (
         kv_dtype="float32",
         devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
         inputs="int8",
+        algorithm="smoothquant",
     ),
     Target(
         name="trt-fp8",
@@ -125,6 +142,7 @@ TARGETS = (
         kv_dtype="float32",
         devices="NVIDIA GPUs of SM89 and later; so far any CPU, as a reference",
         inputs="fp8",
+        algorithm="gptq",
     ),
     Target(
         name="trt-int4",
@@ -136,6 +154,7 @@ TARGETS = (
         activations="float32",
         kv_dtype="float32",
         devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
+        algorithm="gptq",
     ),
 )
 

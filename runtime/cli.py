@@ -12,6 +12,11 @@ VERBS = {
         help="Measure a bundle's fidelity to its checkpoint.",
         extra="export",
     ),
+    "calibrate": Verb(
+        target="megrez.compile.calibrate_command:calibrate_command",
+        help="Choose scales that keep the model's answers.",
+        extra="export",
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from megrez.runtime.errors import BundleError
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 
 
@@ -67,13 +67,52 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the weights' formats were fitted to: `samples` windows of `tokens` tokens of the text `source`.
+
+    sha256: of the tokens. seed: None where the text was read from its start.
+    """
+
+    algorithm: str
+    source: str
+    sha256: str
+    samples: int
+    tokens: int
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where the bundle came from. `weights`: "checkpoint", or "dummy" for seeded random ones."""
+    """Where the bundle came from. `weights`: "checkpoint", or "dummy" for seeded random ones.
+
+    calibration: None where weights were rounded without a text.
+    """
 
     source: str
     weights: str
     quantization: str
+    calibration: Calibration | None
     tools: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Of `tokens` positions: perplexities of the next token, KL(reference || model) in nats, agreement of argmax."""
+
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The bundle's fidelity to its checkpoint in float32, on a part of `text` that it was not calibrated on."""
+
+    text: str
+    fidelity: Fidelity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +128,7 @@ class Manifest:
     tokens: Tokens
     sampling: SamplingDefaults
     provenance: Provenance
+    measured: Measured | None
     files: tuple[File, ...]
 
     def to_json(self) -> str:
@@ -106,6 +146,10 @@ class Manifest:
             raise BundleError(
                 f"the bundle has schema version {version}, this runtime reads up to {SCHEMA_VERSION}: "
                 "upgrade with  pip install -U megrez-compile"
+            )
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise BundleError(
+                f"the bundle has schema version {version}, this runtime reads {SCHEMA_VERSION}: compile it again"
             )
         faults: list[str] = []
         manifest = parse(cls, data, faults)

@@ -46,12 +46,13 @@ class Done:
 def megrez_compile(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None
 ) -> Callable[..., Done]:
-    """The `megrez-compile` command: exit code, stdout and stderr."""
+    """The `megrez-compile` command: exit code, stdout and stderr. It reads little text unless it is told how much."""
 
     def run(*args: object) -> Done:
         from megrez.compile.cli import main
 
-        monkeypatch.setattr(sys, "argv", ["megrez-compile", *map(str, args)])
+        brief = [] if "--calib-samples" in args else ["--calib-samples", "2", "--fidelity-tokens", "64"]
+        monkeypatch.setattr(sys, "argv", ["megrez-compile", *map(str, args), *brief])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main()
@@ -77,7 +78,7 @@ def compile_in_process() -> Callable[..., None]:
 
     def run(model: Path, target: str, output: Path, *, context: int) -> None:
         from megrez.compile.checkpoint import open_checkpoint
-        from megrez.compile.cli import ConsoleReport
+        from megrez.compile.console_report import ConsoleReport
         from megrez.compile.pipeline import Request, compile_bundle
         from megrez.engines.targets import find_target
 
@@ -86,7 +87,6 @@ def compile_in_process() -> Callable[..., None]:
             target=find_target(target),
             output=output,
             context=context,
-            weights="checkpoint",
         )
         compile_bundle(request, ConsoleReport())
 

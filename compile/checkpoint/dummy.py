@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
+from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.tensors import expected_tensors
@@ -50,6 +51,9 @@ class DummyCheckpoint:
 
     def check(self) -> None:
         _ = self.text
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._config, salt=f"dummy weights of seed {self._seed}")
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name not in self._shapes:

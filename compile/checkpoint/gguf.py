@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
+from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.floats import read_floats, refuse_non_finite
 from megrez.compile.checkpoint.gguf_blocks import FORMATS, unpack_blocks
 from megrez.compile.checkpoint.gguf_config import read_gguf_config
@@ -61,6 +62,9 @@ class GgufCheckpoint:
         faults += [f"{kind}, which tensors are stored as, cannot be read" for kind in kinds if not can_dequantize(kind)]
         raise_faults(self._source, faults, REMEDY)
         _ = self.text
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._config, [self._path])
 
     def read(self, name: str) -> NDArray[np.float32]:
         values = self._read_stored(self._stored(name))

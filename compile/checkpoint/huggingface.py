@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
+from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.floats import DTYPES
 from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
@@ -54,6 +55,9 @@ class HuggingFaceCheckpoint:
         ]
         raise_faults(self._source, faults, REMEDY)
         _ = self.text
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._config, sorted({tensor.path for tensor in self._tensors.values()}))
 
     def read(self, name: str) -> NDArray[np.float32]:
         return self.rows(name, 0, self._stored(name).shape[0])

@@ -47,6 +47,10 @@ class Checkpoint(Protocol):
         """Raise CheckpointError, before any work, if a tensor that the config needs is missing, misshapen or cut."""
         ...
 
+    def fingerprint(self) -> str:
+        """A SHA-256 that changes with the shape and with any weight; reads all of the files."""
+        ...
+
     def read(self, name: str) -> NDArray[np.float32]:
         """The tensor, float32, in the checkpoint's own shape ([out_features, in_features] for a projection).
 

@@ -236,13 +236,15 @@ def test_sizes_told_before_and_while_writing_agree(checkpoint_of: Any, tmp_path:
             totals.append(total)
             return written.append
 
+        def layers(self, total: int) -> Any:
+            return lambda done: None
+
     checkpoint = open_checkpoint(str(checkpoint_of()))
     request = Request(
         checkpoint=checkpoint,
         target=find_target("cpu-fp32"),
         output=tmp_path / "b",
         context=None,
-        weights="checkpoint",
     )
     assert compile_bundle(request, Heard()) == tmp_path / "b"
     on_disk = (tmp_path / "b" / "model.onnx.data").stat().st_size

@@ -20,6 +20,9 @@ class Silent:
     def weights(self, total: int) -> Callable[[int], None]:
         return lambda written: None
 
+    def layers(self, total: int) -> Callable[[int], None]:
+        return lambda done: None
+
 
 @pytest.fixture
 def bundle_of(checkpoint_of: Any, tmp_path: Path, traced_once: None) -> Callable[..., tuple[Path, Path]]:
@@ -32,7 +35,6 @@ def bundle_of(checkpoint_of: Any, tmp_path: Path, traced_once: None) -> Callable
             target=find_target(target),
             output=tmp_path / "bundle",
             context=context,
-            weights="checkpoint",
         )
         return folder, compile_bundle(request, Silent())
 

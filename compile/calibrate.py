@@ -1,0 +1,115 @@
+"""The calibration stage: a checkpoint, a target and a text to scales on disk; knows no graph and no option."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.recipe import Recipe
+from megrez.calibration.record import SCHEMA_VERSION, Record, TextRecord
+from megrez.calibration.store import Store
+from megrez.calibration.walk import calibrate
+from megrez.compile.calibration_text import CalibrationText
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.held_out import HeldOut, model_of
+from megrez.compile.precision import HEAD, Precision
+from megrez.compile.quantizer import Quantizer
+from megrez.engines.targets import Target, WeightFormat
+
+# Name on the command line -> smoothing, and whether GPTQ rounds the weights.
+ALGORITHMS: dict[str, tuple[str | None, bool]] = {
+    "rtn": (None, False),
+    "smoothquant": ("smoothquant", False),
+    "awq": ("awq", False),
+    "gptq": (None, True),
+    "smoothquant+gptq": ("smoothquant", True),
+    "awq+gptq": ("awq", True),
+}
+
+
+def calibrate_checkpoint(
+    checkpoint: Checkpoint,
+    target: Target,
+    algorithm: str,
+    text: CalibrationText,
+    path: Path,
+    progress: Callable[[int], None],
+) -> tuple[Record, HeldOut]:
+    """Calibrate, and write the scales to `path` and their matrices to a folder beside it.
+
+    What a run of the same request left unfinished is taken up again.
+    """
+    smoothing, gptq = ALGORITHMS[algorithm]
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=target.inputs, form=rounded_form(checkpoint, target))
+    fingerprint = checkpoint.fingerprint()
+    learn, length = text.tokens.shape
+    held_out = text.held_out.reshape(-1, length)
+    tokens = np.concatenate([text.tokens, held_out])
+    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, learn)
+    store = Store(path.with_name(f"{path.stem}.{digest[:12]}"))
+    walked = calibrate(model_of(checkpoint, length), tokens, learn, recipe, store, progress)
+    record = Record(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        algorithm=algorithm,
+        inputs=target.inputs,
+        model=checkpoint.source,
+        model_sha256=fingerprint,
+        text=TextRecord(source=text.source, sha256=text.sha256, samples=learn, tokens=length, seed=text.seed),
+        fidelity=walked.fidelity,
+        points=store.progress.points,
+        caches=store.progress.caches,
+        files=store.progress.files,
+    )
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(record.to_json(), encoding="utf-8")
+    partial.replace(path)
+    store.finish()
+    return record, HeldOut(tokens=held_out, exact=walked.exact, source=text.held_out_source)
+
+
+def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
+    """What calibration rounds: matrices in the target's format, but for those whose own blocks are carried over.
+
+    The head is left to the build, unless its input needs a static scale.
+    """
+    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dialect == "portable")
+    shapes = expected_tensors(checkpoint.config)
+
+    def form(name: str) -> WeightFormat | None:
+        wanted = precision.wanted(name)
+        if wanted is None or (name in HEAD and target.inputs is None):
+            return None
+        rows, columns = shapes[name]
+        return None if quantizer.plan((name,), rows, columns, wanted).carried else wanted
+
+    return form
+
+
+def rounds_anything(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether calibration has work: a file of 4-bit blocks is carried over as it is."""
+    form = rounded_form(checkpoint, target)
+    return any(form(name) is not None for name, shape in expected_tensors(checkpoint.config).items() if len(shape) == 2)
+
+
+def _digest(
+    checkpoint: Checkpoint, fingerprint: str, recipe: Recipe, algorithm: str, tokens: NDArray[np.int64], learn: int
+) -> str:
+    """Of all that decides the result: a folder of unfinished work belongs to one request."""
+    shapes = expected_tensors(checkpoint.config)
+    forms = {name: str(recipe.form(name)) for name, shape in shapes.items() if len(shape) == 2}
+    request = {
+        "version": version("megrez-compile"),
+        "model": fingerprint,
+        "algorithm": algorithm,
+        "inputs": recipe.inputs,
+        "forms": forms,
+        "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+        "learn": learn,
+    }
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
