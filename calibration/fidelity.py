@@ -57,7 +57,7 @@ def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int
     for start in range(0, len(tokens), CHUNK):
         chunk = tokens[None, start : start + CHUNK]
         lengths, rows = np.array([start], np.int32), np.arange(chunk.shape[1])
-        model, truth = (_log_softmax(one.step(chunk, lengths, rows)) for one in (session, reference))
+        model, truth = (log_softmax(one.step(chunk, lengths, rows)) for one in (session, reference))
         targets = tokens[start + 1 : start + 1 + CHUNK]
         known = np.arange(len(targets))
         yield _Position(
@@ -68,7 +68,8 @@ def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int
         )
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> Float64:
+def log_softmax(logits: NDArray[np.float32]) -> Float64:
+    """Over the last axis, in float64."""
     x = logits.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)
     x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))

@@ -15,11 +15,11 @@ SHARES = {
 }
 
 
-def choose_scale(x: Float32, importance: Float32, tokens: Float32, inputs: str) -> float:
+def choose_scale(x: Float32, importance: Float32, inputs: str) -> float:
     """The scale for x [tokens, K] whose rounding and clipping errors matter least.
 
-    importance: [K], what a squared error of each input costs: the squared weights that it meets. tokens: [tokens], what
-    an error of each token costs. inputs: a key of NUMBER_FORMATS. An x of zeros gets 1.
+    importance: [K], what a squared error of each input costs: the squared weights that it meets. inputs: a key of
+    NUMBER_FORMATS. An x of zeros gets 1.
     """
     number = NUMBER_FORMATS[inputs]
     largest = float(np.abs(x).max(initial=0))
@@ -27,7 +27,7 @@ def choose_scale(x: Float32, importance: Float32, tokens: Float32, inputs: str) 
     for share in SHARES[inputs] if largest > 0 else ():
         scale = float(np.float32(largest * share / number.largest))
         errors = round_to(x, scale, inputs) - x
-        error = float((tokens @ np.square(errors, out=errors)).astype(np.float64) @ importance)
+        error = float(np.square(errors, out=errors).sum(axis=0).astype(np.float64) @ importance)
         if error < least:
             best, least = scale, error
     return best

@@ -36,19 +36,18 @@ def calibrate_layer(
     inputs: dict[str, Float32] = {}
     exact_linear = linear_of(layer)
     caches = CacheObservers()
-    costs = token_costs(streams.exact[: streams.learn])
 
     def recording(point: str, x: Float32) -> Float32:
         inputs[point] = x[:learn]
         return exact_linear(point, x)
 
     exact = forward(streams.exact, layer, shape, window, recording)
-    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs, costs)
+    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs)
     inputs.clear()
 
     def rounding(point: str, x: Float32) -> Float32:
-        projections = [_projection(prefix, smooth, name, recipe) for name in POINTS[point]]
-        rounded = round_point(x[:learn], costs[point], projections, recipe)
+        projections = [projection_of(prefix, smooth, name, recipe) for name in POINTS[point]]
+        rounded = round_point(x[:learn], projections, recipe)
         found.matrices |= rounded.matrices
         found.points[prefix + point] = Point(
             exponent=exponents.get(point), input_scale=rounded.input_scale, error=rounded.error
@@ -65,22 +64,6 @@ def calibrate_layer(
     return Streams(exact=exact, rounded=rounded, learn=streams.learn), found
 
 
-def token_costs(hidden: Float32) -> dict[str, Float32]:
-    """What a squared error of each token costs at each point: [tokens], 1 on average, from hidden states [S, T, H].
-
-    What o, gate, up and down make is added to the hidden state, which the next norm divides by its size: an error there
-    counts as a share of it. Hidden states of a model's first token can be a thousand times those of others, and would
-    else decide alone. Its key and value are read by all tokens, so errors of q, k and v count as they are.
-    """
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    power = np.einsum("nh,nh->n", flat, flat)
-    usual = max(float(np.median(power)), float(np.finfo(np.float32).tiny))
-    shares = np.float32(usual) / np.maximum(power, np.float32(usual / 10))  # no token is worth more than ten others
-    shares /= max(float(shares.mean()), float(np.finfo(np.float32).tiny))
-    equal = np.ones_like(shares)
-    return {point: equal if point == "qkv" else shares for point in POINTS}
-
-
-def _projection(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:
+def projection_of(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:
     full = f"{prefix}{name}.weight"
     return Projection(name=full, weight=layer[f"{name}.weight"], bias=layer.get(f"{name}.bias"), form=recipe.form(full))

@@ -26,11 +26,10 @@ def smooth_layer(
     shape: DecoderShape,
     recipe: Recipe,
     inputs: dict[str, Float32],
-    costs: dict[str, Float32],
 ) -> tuple[dict[str, Float32], dict[str, float | None]]:
     """The smoothed layer, equal to `layer` until it is rounded, and each point's exponent.
 
-    inputs: what each point reads on the calibration text, [tokens, K]; costs: of each token there, [tokens]. Tensors that did not change are the same
+    inputs: what each point reads on the calibration text, [tokens, K]. Tensors that did not change are the same
     objects. A point stays as it is unless all its projections are rounded.
     """
     smooth, exponents = dict(layer), dict[str, float | None]()
@@ -48,7 +47,7 @@ def smooth_layer(
             shared=_value_channels(shape) if point == "o" else None,
         )
         weight = np.concatenate([smooth[f"{name}.weight"] for name in POINTS[point]])
-        found = search_smoothing(search_rows(inputs[point]), search_rows(costs[point]), weight, setting)
+        found = search_smoothing(search_rows(inputs[point]), weight, setting)
         exponents[point] = found.exponent
         if found.exponent is not None:
             _fold(smooth, point, found.factors, shape)

@@ -52,21 +52,20 @@ class Rounded:
         return y if one.bias is None else y + one.bias
 
 
-def round_point(x: Float32, tokens: Float32, projections: list[Projection], recipe: Recipe) -> Rounded:
+def round_point(x: Float32, projections: list[Projection], recipe: Recipe) -> Rounded:
     """Scales and codes for the inputs x [tokens, K] of the calibration text.
 
-    tokens: [tokens], what an error of each token costs, 1 on average. Where all projections stay exact the input does
-    too; where only some do, they read the rounded input.
+    Where all projections stay exact the input does too; where only some do, they read the rounded input.
     """
     formed = [(one, one.form) for one in projections if one.form is not None]
     scale, met = None, x
     if recipe.inputs is not None and formed:
         importance = sum((np.square(one.weight).sum(axis=0) for one, _ in formed), np.zeros(x.shape[1], np.float32))
-        scale = choose_scale(search_rows(x), importance, search_rows(tokens), recipe.inputs)
+        scale = choose_scale(search_rows(x), importance, recipe.inputs)
         met = round_to(x, scale, recipe.inputs)
     matrices: dict[str, BlockQuantized] = {}
     if formed:
-        moments = second_moments(met, tokens)
+        moments = second_moments(met)
         matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
     found = Rounded(projections=projections, matrices=matrices, inputs=recipe.inputs, input_scale=scale, error=0.0)
     return dataclasses.replace(found, error=_relative_error(found, search_rows(x)) if formed else 0.0)
@@ -87,10 +86,10 @@ def round_weight(weight: Float32, form: WeightFormat, moments: Float64, *, gptq:
     return quantize_gptq(weight, grid, moments) if gptq else grid
 
 
-def second_moments(x: Float32, tokens: Float32) -> Float64:
-    """The mean of x x^T over x [tokens, K], each token's weighed by `tokens`: float64 [K, K]."""
+def second_moments(x: Float32) -> Float64:
+    """The mean of x x^T over x [tokens, K]: float64 [K, K]."""
     total = np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK] * np.sqrt(tokens[start : start + CHUNK, None])
+        part = x[start : start + CHUNK]
         total += part.T @ part
     return total / len(x)

@@ -47,19 +47,16 @@ class Setting:
     shared: NDArray[np.int64] | None = None
 
 
-def search_smoothing(x: Float32, tokens: Float32, weight: Float32, setting: Setting) -> Smoothing:
-    """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T.
-
-    tokens: [tokens], what an error of each token costs.
-    """
+def search_smoothing(x: Float32, weight: Float32, setting: Setting) -> Smoothing:
+    """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T."""
     loud, heavy = _channels(x, weight, setting)
     rows = weight[:: -(-len(weight) // ROWS)]
     exact = x @ rows.T
     best = Smoothing(factors=np.ones(x.shape[1], np.float32), exponent=None)
-    least = _error(x, tokens, rows, exact, best.factors, setting)
+    least = _error(x, rows, exact, best.factors, setting)
     for exponent in EXPONENTS[setting.method]:
         factors = _factors(loud, heavy, exponent, setting.method)
-        error = _error(x, tokens, rows, exact, factors, setting)
+        error = _error(x, rows, exact, factors, setting)
         if error < least:
             best, least = Smoothing(factors=factors, exponent=exponent), error
     return best
@@ -89,12 +86,11 @@ def _factors(loud: Float32, heavy: Float32, exponent: float, method: str) -> Flo
     return np.exp(np.clip(power, -9, 9)).astype(np.float32)
 
 
-def _error(x: Float32, tokens: Float32, rows: Float32, exact: Float32, factors: Float32, setting: Setting) -> float:
+def _error(x: Float32, rows: Float32, exact: Float32, factors: Float32, setting: Setting) -> float:
     smooth, scaled = x / factors, rows * factors
-    importance = None if setting.form.block is None else tokens @ np.square(smooth)
+    importance = None if setting.form.block is None else np.square(smooth).mean(axis=0)
     rounded = fit_grid(scaled, setting.form, importance).dequantize()
     if setting.inputs is not None:
-        some = slice(None, None, SCALE_STEP)
-        scale = choose_scale(smooth[some], np.square(rounded).sum(axis=0), tokens[some], setting.inputs)
+        scale = choose_scale(smooth[::SCALE_STEP], np.square(rounded).sum(axis=0), setting.inputs)
         smooth = round_to(smooth, scale, setting.inputs)
-    return float(tokens @ np.square(smooth @ rounded.T - exact).sum(axis=1, dtype=np.float64))
+    return float(np.square(smooth @ rounded.T - exact).sum(dtype=np.float64))

@@ -69,7 +69,7 @@ def _round_head(name: str, head: Head, recipe: Recipe, streams: Streams) -> Roun
     hidden = streams.rounded[: streams.learn]
     x = head.inputs(hidden.reshape(-1, hidden.shape[-1]))
     projection = Projection(name=name, weight=head.weight, bias=None, form=form)
-    return round_point(x, np.ones(len(x), np.float32), [projection], recipe)
+    return round_point(x, [projection], recipe)
 
 
 def _found_for_head(rounded: Rounded) -> Calibrated:

@@ -36,6 +36,8 @@ class Precision:
         return None if wanted is None else (wanted, self._checkpoint.block_format(name))
 
     def _is_sensitive(self, name: str) -> bool:
+        if self._target.finer is not None:
+            return name in self._target.finer
         found = LAYER.fullmatch(name)
         if found is None:
             return False

@@ -31,7 +31,8 @@ class Target:
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
     head: the embedding and the lm_head. inputs: "int8" or "fp8" where what a projection reads is rounded too, with one
     scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
-    megrez.compile.calibrate; "rtn" rounds to nearest.
+    megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
+    to megrez.compile.precision.
     """
 
     name: str
@@ -45,11 +46,18 @@ class Target:
     devices: str
     inputs: str | None = None
     algorithm: str = "rtn"
+    finer: frozenset[str] | None = None
 
     @property
-    def rounds_blindly(self) -> bool:
-        """Whether rounding to nearest needs no text: no input has a static scale."""
-        return self.inputs is None
+    def finer_format(self) -> WeightFormat | None:
+        """What a budget may spend on a projection: 8 bits in place of 4, float32 in place of 8."""
+        if self.weights is None or self.weights.bits == 8:
+            return None
+        return INT8_CHANNELS if self.dialect == "portable" else INT8
+
+    def with_finer(self, names: frozenset[str]) -> "Target":
+        """This target with the projections `names`, and no others, in its finer format."""
+        return replace(self, sensitive=self.finer_format, finer=names)
 
     def with_head(self) -> "Target":
         """This target with an lm_head of 8 bits, in the format of its projections where these have 8."""
