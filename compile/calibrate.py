@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.record import SCHEMA_VERSION, Record, TextRecord
+from megrez.calibration.record import SCHEMA_VERSION, Record, TextRecord, read_record
 from megrez.calibration.store import Store
-from megrez.calibration.walk import calibrate
+from megrez.calibration.walk import Walked, calibrate, walk_exact
 from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
@@ -20,6 +21,7 @@ from megrez.compile.held_out import HeldOut, model_of
 from megrez.compile.precision import HEAD, Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target, WeightFormat
+from megrez.runtime.errors import CheckpointError, MegrezError, UsageError
 
 # Name on the command line -> smoothing, and whether GPTQ rounds the weights.
 ALGORITHMS: dict[str, tuple[str | None, bool]] = {
@@ -39,10 +41,13 @@ def calibrate_checkpoint(
     text: CalibrationText,
     path: Path,
     progress: Callable[[int], None],
+    *,
+    reuse: bool = False,
 ) -> tuple[Record, HeldOut]:
     """Calibrate, and write the scales to `path` and their matrices to a folder beside it.
 
-    What a run of the same request left unfinished is taken up again.
+    What a run of the same request left unfinished is taken up again; with `reuse`, what one left finished is too.
+    Raises CheckpointError for weights that are no numbers, MegrezError when the scales cannot be written.
     """
     smoothing, gptq = ALGORITHMS[algorithm]
     recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=target.inputs, form=rounded_form(checkpoint, target))
@@ -51,13 +56,55 @@ def calibrate_checkpoint(
     held_out = text.held_out.reshape(-1, length)
     tokens = np.concatenate([text.tokens, held_out])
     digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, learn)
-    store = Store(path.with_name(f"{path.stem}.{digest[:12]}"))
-    walked = calibrate(model_of(checkpoint, length), tokens, learn, recipe, store, progress)
-    record = Record(
+    folder = path.with_name(f"{path.stem}.{digest[:12]}")
+    model = model_of(checkpoint, length)
+    if reuse and (record := _finished(path, folder)) is not None:
+        exact = walk_exact(model, held_out, progress)
+        return record, HeldOut(tokens=held_out, exact=exact, source=text.held_out_source)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = Store(folder)
+        walked = calibrate(model, tokens, learn, recipe, store, progress)
+        record = _record(checkpoint, target, algorithm, fingerprint, text, walked, store)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(record.to_json(), encoding="utf-8")
+        partial.replace(path)
+        store.finish()
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)  # of no use to another checkpoint
+        raise
+    except OSError as error:
+        raise MegrezError(
+            f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
+        ) from error
+    return record, HeldOut(tokens=held_out, exact=walked.exact, source=text.held_out_source)
+
+
+def _finished(path: Path, folder: Path) -> Record | None:
+    """The scales at `path`, if their matrices are whole and lie in `folder`."""
+    try:
+        record = read_record(path)
+    except UsageError:
+        return None
+    return record if {(path.parent / file.path).parent for file in record.files} == {folder} else None
+
+
+def _record(
+    checkpoint: Checkpoint,
+    target: Target,
+    algorithm: str,
+    fingerprint: str,
+    text: CalibrationText,
+    walked: Walked,
+    store: Store,
+) -> Record:
+    learn, length = text.tokens.shape
+    return Record(
         schema_version=SCHEMA_VERSION,
         target=target.name,
         algorithm=algorithm,
         inputs=target.inputs,
+        finer=None if target.finer is None else tuple(sorted(target.finer)),
         model=checkpoint.source,
         model_sha256=fingerprint,
         text=TextRecord(source=text.source, sha256=text.sha256, samples=learn, tokens=length, seed=text.seed),
@@ -66,11 +113,6 @@ def calibrate_checkpoint(
         caches=store.progress.caches,
         files=store.progress.files,
     )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(record.to_json(), encoding="utf-8")
-    partial.replace(path)
-    store.finish()
-    return record, HeldOut(tokens=held_out, exact=walked.exact, source=text.held_out_source)
 
 
 def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:

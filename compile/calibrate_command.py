@@ -48,18 +48,17 @@ def calibrate_command(
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder: name the file to write, such as {output / 'scales.json'}")
     checkpoint = open_checkpoint(model)
-    report = ConsoleReport()
-    report.stage("checking the checkpoint")
-    checkpoint.check()
-    if row.weights is None or not rounds_anything(checkpoint, row):
-        raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
-    request = text_request(**text)
-    ids = read_text(checkpoint.text, request, checkpoint.config.max_position_embeddings)
-    chosen = algorithm or row.algorithm
-    report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
-    progress = report.layers(checkpoint.config.num_hidden_layers)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
+    with ConsoleReport() as report:
+        report.stage("checking the checkpoint")
+        checkpoint.check()
+        if row.weights is None or not rounds_anything(checkpoint, row):
+            raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
+        request = text_request(**text)
+        ids = read_text(checkpoint.text, request, checkpoint.config.max_position_embeddings)
+        chosen = algorithm or row.algorithm
+        report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
+        progress = report.layers(checkpoint.config.num_hidden_layers)
+        record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
     _tell(record, output)
 
 

@@ -50,8 +50,10 @@ class TextRequest:
 def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> CalibrationText:
     """The request's text; raises UsageError for samples longer than the context, and as read_calibration_text does."""
     length = min(WINDOW, context) if request.length is None else request.length
+    if request.fidelity_tokens < 0:
+        raise UsageError(f"--fidelity-tokens is {request.fidelity_tokens}: measure on 0 or more")
     if length > context:
-        raise UsageError(f"--calib-tokens is {length}, the context holds {context}: lower it or raise --context")
+        raise UsageError(f"--calib-tokens is {length}, the context holds {context}: lower it or take a longer one")
     return read_calibration_text(
         assets,
         request.path,

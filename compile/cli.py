@@ -81,7 +81,8 @@ def compile_command(
         weights="dummy" if dummy_weights else "checkpoint",
     )
     request = Request(checkpoint=checkpoint, target=row, output=output, context=context, calibration=calibration)
-    bundle = compile_bundle(request, ConsoleReport())
+    with ConsoleReport() as report:
+        bundle = compile_bundle(request, report)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if as_json:

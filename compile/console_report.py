@@ -3,23 +3,48 @@
 import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
 import click
 
 
 class ConsoleReport:
-    """See megrez.compile.pipeline.Report."""
+    """See megrez.compile.pipeline.Report. As a context it leaves the terminal as it was, after an error too."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> "ConsoleReport":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_bar()
 
     def stage(self, name: str) -> None:
+        self._end_bar()
         click.echo(f"[{time.perf_counter() - self.started:6.1f} s] {name}", err=True)
 
     def weights(self, total: int) -> Callable[[int], None]:
-        bar = click.progressbar(length=total, label="           weights", file=sys.stderr, show_eta=True)
-        return bar.update
+        bar = self._begin_bar("weights", total, show_pos=False)
+        return lambda done: bar.update(done)
 
     def layers(self, total: int) -> Callable[[int], None]:
-        bar = click.progressbar(length=total, label="           layers", file=sys.stderr, show_eta=True, show_pos=True)
+        bar = self._begin_bar("layers", total, show_pos=True)
         return lambda done: bar.update(done - bar.pos)
+
+    def _begin_bar(self, label: str, total: int, *, show_pos: bool) -> Any:
+        self._end_bar()
+        self._bar = click.progressbar(
+            length=total, label=f"{' ' * 11}{label}", file=sys.stderr, show_eta=True, show_pos=show_pos
+        )
+        return self._bar
+
+    def _end_bar(self) -> None:
+        """On a terminal, the line's end, and the cursor that a bar hides."""
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None

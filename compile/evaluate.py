@@ -102,7 +102,9 @@ def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
             output=Path(folder) / "reference",
             context=context,
         )
-        yield open_bundle(compile_bundle(request, ConsoleReport()))
+        with ConsoleReport() as report:
+            reference = compile_bundle(request, report)
+        yield open_bundle(reference)
 
 
 @contextlib.contextmanager

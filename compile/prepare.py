@@ -73,7 +73,7 @@ def prepare(
             held_out=_held_out(checkpoint, target, request, context, lambda: progress(layers)),
         )
     text = read_text(checkpoint.text, request.text, context)
-    record, held_out = calibrate_checkpoint(checkpoint, target, algorithm, text, work, progress(layers))
+    record, held_out = calibrate_checkpoint(checkpoint, target, algorithm, text, work, progress(layers), reuse=True)
     return Prepared(
         checkpoint=CalibratedCheckpoint(checkpoint, record, work.parent),
         record=record,
