@@ -51,8 +51,8 @@ def megrez_compile(
     def run(*args: object) -> Done:
         from megrez.compile.cli import main
 
-        brief = [] if "--calib-samples" in args else ["--calib-samples", "2", "--fidelity-tokens", "64"]
-        monkeypatch.setattr(sys, "argv", ["megrez-compile", *map(str, args), *brief])
+        brief = ["--calib-samples", "2", "--fidelity-tokens", "64"]  # what args say after them counts
+        monkeypatch.setattr(sys, "argv", ["megrez-compile", *brief, *map(str, args)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main()

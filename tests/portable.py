@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from megrez.compile.bundle_writer import write_bundle
+from megrez.compile.bundle_writer import Content, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
 from megrez.engines.ort.build import build
@@ -33,7 +33,8 @@ def stage(
     checkpoint = open_checkpoint(str(folder))
     model = canonical(checkpoint, context)
     lower(model, checkpoint, target, input_scale)
-    write_bundle(output, checkpoint, target, context, "checkpoint", lambda into: build(model, into))
+    content = Content(checkpoint=checkpoint, target=target, context=context, weights="checkpoint", record=None)
+    write_bundle(output, content, lambda into: build(model, into))
     return ir.load(output / "model.onnx")
 
 

@@ -120,7 +120,7 @@ def test_a_bundle_of_a_newer_schema_is_refused(bundle: Path) -> None:
     manifest["schema_version"] += 1
     manifest["something_new"] = {"of": "later"}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"schema version 2, this runtime reads up to 1: upgrade"):
+    with pytest.raises(BundleError, match=r"schema version 3, this runtime reads up to 2: upgrade"):
         Model.open(bundle, threads=1)
 
 

@@ -24,6 +24,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3"},
     "bfloat16": {"dtype": "bfloat16"},
 }
+# Where a test is not about calibration.
+RTN = ("--algorithm", "rtn", "--fidelity-tokens", 0)
 PROMPTS = [np.random.default_rng(seed).integers(0, 320, length).tolist() for seed, length in enumerate((1, 9, 30))]
 
 
@@ -33,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 def assert_one_error(done: Any, code: int, *said: str) -> None:
     """One line on stderr after those that tell the stages, and nothing on stdout."""
-    told = [line for line in done.err.splitlines() if not line.lstrip().startswith(("[", "weights"))]
+    told = [line for line in done.err.splitlines() if not line.lstrip().startswith(("[", "layers", "weights"))]
     assert (done.code, done.out, len(told)) == (code, "", 1), done.err
     assert told[0].startswith("error: ") and "Traceback" not in done.err
     for part in said:
@@ -63,13 +65,13 @@ def test_json_has_exactly_the_fields_promised(checkpoint_of: Any, megrez_compile
 
 
 def test_without_json_stdout_names_the_next_command(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
-    done = megrez_compile(checkpoint_of(), "--target", "cpu-int8", "-o", tmp_path / "b")
+    done = megrez_compile(checkpoint_of(), "--target", "cpu-int8", "-o", tmp_path / "b", *RTN)
     assert done.code == 0 and f"megrez run {tmp_path / 'b'} PROMPT" in done.out
 
 
 @pytest.mark.parametrize(("asked", "given"), [([], 512), (["--context", 1], 1), (["--context", 512], 512)])
 def test_context(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, asked: list[Any], given: int) -> None:
-    assert megrez_compile(checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b", *asked).code == 0
+    assert megrez_compile(checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b", *asked, *RTN).code == 0
     assert open_bundle(tmp_path / "b").manifest.context_length == given
 
 
@@ -134,7 +136,7 @@ def test_an_output_that_is_no_bundle_stays_untouched(
 def test_an_older_bundle_is_replaced_by_a_whole_one_only(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path
 ) -> None:
-    target = ("--target", "cpu-int8", "-o", tmp_path / "b")
+    target = ("--target", "cpu-int8", "-o", tmp_path / "b", *RTN)
     assert megrez_compile(checkpoint_of(), *target).code == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     broken = poisoned(make_checkpoint(tmp_path / "broken"), "model.layers.1.mlp.down_proj.weight")
@@ -200,7 +202,7 @@ def test_a_full_disk_is_seen_before_it_is_full(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("megrez.compile.bundle_writer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 99}))
-    done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b")
+    done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b", *RTN)
     assert_one_error(done, 1, "free some space or choose another -o")
     assert names(tmp_path) == []
 
@@ -209,7 +211,7 @@ def test_a_full_disk_is_seen_before_it_is_full(
 def test_a_disk_that_fills_up_leaves_nothing_new(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
 ) -> None:
-    target = ("--target", "cpu-int4", "-o", tmp_path / "b")
+    target = ("--target", "cpu-int4", "-o", tmp_path / "b", *RTN)
     before = {}
     if older:
         assert megrez_compile(checkpoint_of(), *target).code == 0

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from megrez.runtime.manifest import (
+    SCHEMA_VERSION,
     Architecture,
     File,
     KvCache,
@@ -67,7 +68,7 @@ def byte_fallback() -> Tokenizer:
 
 def plain_manifest() -> Manifest:
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         target="cpu-fp32",
         engine="fake",
         context_length=64,
@@ -84,7 +85,10 @@ def plain_manifest() -> Manifest:
         kv_cache=KvCache(dtype="float32", bytes_per_token=32),
         tokens=Tokens(bos=None, pad=None, stop=(264, 261), add_bos=False),
         sampling=SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0),
-        provenance=Provenance(source="tiny", weights="dummy", quantization="none", tools={"torch": "2"}),
+        provenance=Provenance(
+            source="tiny", weights="dummy", quantization="none", calibration=None, tools={"torch": "2"}
+        ),
+        measured=None,
         files=(),
     )
 
