@@ -33,6 +33,7 @@ class TextRecord:
 class Record:
     """One calibration. target: whose formats it is for. model_sha256: of the weights and config it belongs to.
 
+    finer: the tensors that have the target's finer format, where a budget chose them; None where none was given.
     points: by "model.layers.0.qkv" and so on. caches: by "model.layers.0.key" and "…value". fidelity: of the rounded
     model on text that was not learned from, in simulation. files: paths are relative to the JSON's folder.
     """
@@ -41,6 +42,7 @@ class Record:
     target: str
     algorithm: str
     inputs: str | None
+    finer: tuple[str, ...] | None
     model: str
     model_sha256: str
     text: TextRecord

@@ -40,6 +40,7 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
 @click.option("--quantize-head", is_flag=True, help="For targets whose lm_head stays float32: 8 bits instead.")
 @click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")
+@click.option("--max-kl", type=float, metavar="NATS", help="Keep as much finer as this mean KL divergence needs.")
 @calibration_options
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
 @click.option("--dummy-weights", is_flag=True, help="Seeded random weights in the shape of MODEL's config.json.")
@@ -57,6 +58,7 @@ def compile_command(
     stage: str | None,
     quantize_head: bool,
     scales: Path | None,
+    max_kl: float | None,
     algorithm: str | None,
     revision: str | None,
     dummy_weights: bool,
@@ -73,10 +75,13 @@ def compile_command(
     row = _row(target, block_size, stage, quantize_head)
     if scales is not None and algorithm is not None:
         raise UsageError("--scales were made by an algorithm already: leave --algorithm out")
+    if max_kl is not None and (max_kl <= 0 or scales is not None):
+        raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, whose formats are chosen")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
     calibration = CalibrationRequest(
         algorithm=algorithm,
         scales=scales,
+        max_kl=max_kl,
         text=text_request(**text),
         weights="dummy" if dummy_weights else "checkpoint",
     )

@@ -28,6 +28,9 @@ class ConsoleReport:
         self._end_bar()
         click.echo(f"[{time.perf_counter() - self.started:6.1f} s] {name}", err=True)
 
+    def text(self, lines: str) -> None:
+        click.echo(lines, err=True)
+
     def weights(self, total: int) -> Callable[[int], None]:
         bar = self._begin_bar("weights", total, show_pos=False)
         return lambda done: bar.update(done)

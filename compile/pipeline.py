@@ -1,38 +1,21 @@
 """From a checkpoint to a bundle: the stages in order; knows no option of the command line."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from megrez.compile.bundle_writer import Content, check_output, check_space, write_bundle
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.held_out import measure_bundle
-from megrez.compile.prepare import CalibrationRequest, discard, prepare
+from megrez.compile.prepare import CalibrationRequest, Preparation, discard
+from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Measured
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_CALIBRATION = CalibrationRequest(algorithm=None, scales=None, text=TextRequest(), weights="checkpoint")
-
-
-class Report(Protocol):
-    """Who is told how far the work is."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-        ...
-
-    def weights(self, total: int) -> Callable[[int], None]:
-        """Weights will be written, `total` bytes of them; the answer is called with each tensor's bytes."""
-        ...
-
-    def layers(self, total: int) -> Callable[[int], None]:
-        """Layers will be walked, `total` of them; the answer is called with how many are done so far."""
-        ...
+DEFAULT_CALIBRATION = CalibrationRequest(text=TextRequest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +35,21 @@ def compile_bundle(request: Request, report: Report) -> Path:
     Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
     when the bundle cannot be written.
     """
-    checkpoint, target = request.checkpoint, request.target
+    checkpoint = request.checkpoint
     context = choose_context(request.context, checkpoint.config.max_position_embeddings)
     check_output(request.output)
     report.stage("checking the checkpoint")
     checkpoint.check()
     work = request.output.with_name(f"{request.output.name}.calibration.json")
-    prepared = prepare(checkpoint, target, request.calibration, context, work, report.layers)
+    prepared = Preparation(
+        checkpoint=checkpoint,
+        target=request.target,
+        request=request.calibration,
+        context=context,
+        work=work,
+        report=report,
+    ).run()
+    target = prepared.target
     report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers")
     # torch takes seconds to import: what can be refused is refused before.
     from megrez.compile.dialects import lower

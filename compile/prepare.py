@@ -2,137 +2,163 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from megrez.calibration import sensitivity_report
 from megrez.calibration.record import Record, read_record
 from megrez.compile.calibrate import calibrate_checkpoint, rounds_anything
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
 from megrez.compile.calibration_text import CalibrationText, TextRequest, read_text
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.held_out import HeldOut, read_held_out
+from megrez.compile.report import Progress, Report
+from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
 # Random weights have nothing to say about a text: a few random tokens give their inputs some scale.
 DUMMY_TOKENS = 64
-Progress = Callable[[int], Callable[[int], None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
     """algorithm: a key of ALGORITHMS; None takes the target's own where the checkpoint has a tokenizer.
 
-    scales: those of an earlier calibration, in place of a new one. weights: "checkpoint" or "dummy".
+    scales: those of an earlier calibration, in place of a new one. max_kl: keep as much of the model finer as this mean
+    divergence, in nats, asks for. weights: "checkpoint" or "dummy".
     """
 
-    algorithm: str | None
-    scales: Path | None
     text: TextRequest
-    weights: str
+    weights: str = "checkpoint"
+    algorithm: str | None = None
+    scales: Path | None = None
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """record: None where nothing was calibrated. held_out: None where fidelity is not to be measured."""
+    """target: the one asked for, with the tensors that a budget keeps finer. record: None where nothing was calibrated.
+
+    held_out: None where fidelity is not to be measured.
+    """
 
     checkpoint: Checkpoint
-    record: Record | None
-    held_out: HeldOut | None
+    target: Target
+    record: Record | None = None
+    held_out: HeldOut | None = None
 
     def input_scale(self, name: str) -> float | None:
         """See megrez.compile.dialects.lower."""
         return self.checkpoint.input_scale(name) if isinstance(self.checkpoint, CalibratedCheckpoint) else None
 
 
-def prepare(
-    checkpoint: Checkpoint, target: Target, request: CalibrationRequest, context: int, work: Path, progress: Progress
-) -> Prepared:
-    """Calibrate where the target asks for it. work: where its JSON goes, files beside it; see `discard`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """Calibrates where the target asks for it. work: where its JSON goes, files beside it; see `discard`."""
 
-    progress: told of how many layers will be walked, answers with what is to be told of each.
-    """
-    layers = checkpoint.config.num_hidden_layers
-    if request.scales is not None:
-        return _reuse(checkpoint, target, request, context, lambda: progress(layers))
-    if request.weights == "dummy":
-        if target.inputs is None:
-            return Prepared(checkpoint=checkpoint, record=None, held_out=None)
-        record, _ = calibrate_checkpoint(
-            checkpoint, target, "rtn", _dummy_text(checkpoint, context), work, progress(layers)
+    checkpoint: Checkpoint
+    target: Target
+    request: CalibrationRequest
+    context: int
+    work: Path
+    report: Report
+
+    def run(self) -> Prepared:
+        """Raises UsageError for a request that cannot be met, CheckpointError for weights that are no numbers."""
+        request, target = self.request, self.target
+        if request.scales is not None:
+            return self._from_scales(request.scales)
+        if request.weights == "dummy":
+            return self._dummy()
+        blind = target.inputs is None  # rounding to nearest then needs no text
+        algorithm = request.algorithm or ("rtn" if self.checkpoint.text is None and blind else target.algorithm)
+        if request.max_kl is not None:
+            return self._within_budget(algorithm, request.max_kl)
+        if (algorithm == "rtn" and blind) or not rounds_anything(self.checkpoint, target):
+            return Prepared(checkpoint=self.checkpoint, target=target, held_out=self._held_out(request.text))
+        text = read_text(self.checkpoint.text, request.text, self.context)
+        self._tell(algorithm, text)
+        record, held_out = calibrate_checkpoint(
+            self.checkpoint, target, algorithm, text, self.work, self._layers(), reuse=True
         )
-        return Prepared(checkpoint=CalibratedCheckpoint(checkpoint, record, work.parent), record=record, held_out=None)
-    algorithm = request.algorithm or ("rtn" if checkpoint.text is None and target.inputs is None else target.algorithm)
-    if (algorithm == "rtn" and target.inputs is None) or not rounds_anything(checkpoint, target):
-        return Prepared(
-            checkpoint=checkpoint,
-            record=None,
-            held_out=_held_out(checkpoint, target, request, context, lambda: progress(layers)),
-        )
-    text = read_text(checkpoint.text, request.text, context)
-    record, held_out = calibrate_checkpoint(checkpoint, target, algorithm, text, work, progress(layers), reuse=True)
-    return Prepared(
-        checkpoint=CalibratedCheckpoint(checkpoint, record, work.parent),
-        record=record,
-        held_out=held_out if held_out.tokens.size else None,
-    )
+        return self._prepared(target, record, held_out if held_out.tokens.size else None)
+
+    def _from_scales(self, scales: Path) -> Prepared:
+        record = read_record(scales)
+        if record.target != self.target.name:
+            raise UsageError(f"{scales} was calibrated for {record.target}, not {self.target.name}: calibrate for it")
+        if record.model_sha256 != self.checkpoint.fingerprint():
+            raise UsageError(
+                f"{scales} belongs to another model ({record.model}, SHA-256 {record.model_sha256[:12]}…) than "
+                f"{self.checkpoint.source}: calibrate this one with  megrez calibrate"
+            )
+        # Held out from the text as it was cut for the calibration, so that nothing is judged by what it learned.
+        own = record.text
+        text = dataclasses.replace(self.request.text, samples=own.samples, length=own.tokens, seed=own.seed)
+        target = self.target if record.finer is None else self.target.with_finer(frozenset(record.finer))
+        calibrated = CalibratedCheckpoint(self.checkpoint, record, scales.parent)
+        return Prepared(checkpoint=calibrated, target=target, record=record, held_out=self._held_out(text))
+
+    def _dummy(self) -> Prepared:
+        if self.request.max_kl is not None:
+            raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
+        if self.target.inputs is None:
+            return Prepared(checkpoint=self.checkpoint, target=self.target)
+        text = _random_text(self.checkpoint.config.vocab_size, min(DUMMY_TOKENS, self.context))
+        record, _ = calibrate_checkpoint(self.checkpoint, self.target, "rtn", text, self.work, self._layers())
+        return self._prepared(self.target, record, None)
+
+    def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
+        if not rounds_anything(self.checkpoint, self.target.with_finer(frozenset())):
+            raise UsageError(f"--max-kl needs something to round, {self.target.name} rounds nothing here: leave it out")
+        text = read_text(self.checkpoint.text, self.request.text, self.context)
+        self._tell(algorithm, text)
+        found = calibrate_within(self.checkpoint, self.target, algorithm, text, self.work, max_kl, self._stage)
+        layers = self.checkpoint.config.num_hidden_layers
+        self.report.stage("what rounding each point alone costs, in millinats of KL divergence; * stays finer")
+        self.report.text(sensitivity_report.table(found.divergences, found.finer, layers))
+        picture = self.work.with_name(self.work.name.removesuffix(".calibration.json") + ".sensitivity.png")
+        title = f"{self.checkpoint.source}, {self.target.name}, KL at most {max_kl:g}"
+        sensitivity_report.draw(found.divergences, found.finer, layers, title, picture)
+        self.report.stage(f"drawn in {picture}")
+        return self._prepared(found.target, found.record, found.held_out)
+
+    def _prepared(self, target: Target, record: Record, held_out: HeldOut | None) -> Prepared:
+        calibrated = CalibratedCheckpoint(self.checkpoint, record, self.work.parent)
+        return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out)
+
+    def _held_out(self, request: TextRequest) -> HeldOut | None:
+        """None for float32, which the graph's own tests hold, and where there is no text to read."""
+        wanted = self.request.weights == "checkpoint" and self.target.weights is not None
+        if not wanted or self.checkpoint.text is None or request.fidelity_tokens == 0:
+            return None
+        text = read_text(self.checkpoint.text, request, self.context)
+        self.report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the exact model")
+        return read_held_out(self.checkpoint, text, self._layers())
+
+    def _tell(self, algorithm: str, text: CalibrationText) -> None:
+        self.report.stage(f"calibrating by {algorithm} on {text.tokens.size} tokens of {text.source}")
+
+    def _stage(self, name: str) -> Progress:
+        self.report.stage(name)
+        return self._layers()
+
+    def _layers(self) -> Progress:
+        return self.report.layers(self.checkpoint.config.num_hidden_layers)
 
 
 def discard(record: Record, work: Path) -> None:
-    """Remove what `prepare` wrote for a build of its own."""
+    """Remove what a Preparation wrote for a build of its own."""
     work.unlink(missing_ok=True)
     for folder in {(work.parent / file.path).parent for file in record.files}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reuse(
-    checkpoint: Checkpoint,
-    target: Target,
-    request: CalibrationRequest,
-    context: int,
-    progress: Callable[[], Callable[[int], None]],
-) -> Prepared:
-    assert request.scales is not None
-    record = read_record(request.scales)
-    if record.target != target.name:
-        raise UsageError(f"{request.scales} was calibrated for {record.target}, not {target.name}: calibrate for it")
-    if record.model_sha256 != checkpoint.fingerprint():
-        raise UsageError(
-            f"{request.scales} belongs to another model ({record.model}, SHA-256 {record.model_sha256[:12]}…) than "
-            f"{checkpoint.source}: calibrate this one with  megrez calibrate"
-        )
-    # Held out from the text as it was cut for the calibration, so that nothing is judged by what it learned.
-    own = record.text
-    text = dataclasses.replace(request.text, samples=own.samples, length=own.tokens, seed=own.seed)
-    calibrated = CalibratedCheckpoint(checkpoint, record, request.scales.parent)
-    held_out = _held_out(checkpoint, target, dataclasses.replace(request, text=text), context, progress)
-    return Prepared(checkpoint=calibrated, record=record, held_out=held_out)
-
-
-def _held_out(
-    checkpoint: Checkpoint,
-    target: Target,
-    request: CalibrationRequest,
-    context: int,
-    progress: Callable[[], Callable[[int], None]],
-) -> HeldOut | None:
-    """None for float32, which the graph's own tests hold, and where there is no text to read."""
-    wanted = request.weights == "checkpoint" and target.weights is not None and checkpoint.text is not None
-    if not wanted or request.text.fidelity_tokens == 0:
-        return None
-    return read_held_out(checkpoint, read_text(checkpoint.text, request.text, context), progress())
-
-
-def _dummy_text(checkpoint: Checkpoint, context: int) -> CalibrationText:
-    ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (1, min(DUMMY_TOKENS, context)))
+def _random_text(vocab_size: int, length: int) -> CalibrationText:
+    ids = np.random.default_rng(0).integers(0, vocab_size, (1, length))
     return CalibrationText(
-        tokens=ids,
-        held_out=ids[0, :0],
-        source="random tokens",
-        held_out_source="random tokens",
-        sha256="",
-        seed=0,
+        tokens=ids, held_out=ids[0, :0], source="random tokens", held_out_source="random tokens", sha256="", seed=0
     )
