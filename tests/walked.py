@@ -1,0 +1,18 @@
+"""Tiny checkpoints as calibration walks them, and random tokens for them to read."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.model import Model
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.held_out import model_of
+
+
+def open_model(folder: Path, positions: int) -> Model:
+    return model_of(open_checkpoint(str(folder)), positions)
+
+
+def random_tokens(samples: int, length: int, *, seed: int = 0, vocab: int = 320) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, vocab, (samples, length))
