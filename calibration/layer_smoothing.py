@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.decoder import POINTS, DecoderShape
-from megrez.calibration.recipe import Recipe, search_rows
+from megrez.calibration.recipe import Recipe
 from megrez.calibration.smoothing import Setting, search_smoothing
 
 Float32 = NDArray[np.float32]
@@ -35,8 +35,7 @@ def smooth_layer(
     smooth, exponents = dict(layer), dict[str, float | None]()
     if recipe.smoothing is None:
         return smooth, exponents
-    # o and down first: their factors change v and up, whose own smoothing must see what they end with.
-    for point in ("o", "down", "qkv", "gate_up"):
+    for point in ("qkv", "gate_up", "o", "down"):
         forms = [recipe.form(f"{prefix}{name}.weight") for name in POINTS[point]]
         if forms[0] is None or None in forms:
             continue
@@ -47,7 +46,7 @@ def smooth_layer(
             shared=_value_channels(shape) if point == "o" else None,
         )
         weight = np.concatenate([smooth[f"{name}.weight"] for name in POINTS[point]])
-        found = search_smoothing(search_rows(inputs[point]), weight, setting)
+        found = search_smoothing(inputs[point], weight, setting)
         exponents[point] = found.exponent
         if found.exponent is not None:
             _fold(smooth, point, found.factors, shape)

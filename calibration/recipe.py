@@ -10,8 +10,6 @@ from megrez.calibration.blocks import BlockQuantized
 from megrez.engines.targets import WeightFormat
 
 Float32 = NDArray[np.float32]
-# Tokens on which smoothing and scales are compared; weights are rounded on all of them.
-SEARCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +60,3 @@ class Calibrated:
     matrices: dict[str, BlockQuantized] = field(default_factory=dict)
     tensors: dict[str, Float32] = field(default_factory=dict)
     caches: dict[str, CacheScales] = field(default_factory=dict)
-
-
-def search_rows(x: Float32) -> Float32:
-    """Evenly spaced rows of x, about SEARCH_TOKENS. Row 0 is among them: activations are often largest there."""
-    return x[:: -(-len(x) // SEARCH_TOKENS)]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from megrez.calibration.blocks import BlockQuantized
 from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
-from megrez.calibration.inputs import choose_scale, round_to
-from megrez.calibration.recipe import Recipe, search_rows
+from megrez.calibration.inputs import choose_scale, round_to, search_rows
+from megrez.calibration.recipe import Recipe
 from megrez.engines.targets import WeightFormat
 
 Float32 = NDArray[np.float32]
@@ -61,7 +61,7 @@ def round_point(x: Float32, projections: list[Projection], recipe: Recipe) -> Ro
     scale, met = None, x
     if recipe.inputs is not None and formed:
         importance = sum((np.square(one.weight).sum(axis=0) for one, _ in formed), np.zeros(x.shape[1], np.float32))
-        scale = choose_scale(search_rows(x), importance, recipe.inputs)
+        scale = choose_scale(x, importance, recipe.inputs)
         met = round_to(x, scale, recipe.inputs)
     matrices: dict[str, BlockQuantized] = {}
     if formed:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.grids import fit_grid
-from megrez.calibration.inputs import choose_scale, round_to
+from megrez.calibration.inputs import choose_scale, round_to, search_rows
 from megrez.engines.targets import WeightFormat
 
 Float32 = NDArray[np.float32]
@@ -48,8 +48,12 @@ class Setting:
 
 
 def search_smoothing(x: Float32, weight: Float32, setting: Setting) -> Smoothing:
-    """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T."""
+    """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T.
+
+    All of x says how large its channels are; errors are compared on some of it.
+    """
     loud, heavy = _channels(x, weight, setting)
+    x = search_rows(x)
     rows = weight[:: -(-len(weight) // ROWS)]
     exact = x @ rows.T
     best = Smoothing(factors=np.ones(x.shape[1], np.float32), exponent=None)

@@ -80,7 +80,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
 
     write_bundle(request.output, content, lambda folder: build(model, folder, progress=progress), measure)
     if prepared.record is not None and request.calibration.scales is None:
-        discard(prepared.record, work)
+        discard(work)
     return request.output
 
 

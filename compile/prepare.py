@@ -1,6 +1,7 @@
 """What a build starts from: the checkpoint as it is or as calibration leaves it, and the text to judge it by."""
 
 import dataclasses
+import glob
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 
 from megrez.calibration import sensitivity_report
 from megrez.calibration.record import Record, read_record
-from megrez.compile.calibrate import calibrate_checkpoint, rounds_anything
+from megrez.compile.calibrate import calibrate_checkpoint, rounded_form, rounds_anything
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
 from megrez.compile.calibration_text import CalibrationText, TextRequest, read_text
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, read_held_out
+from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
 from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
@@ -100,7 +103,19 @@ class Preparation:
         text = dataclasses.replace(self.request.text, samples=own.samples, length=own.tokens, seed=own.seed)
         target = self.target if record.finer is None else self.target.with_finer(frozenset(record.finer))
         calibrated = CalibratedCheckpoint(self.checkpoint, record, scales.parent)
+        self._check_formats(scales, calibrated, target)
         return Prepared(checkpoint=calibrated, target=target, record=record, held_out=self._held_out(text))
+
+    def _check_formats(self, scales: Path, calibrated: CalibratedCheckpoint, target: Target) -> None:
+        """Rounded anew, a matrix would lose its calibration, and its smoothing alone."""
+        form = rounded_form(self.checkpoint, target)
+        for name, shape in expected_tensors(self.checkpoint.config).items():
+            wanted = form(name) if len(shape) == 2 else None
+            if wanted is not None and calibrated.block_format(name) != block_format_of(wanted, shape[1]):
+                raise UsageError(
+                    f"{scales} does not hold {name} as {wanted}: use the --block-size and --quantize-head that it was "
+                    "calibrated with, or calibrate again"
+                )
 
     def _dummy(self) -> Prepared:
         if self.request.max_kl is not None:
@@ -150,10 +165,10 @@ class Preparation:
         return self.report.layers(self.checkpoint.config.num_hidden_layers)
 
 
-def discard(record: Record, work: Path) -> None:
-    """Remove what a Preparation wrote for a build of its own."""
+def discard(work: Path) -> None:
+    """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
     work.unlink(missing_ok=True)
-    for folder in {(work.parent / file.path).parent for file in record.files}:
+    for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

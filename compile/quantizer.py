@@ -58,13 +58,7 @@ class Quantizer:
 
     def plan(self, sources: tuple[str, ...], n: int, k: int, wanted: WeightFormat) -> MatrixPlan:
         """The checkpoint's own blocks where all of `sources` have the same, of the bits wanted; else `wanted`."""
-        asked = BlockFormat(
-            bits=wanted.bits,
-            block=wanted.block or k,
-            zero_points=not wanted.symmetric,
-            offsets=False,
-            float8=wanted.float8,
-        )
+        asked = block_format_of(wanted, k)
         own = {self.checkpoint.block_format(name) for name in sources}
         stored = own.pop()
         carried = not own and stored is not None and self._fits(stored, asked)
@@ -110,6 +104,17 @@ class Quantizer:
             float8=plan.float8,
         )
         return fold_offsets(whole) if plan.folded else whole
+
+
+def block_format_of(form: WeightFormat, columns: int) -> BlockFormat:
+    """The blocks of a matrix of so many columns that is rounded to `form`."""
+    return BlockFormat(
+        bits=form.bits,
+        block=form.block or columns,
+        zero_points=not form.symmetric,
+        offsets=False,
+        float8=form.float8,
+    )
 
 
 def _concatenate(parts: list[NDArray[T]]) -> NDArray[T] | None:
