@@ -1,0 +1,63 @@
+"""What calibrating a checkpoint costs: seconds a layer and peak memory, on random tokens, which cost what others do.
+
+python benchmarks/megrez_checkpoint.py FOLDER
+python benchmarks/calibration_cost.py FOLDER --target trt-int8 --layers 3
+
+With --layers only so many layers are walked, and then the head as it would be: a sample, which the answer states.
+"""
+
+import dataclasses
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from megrez.calibration.recipe import Recipe
+from megrez.calibration.store import Store
+from megrez.calibration.walk import calibrate
+from megrez.compile.calibrate import ALGORITHMS, rounded_form
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.held_out import model_of
+from megrez.engines.targets import find_target
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target", required=True, help="Whose formats to calibrate for.")
+@click.option("--samples", default=8, show_default=True)
+@click.option("--tokens", default=256, show_default=True)
+@click.option("--layers", type=int, help="Walk only so many [all].")
+@click.option("--work", type=click.Path(path_type=Path), help="A folder for the finished layers [a temporary one].")
+def main(model: str, target: str, samples: int, tokens: int, layers: int | None, work: Path | None) -> None:
+    """Print seconds per layer and the peak of resident memory as JSON."""
+    checkpoint, row = open_checkpoint(model), find_target(target)
+    smoothing, gptq = ALGORITHMS[row.algorithm]
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=row.inputs, form=rounded_form(checkpoint, row))
+    whole = model_of(checkpoint, tokens)
+    walked = dataclasses.replace(whole, windows=whole.windows[:layers])
+    ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (samples, tokens))
+    marks = []
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        calibrate(
+            walked, ids, samples, recipe, Store(Path(folder) / "state"), lambda done: marks.append(time.perf_counter())
+        )
+    seconds = [round(after - before, 2) for before, after in zip(marks, marks[1:], strict=False)]
+    answer = {
+        "target": target,
+        "algorithm": row.algorithm,
+        "samples": samples,
+        "tokens": tokens,
+        "layers_walked": len(walked.windows),
+        "layers_of_the_model": len(whole.windows),
+        "seconds_per_layer": seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    click.echo(json.dumps(answer, indent=2))
+
+
+if __name__ == "__main__":
+    main()
