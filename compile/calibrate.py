@@ -1,5 +1,6 @@
 """The calibration stage: a checkpoint, a target and a text to scales on disk; knows no graph and no option."""
 
+import glob
 import hashlib
 import json
 import shutil
@@ -78,6 +79,13 @@ def calibrate_checkpoint(
             f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
         ) from error
     return record, HeldOut(tokens=held_out, exact=walked.exact, source=text.held_out_source)
+
+
+def discard(work: Path) -> None:
+    """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
+    work.unlink(missing_ok=True)
+    for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finished(path: Path, folder: Path) -> Record | None:

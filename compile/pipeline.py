@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megrez.compile.bundle_writer import Content, check_output, check_space, write_bundle
+from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.held_out import measure_bundle
-from megrez.compile.prepare import CalibrationRequest, Preparation, discard
+from megrez.compile.prepare import CalibrationRequest, Preparation
 from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle

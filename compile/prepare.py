@@ -1,8 +1,6 @@
 """What a build starts from: the checkpoint as it is or as calibration leaves it, and the text to judge it by."""
 
 import dataclasses
-import glob
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from megrez.compile.calibration_text import CalibrationText, TextRequest, read_t
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, read_held_out
+from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
 from megrez.compile.within_budget import calibrate_within
@@ -108,9 +107,10 @@ class Preparation:
 
     def _check_formats(self, scales: Path, calibrated: CalibratedCheckpoint, target: Target) -> None:
         """Rounded anew, a matrix would lose its calibration, and its smoothing alone."""
-        form = rounded_form(self.checkpoint, target)
-        for name, shape in expected_tensors(self.checkpoint.config).items():
-            wanted = form(name) if len(shape) == 2 else None
+        form, shapes = rounded_form(self.checkpoint, target), expected_tensors(self.checkpoint.config)
+        for name, shape in shapes.items():
+            looked_up = name == EMBEDDING and HEAD[0] in shapes
+            wanted = form(name) if len(shape) == 2 and not looked_up else None
             if wanted is not None and calibrated.block_format(name) != block_format_of(wanted, shape[1]):
                 raise UsageError(
                     f"{scales} does not hold {name} as {wanted}: use the --block-size and --quantize-head that it was "
@@ -163,13 +163,6 @@ class Preparation:
 
     def _layers(self) -> Progress:
         return self.report.layers(self.checkpoint.config.num_hidden_layers)
-
-
-def discard(work: Path) -> None:
-    """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
-    work.unlink(missing_ok=True)
-    for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _random_text(vocab_size: int, length: int) -> CalibrationText:
