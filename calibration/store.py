@@ -24,7 +24,7 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """layers: how many are finished, their findings in the other fields as in Record."""
+    """layers: how many are finished, the head counted as one; their findings in the other fields as in Record."""
 
     layers: int
     points: dict[str, Point]
@@ -47,13 +47,12 @@ class Store:
         exact, rounded = np.load(self._hidden(self.progress.layers))
         return dataclasses.replace(streams, exact=exact, rounded=rounded)
 
-    def save(self, found: Calibrated, streams: Streams | None) -> None:
-        """A layer is finished. streams: behind it; None behind the head."""
+    def save(self, found: Calibrated, streams: Streams) -> None:
+        """A layer, or the head, is finished. streams: behind the last layer."""
         done = self.progress
         path = self.folder / f"{done.layers:03d}.safetensors"
         write_layer(path, found)
-        if streams is not None:
-            self._write_hidden(done.layers + 1, streams)
+        self._write_hidden(done.layers + 1, streams)
         self.progress = Progress(
             layers=done.layers + 1,
             points=done.points | found.points,

@@ -47,7 +47,7 @@ def calibrate(
     start = model.embed(tokens)
     streams = store.resume(Streams(exact=start, rounded=start, learn=learn))
     del start
-    progress(store.progress.layers)
+    progress(min(store.progress.layers, model.layers))
     for layer in range(store.progress.layers, model.layers):
         streams, found = calibrate_layer(
             model.prefix(layer), model.layer(layer), model.shape, model.windows[layer], recipe, streams
@@ -57,7 +57,7 @@ def calibrate(
     head = model.head()
     rounded_head = _round_head(model.head_name, head, recipe, streams)
     if store.progress.layers == model.layers and rounded_head is not None:
-        store.save(_found_for_head(rounded_head), None)
+        store.save(_found_for_head(rounded_head), streams)
     return Walked(exact=streams.exact[learn:], fidelity=_fidelity(tokens[learn:], streams, head, rounded_head))
 
 
