@@ -32,6 +32,9 @@ class Progress:
     files: tuple[File, ...]
 
 
+_NOTHING = Progress(layers=0, points={}, caches={}, files=())
+
+
 class Store:
     """The state of one request in `folder`; file paths are relative to the folder's parent."""
 
@@ -44,7 +47,11 @@ class Store:
         """The hidden states behind the last finished layer; `streams` where none is."""
         if self.progress.layers == 0:
             return streams
-        exact, rounded = np.load(self._hidden(self.progress.layers))
+        try:
+            exact, rounded = np.load(self._hidden(self.progress.layers))
+        except (OSError, EOFError, ValueError):  # cut short: all is done again
+            self.progress = _NOTHING
+            return streams
         return dataclasses.replace(streams, exact=exact, rounded=rounded)
 
     def save(self, found: Calibrated, streams: Streams) -> None:
@@ -71,14 +78,13 @@ class Store:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self) -> Progress:
-        empty = Progress(layers=0, points={}, caches={}, files=())
         faults: list[str] = []
         try:
             found = parse(Progress, json.loads((self.folder / PROGRESS).read_bytes()), faults)
         except (OSError, ValueError):
-            return empty
+            return _NOTHING
         whole = not faults and all(self._is_whole(file) for file in found.files)
-        return found if whole and self._hidden(found.layers).is_file() else empty
+        return found if whole and self._hidden(found.layers).is_file() else _NOTHING
 
     def _is_whole(self, file: File) -> bool:
         path = self.folder.parent / file.path
