@@ -14,6 +14,7 @@ from megrez.calibration.decoder import POINTS, DecoderShape, forward, linear_of
 from megrez.calibration.layer_smoothing import smooth_layer
 from megrez.calibration.recipe import Calibrated, Point, Recipe
 from megrez.calibration.rounding import Projection, round_point
+from megrez.runtime.errors import CheckpointError
 
 Float32 = NDArray[np.float32]
 
@@ -30,7 +31,10 @@ class Streams:
 def calibrate_layer(
     prefix: str, layer: dict[str, Float32], shape: DecoderShape, window: int | None, recipe: Recipe, streams: Streams
 ) -> tuple[Streams, Calibrated]:
-    """The streams behind the layer, and what was found for it. prefix: "model.layers.0."; layer: its tensors."""
+    """The streams behind the layer, and what was found for it. prefix: "model.layers.0."; layer: its tensors.
+
+    Raises CheckpointError where the exact model's hidden states overflow.
+    """
     learn = streams.learn * streams.exact.shape[1]
     found = Calibrated()
     inputs: dict[str, Float32] = {}
@@ -42,6 +46,8 @@ def calibrate_layer(
         return exact_linear(point, x)
 
     exact = forward(streams.exact, layer, shape, window, recording)
+    if not np.isfinite(exact).all():
+        raise CheckpointError(f"{prefix.rstrip('.')} makes of the text what is not finite: repair the checkpoint")
     smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs)
     inputs.clear()
 
