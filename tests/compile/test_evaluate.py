@@ -1,8 +1,6 @@
 """`megrez eval` tells the figures that transformers' own logits give, computed at once in float64."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,6 @@ from tests.reference import log_softmax, logits
 TEXT = "the hall in the land and a hello on another hill; " * 4
 COUNT, WINDOW = 75, 32
 FIGURES = ["perplexity", "reference_perplexity", "kl_mean", "kl_p99", "top1_agreement", "tokens"]
-
-
-@pytest.fixture
-def megrez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
-    """The `megrez` command: exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        from megrez.runtime.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["megrez", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        told = capsys.readouterr()
-        return caught.value.code, told.out, told.err
-
-    return run
 
 
 @pytest.fixture
