@@ -56,10 +56,19 @@ def test_what_an_input_costs_decides() -> None:
     assert choose_scale(x, blind, "int8") == pytest.approx(1 / 127, rel=1e-3)
 
 
+def test_the_range_is_of_every_token() -> None:
+    """The largest is seen wherever it is, though scales are compared on some of the tokens."""
+    x = np.full((5000, 2), 0.5, np.float32)
+    x[4321, 1] = 100
+    for inputs, numbers in NUMBERS.items():
+        tried = [100 / numbers.max() * share for share in SHARES[inputs]]
+        found = choose_scale(x, np.ones(2, np.float32), inputs)
+        assert min(abs(found / one - 1) for one in tried) < 1e-6
+
+
 @formats
 def test_zeros_have_the_scale_1(inputs: str) -> None:
-    for tokens in (5, 0):
-        assert choose_scale(np.zeros((tokens, 3), np.float32), np.ones(3, np.float32), inputs) == 1.0
+    assert choose_scale(np.zeros((5, 3), np.float32), np.ones(3, np.float32), inputs) == 1.0
 
 
 @formats

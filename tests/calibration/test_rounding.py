@@ -1,0 +1,134 @@
+"""Rounded projections beside a simulation in float64: the input rounded, the matrix as stored, the product."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megrez.calibration import rounding
+from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.recipe import Recipe
+from megrez.calibration.rounding import Projection, Rounded, round_point, second_moments
+from megrez.engines.targets import WeightFormat
+
+Float64 = NDArray[np.float64]
+INT8 = WeightFormat(bits=8, block=None, symmetric=True)
+INT4 = WeightFormat(bits=4, block=16, symmetric=False)
+FP8 = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+K = 40
+
+
+def recipe(inputs: str | None, *, gptq: bool = True) -> Recipe:
+    return Recipe(smoothing=None, gptq=gptq, inputs=inputs, form=lambda name: None)
+
+
+def some_inputs(tokens: int = 70) -> NDArray[np.float32]:
+    random = np.random.default_rng(0)
+    return (random.standard_t(4, (tokens, K)) * 10.0 ** random.uniform(-1, 1, K)).astype(np.float32)
+
+
+def projections(*forms: WeightFormat | None) -> list[Projection]:
+    """Of different heights; every second one has a bias."""
+    random = np.random.default_rng(1)
+    return [
+        Projection(
+            name=f"p{at}",
+            weight=random.standard_normal((5 + at, K), np.float32),
+            bias=10 * random.standard_normal(5 + at, np.float32) if at % 2 == 0 else None,
+            form=form,
+        )
+        for at, form in enumerate(forms)
+    ]
+
+
+def stored(matrix: BlockQuantized) -> Float64:
+    if matrix.float8:
+        numbers = matrix.codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    else:
+        zeros = 2 ** (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points.astype(np.float64)
+        numbers = matrix.codes - np.repeat(np.broadcast_to(zeros, matrix.scales.shape), matrix.block, axis=1)[:, :K]
+    return numbers * np.repeat(matrix.scales.astype(np.float64), matrix.block, axis=1)[:, :K]
+
+
+def rounded_input(x: NDArray[np.float32], scale: float | None, inputs: str | None) -> Float64:
+    if scale is None:
+        return x.astype(np.float64)
+    steps = x / np.float32(scale)
+    if inputs == "int8":
+        numbers = np.minimum(np.maximum(np.rint(steps), -127), 127)
+    else:
+        numbers = np.minimum(np.maximum(steps, -448), 448).astype(ml_dtypes.float8_e4m3fn)
+    return numbers.astype(np.float64) * np.float64(np.float32(scale))
+
+
+@pytest.mark.parametrize("inputs", [None, "int8", "fp8"])
+@pytest.mark.parametrize(
+    "forms",
+    [(INT8, INT8, INT8), (FP8,), (INT4, INT8), (INT4, None), (None, FP8, INT8)],
+    ids=lambda forms: str(len(forms)),
+)
+def test_outputs_and_error_are_their_definition(inputs: str | None, forms: tuple[WeightFormat | None, ...]) -> None:
+    x, ones = some_inputs(), projections(*forms)
+    found = round_point(x, ones, recipe(inputs))
+    assert (found.input_scale is None) == (inputs is None)
+    assert set(found.matrices) == {one.name for one in ones if one.form is not None}
+    met = rounded_input(x, found.input_scale, inputs)
+    products, exact, expected = [], [], []
+    for one in ones:
+        weight = one.weight.astype(np.float64)
+        products.append(met @ (weight if one.form is None else stored(found.matrices[one.name])).T)
+        exact.append(x.astype(np.float64) @ weight.T)
+        expected.append(products[-1] + (0 if one.bias is None else one.bias))
+    made = found(x)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, np.concatenate(expected, axis=1), rtol=0, atol=1e-5 * np.abs(made).max())
+    off = np.concatenate(products, axis=1) - np.concatenate(exact, axis=1)
+    share = (off**2).sum() / (np.concatenate(exact, axis=1) ** 2).sum()
+    assert found.error == pytest.approx(share, rel=1e-3) and 0 < found.error < 0.05
+
+
+def test_inputs_are_rounded_half_to_even_and_saturate() -> None:
+    identity = Projection(name="p", weight=np.eye(6, dtype=np.float32), bias=None, form=None)
+
+    def met(inputs: str, *x: float) -> list[float]:
+        point = Rounded(projections=[identity], matrices={}, inputs=inputs, input_scale=0.5, error=0)
+        return list(point(np.array([x], np.float32))[0])
+
+    assert met("int8", 0.25, 0.75, 1.25, -0.25, 1000, -1000) == [0, 1, 1, 0, 63.5, -63.5]
+    # Above 16 numbers of E4M3 lie 2 apart: 17 and 19 steps are ties.
+    assert met("fp8", 8.5, 9.5, 8.75, -8.5, 1e6, -1e6) == [8, 10, 9, -8, 224, -224]
+
+
+@pytest.mark.parametrize("inputs", [None, "int8", "fp8"])
+def test_a_point_that_stays_exact_leaves_its_input_alone(inputs: str | None) -> None:
+    x, ones = some_inputs(), projections(None, None)
+    found = round_point(x, ones, recipe(inputs))
+    assert (found.input_scale, found.matrices, found.error) == (None, {}, 0.0)
+    expected = [x @ ones[0].weight.T + ones[0].bias, x @ ones[1].weight.T]
+    np.testing.assert_array_equal(found(x), np.concatenate(expected, axis=1))
+
+
+@pytest.mark.parametrize("inputs", [None, "int8", "fp8"])
+def test_gptq_learns_from_the_inputs_that_the_matrix_meets(inputs: str | None) -> None:
+    """Correlated inputs: the outputs get nearer than with codes to nearest on the same grid and scale."""
+    random = np.random.default_rng(3)
+    x = (random.normal(size=(300, 5)) @ random.normal(size=(5, K)) + 0.1 * random.normal(size=(300, K))).astype("f4")
+    ones = projections(INT4)
+    plain, made = (round_point(x, ones, recipe(inputs, gptq=gptq)) for gptq in (False, True))
+    assert made.input_scale == plain.input_scale
+    np.testing.assert_array_equal(made.matrices["p0"].scales, plain.matrices["p0"].scales)
+    assert made.error < (0.5 if inputs is None else 0.8) * plain.error
+
+
+def test_moments_are_the_mean_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "CHUNK", 16)
+    x = some_inputs()
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(second_moments(x), exact.T @ exact / len(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [None, "int8", "fp8"])
+def test_an_input_of_zeros(inputs: str | None) -> None:
+    found = round_point(np.zeros((9, K), np.float32), projections(INT4, INT8), recipe(inputs))
+    assert found.error == 0 and found.input_scale == (None if inputs is None else 1)
+    assert np.isfinite(found(some_inputs())).all()
