@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from megrez.calibration import rounding
 from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.gptq import quantize_gptq
+from megrez.calibration.grids import fit_grid
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.rounding import Projection, Rounded, round_point, second_moments
 from megrez.engines.targets import WeightFormat
@@ -118,6 +120,23 @@ def test_gptq_learns_from_the_inputs_that_the_matrix_meets(inputs: str | None) -
     assert made.input_scale == plain.input_scale
     np.testing.assert_array_equal(made.matrices["p0"].scales, plain.matrices["p0"].scales)
     assert made.error < (0.5 if inputs is None else 0.8) * plain.error
+
+
+def test_weights_are_fitted_to_rounded_inputs() -> None:
+    """An outlier makes the scale coarse: quiet inputs become zeros, and the matrix must not trust them."""
+    x = some_inputs() * np.float32(0.01)
+    x[:, 0] = np.random.default_rng(2).uniform(-50, 50, len(x))
+    (one,) = projections(INT4)
+    found = round_point(x, [one], recipe("int8"))
+    met = rounded_input(x, found.input_scale, "int8")
+
+    def fitted(inputs: Float64) -> BlockQuantized:
+        moments = inputs.T @ inputs / len(inputs)
+        return quantize_gptq(one.weight, fit_grid(one.weight, INT4, np.diag(moments).astype(np.float32)), moments)
+
+    made, expected, exact = found.matrices["p0"], fitted(met), fitted(x.astype(np.float64))
+    assert (made.codes != expected.codes).mean() < 0.01 < (made.codes != exact.codes).mean()
+    np.testing.assert_allclose(made.scales, expected.scales, rtol=1e-6)
 
 
 def test_moments_are_the_mean_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
