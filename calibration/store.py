@@ -96,10 +96,11 @@ class Store:
     def _write_hidden(self, layers: int, streams: Streams) -> None:
         partial = self.folder / "hidden.partial"
         shape = 2, *streams.exact.shape
-        both = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        both[0], both[1] = streams.exact, streams.rounded
-        both.flush()
-        del both
+        with partial.open("wb") as file:  # written, not mapped: a full disk is then an error and no signal
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for stream in (streams.exact, streams.rounded):
+                stream.astype("<f4", copy=False).tofile(file)
         partial.replace(self._hidden(layers))
 
     def _replace(self, name: str, data: bytes) -> None:

@@ -15,7 +15,7 @@ from megrez.calibration.decoder import POINTS
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.record import Record
 from megrez.calibration.sensitivity import measure_sensitivity
-from megrez.compile.calibrate import calibrate_checkpoint, rounded_form
+from megrez.compile.calibrate import calibrate_checkpoint, discard, rounded_form
 from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
@@ -77,6 +77,7 @@ def calibrate_within(
             break
         factor = max(factor * 1.5, found / max(predicted, 1e-12))
     if best is None:
+        discard(path)
         raise UsageError(
             f"--max-kl is {max_kl:g}, and {algorithm} for {target.name} came down to {lowest:.5f} with its finest "
             "formats: raise it or choose a finer target"
