@@ -7,6 +7,7 @@ With --layers only so many layers are walked, and then the head as it would be: 
 """
 
 import dataclasses
+import itertools
 import json
 import resource
 import tempfile
@@ -45,7 +46,7 @@ def main(model: str, target: str, samples: int, tokens: int, layers: int | None,
         calibrate(
             walked, ids, samples, recipe, Store(Path(folder) / "state"), lambda done: marks.append(time.perf_counter())
         )
-    seconds = [round(after - before, 2) for before, after in zip(marks, marks[1:], strict=False)]
+    seconds = [round(after - before, 2) for before, after in itertools.pairwise(marks)]
     answer = {
         "target": target,
         "algorithm": row.algorithm,
