@@ -47,4 +47,4 @@ def round_to(x: Float32, scale: float, inputs: str) -> Float32:
 
 def search_rows(x: Float32) -> Float32:
     """Evenly spaced rows of x, about SEARCH_TOKENS. Row 0 is among them: activations are often largest there."""
-    return x[:: -(-len(x) // SEARCH_TOKENS)]
+    return x[:: max(1, -(-len(x) // SEARCH_TOKENS))]
