@@ -1,15 +1,15 @@
 """One positive scale per output channel, from its largest weight: int8 and E4M3 as GPUs multiply; knows no text."""
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.number_formats import Float8, Integer
 from megrez.runtime.errors import CheckpointError
 
 # Weights in one piece of work.
 CHUNK = 1 << 20
-INT8_MAX, E4M3_MAX = 127.0, 448.0
+INT8, E4M3 = Integer(8), Float8()
 
 
 def quantize_channels(weight: NDArray[np.float32], *, float8: bool = False) -> BlockQuantized:
@@ -24,7 +24,7 @@ def quantize_channels(weight: NDArray[np.float32], *, float8: bool = False) -> B
         part = slice(start, start + step)
         scales[part] = _scales(weight[part], float8)
         steps = weight[part] / scales[part]
-        codes[part] = _e4m3(steps) if float8 else (np.rint(steps) + np.float32(128)).astype(np.uint8)
+        codes[part] = E4M3.encode(steps) if float8 else (np.rint(steps) + np.float32(128)).astype(np.uint8)
     return BlockQuantized(bits=8, block=columns, codes=codes, scales=scales, float8=float8)
 
 
@@ -33,11 +33,6 @@ def _scales(weight: NDArray[np.float32], float8: bool) -> NDArray[np.float32]:
     largest = np.abs(weight).max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
         raise CheckpointError("a matrix to quantise holds a weight that is not finite: repair the checkpoint")
-    scales = largest / np.float32(E4M3_MAX if float8 else INT8_MAX)
+    scales = largest / np.float32((E4M3 if float8 else INT8).largest)
     # A scale that is no normal number would be inexact, and its reciprocal infinite.
     return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1))
-
-
-def _e4m3(steps: NDArray[np.float32]) -> NDArray[np.uint8]:
-    inside = np.clip(steps, -E4M3_MAX, E4M3_MAX)  # the cast makes NaN of more, which division's rounding could give
-    return inside.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from megrez.calibration.number_formats import Float8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,7 @@ class BlockQuantized:
             return np.repeat(per_block, self.block, axis=1)[:, :columns]
 
         if self.float8:
-            numbers: NDArray[np.float32] = self.codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-            return spread(self.scales) * numbers
+            return spread(self.scales) * Float8().decode(self.codes)
         middle = np.float32(2 ** (self.bits - 1))
         zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
         values = spread(self.scales) * (self.codes.astype(np.float32) - zero)

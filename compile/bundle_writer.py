@@ -4,7 +4,7 @@ import errno
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megrez.calibration.record import Record
@@ -125,7 +125,9 @@ def _manifest(content: Content, files: tuple[File, ...]) -> Manifest:
             source=checkpoint.source,
             weights=content.weights,
             quantization=_quantization(target),
-            calibration=None if content.record is None else _calibration(content.record),
+            calibration=None
+            if content.record is None
+            else Calibration(algorithm=content.record.algorithm, **asdict(content.record.text)),
             tools=_tool_versions(),
         ),
         measured=None,
@@ -141,18 +143,6 @@ def _quantization(target: Target) -> str:
     head = "head float32" if target.head is None else f"head {target.head}"
     kept = "; the checkpoint's own blocks kept" if target.inputs is None else ""
     return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
-
-
-def _calibration(record: Record) -> Calibration:
-    text = record.text
-    return Calibration(
-        algorithm=record.algorithm,
-        source=text.source,
-        sha256=text.sha256,
-        samples=text.samples,
-        tokens=text.tokens,
-        seed=text.seed,
-    )
 
 
 GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)

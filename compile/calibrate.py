@@ -72,7 +72,7 @@ def calibrate_checkpoint(
         partial.replace(path)
         store.finish()
     except CheckpointError:
-        shutil.rmtree(folder, ignore_errors=True)  # of no use to another checkpoint
+        store.discard()  # of no use to another checkpoint
         raise
     except OSError as error:
         raise MegrezError(

@@ -10,7 +10,7 @@ import click
 
 
 class ConsoleReport:
-    """See megrez.compile.pipeline.Report. As a context it leaves the terminal as it was, after an error too."""
+    """See megrez.compile.report.Report. As a context it leaves the terminal as it was, after an error too."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
