@@ -30,11 +30,13 @@ from tokenizers import Tokenizer
 HERE = Path(__file__).parent
 MODELOPT = "0.47.0"
 # Our target, and the configurations of modelopt whose better one it is held to.
-SCHEMES = {
+UNIFORM = {
     "trt-int8": ("INT8_DEFAULT_CFG", "INT8_SMOOTHQUANT_CFG"),
     "trt-fp8": ("FP8_DEFAULT_CFG",),
     "trt-int4": ("INT4_AWQ_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
 }
+# The same with an 8-bit lm_head, which modelopt's leave alone.
+SCHEMES = UNIFORM | {f"{target} --quantize-head": peers for target, peers in UNIFORM.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +82,10 @@ def measure_peer(python: Path, config: str, setting: Setting, folder: Path, file
         raise click.ClickException(f"--peers-python has nvidia-modelopt {found}: this compares with {MODELOPT}")
 
 
-def measure_ours(target: str, setting: Setting, folder: Path, file: Path) -> None:
+def measure_ours(build: str, setting: Setting, folder: Path, file: Path) -> None:
     staged = folder / "staged"
-    command = BIN / "megrez-compile", setting.model, "--target", target, "--stage", "onnx", "--calib", setting.text
+    options = "--stage", "onnx", "--calib", setting.text
+    command = BIN / "megrez-compile", setting.model, "--target", *build.split(), *options
     samples = "--calib-samples", setting.skip // setting.window, "--calib-tokens", setting.window
     run(setting, *command, *samples, "-o", staged)
     with reference_bundle(setting.model, setting.window) as reference:
@@ -91,7 +94,7 @@ def measure_ours(target: str, setting: Setting, folder: Path, file: Path) -> Non
         run(setting, *command, *options, "--threads", setting.threads, "--json", file)
     versions = {name: version(name) for name in ("megrez-compile", "onnxruntime", "numpy")}
     figures = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**figures, "target": target, "versions": versions}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**figures, "build": build, "versions": versions}, indent=2) + "\n", encoding="utf-8")
 
 
 def sources_digest() -> str:
@@ -103,10 +106,10 @@ def sources_digest() -> str:
 def results(setting: Setting, python: Path | None, only: str | None, cache: Path) -> Iterator[tuple[str, Figures]]:
     """By name, of all that was asked for or is in the cache; ours only as the sources are now."""
     sources = sources_digest()
-    for name in [name for target, configs in SCHEMES.items() for name in (*configs, target)]:
+    for name in dict.fromkeys(name for build, configs in SCHEMES.items() for name in (*configs, build)):
         ours = name in SCHEMES
         key = json.dumps([name, sources if ours else MODELOPT, *setting.key().values()])
-        file = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        file = cache / f"{name.replace(' ', '')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
         if not file.exists() and only != ("peers" if ours else "ours") and (ours or python):
             click.echo(f"measuring {name}", err=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:

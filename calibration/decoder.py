@@ -25,6 +25,8 @@ POINTS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+# The norms that make what a point reads.
+NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

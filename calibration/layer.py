@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.caches import CacheObservers
-from megrez.calibration.decoder import POINTS, DecoderShape, forward, linear_of
+from megrez.calibration.decoder import NORMS, POINTS, DecoderShape, forward, linear_of
 from megrez.calibration.layer_smoothing import smooth_layer
 from megrez.calibration.recipe import Calibrated, Point, Recipe
 from megrez.calibration.rounding import Projection, round_point
@@ -53,7 +53,11 @@ def calibrate_layer(
 
     def rounding(point: str, x: Float32) -> Float32:
         projections = [projection_of(prefix, smooth, name, recipe) for name in POINTS[point]]
-        rounded = round_point(x[:learn], projections, recipe)
+        rounded = round_point(x[:learn], projections, recipe, free=point in NORMS)
+        if rounded.factors is not None:
+            norm = f"{NORMS[point]}.weight"
+            smooth[norm] = smooth[norm] * rounded.factors
+            smooth.update({f"{n}.weight": p.weight for n, p in zip(POINTS[point], rounded.projections, strict=True)})
         found.matrices |= rounded.matrices
         found.points[prefix + point] = Point(
             exponent=exponents.get(point), input_scale=rounded.input_scale, error=rounded.error

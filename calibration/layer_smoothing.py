@@ -7,17 +7,12 @@ channels; up makes what down reads, as a factor.
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.decoder import POINTS, DecoderShape
+from megrez.calibration.decoder import NORMS, POINTS, DecoderShape
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.smoothing import Setting, search_smoothing
 
 Float32 = NDArray[np.float32]
-PRODUCERS = {
-    "qkv": "input_layernorm",
-    "gate_up": "post_attention_layernorm",
-    "o": "self_attn.v_proj",
-    "down": "mlp.up_proj",
-}
+PRODUCERS = NORMS | {"o": "self_attn.v_proj", "down": "mlp.up_proj"}
 
 
 def smooth_layer(

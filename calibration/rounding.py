@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from megrez.calibration.blocks import BlockQuantized
 from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
-from megrez.calibration.inputs import choose_scale, round_to, search_rows
+from megrez.calibration.inputs import align_channels, choose_scale, round_to, search_rows
 from megrez.calibration.recipe import Recipe
 from megrez.engines.targets import WeightFormat
 
@@ -33,9 +33,13 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounded:
-    """Projections of one input as they will be stored; matrices by name, input_scale and error as in Point."""
+    """Projections of one input as they will be stored; matrices by name, input_scale and error as in Point.
+
+    factors: [K] that the input must be multiplied by first, which the projections were divided by; None for none.
+    """
 
     projections: list[Projection]
+    factors: Float32 | None
     matrices: dict[str, BlockQuantized]
     inputs: str | None
     input_scale: float | None
@@ -43,7 +47,9 @@ class Rounded:
 
     def __call__(self, x: Float32) -> Float32:
         """What x [tokens, K] gives in the engine's arithmetic: [tokens, sum of N], biases included."""
-        met = x if self.inputs is None or self.input_scale is None else round_to(x, self.input_scale, self.inputs)
+        met = x if self.factors is None else x * self.factors
+        if self.inputs is not None and self.input_scale is not None:
+            met = round_to(met, self.input_scale, self.inputs)
         return np.concatenate([self._product(met, one) for one in self.projections], axis=1)
 
     def _product(self, met: Float32, one: Projection) -> Float32:
@@ -52,29 +58,43 @@ class Rounded:
         return y if one.bias is None else y + one.bias
 
 
-def round_point(x: Float32, projections: list[Projection], recipe: Recipe) -> Rounded:
+def round_point(x: Float32, projections: list[Projection], recipe: Recipe, *, free: bool = False) -> Rounded:
     """Scales and codes for the inputs x [tokens, K] of the calibration text.
 
-    Where all projections stay exact the input does too; where only some do, they read the rounded input.
+    Where all projections stay exact the input does too; where only some do, they read the rounded input. free: whether
+    what makes x can take factors for its channels: FP8 inputs are then aligned.
     """
+    scale, factors, met = None, None, x
+    if recipe.inputs is not None and any(one.form is not None for one in projections):
+        scale = choose_scale(x, _importance(projections), recipe.inputs)
+        if free and recipe.inputs == "fp8":
+            factors = align_channels(x, scale, recipe.inputs)
+            projections = [dataclasses.replace(one, weight=one.weight / factors) for one in projections]
+            met = x * factors
+        met = round_to(met, scale, recipe.inputs)
     formed = [(one, one.form) for one in projections if one.form is not None]
-    scale, met = None, x
-    if recipe.inputs is not None and formed:
-        importance = sum((np.square(one.weight).sum(axis=0) for one, _ in formed), np.zeros(x.shape[1], np.float32))
-        scale = choose_scale(x, importance, recipe.inputs)
-        met = round_to(x, scale, recipe.inputs)
     matrices: dict[str, BlockQuantized] = {}
     if formed:
         moments = second_moments(met)
         matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
-    found = Rounded(projections=projections, matrices=matrices, inputs=recipe.inputs, input_scale=scale, error=0.0)
+    found = Rounded(
+        projections=projections, factors=factors, matrices=matrices, inputs=recipe.inputs, input_scale=scale, error=0.0
+    )
     return dataclasses.replace(found, error=_relative_error(found, search_rows(x)) if formed else 0.0)
+
+
+def _importance(projections: list[Projection]) -> Float32:
+    """What a squared error of each input costs: the squared weights of the rounded projections that read it, [K]."""
+    squares = [np.square(one.weight).sum(axis=0) for one in projections if one.form is not None]
+    total: Float32 = np.sum(squares, axis=0)
+    return total
 
 
 def _relative_error(found: Rounded, x: Float32) -> float:
     width = sum(len(one.weight) for one in found.projections)
     x = x[:: -(-len(x) * width // LARGEST_PRODUCT)]
-    exact = np.concatenate([x @ one.weight.T for one in found.projections], axis=1)
+    aligned = x if found.factors is None else x * found.factors
+    exact = np.concatenate([aligned @ one.weight.T for one in found.projections], axis=1)
     biases = [np.zeros(len(one.weight), np.float32) if one.bias is None else one.bias for one in found.projections]
     total = float(np.square(exact).sum(dtype=np.float64))
     return float(np.square(found(x) - np.concatenate(biases) - exact).sum(dtype=np.float64)) / total if total else 0.0

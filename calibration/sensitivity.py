@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.decoder import POINTS, Linear, forward, linear_of
+from megrez.calibration.decoder import NORMS, POINTS, Linear, forward, linear_of
 from megrez.calibration.fidelity import log_softmax
 from megrez.calibration.layer import projection_of
 from megrez.calibration.layer_smoothing import smooth_layer
@@ -68,7 +68,7 @@ def _perturb(
     for point, names in POINTS.items():
         projections = [projection_of(prefix, smooth, name, recipe) for name in names]
         if any(one.form is not None for one in projections):
-            rounded = round_point(inputs[point], projections, recipe)
+            rounded = round_point(inputs[point], projections, recipe, free=point in NORMS)
             only = _only(point, rounded, smooth_linear)
             yield prefix + point, forward(exact, smooth, model.shape, window, only)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megrez.calibration.inputs import choose_scale, round_to
+from megrez.calibration.inputs import align_channels, choose_scale, round_to
 
 Float64 = NDArray[np.float64]
 _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
@@ -88,3 +88,21 @@ def test_rounding_gives_the_nearest_number_of_the_scale(inputs: str) -> None:
     np.testing.assert_array_equal(x, kept)
     np.testing.assert_allclose(np.abs(rounded - x.astype(np.float64)), errors(x, scale, inputs), rtol=1e-3, atol=1e-5)
     assert np.abs(rounded).max() == pytest.approx(scale * NUMBERS[inputs].max())  # saturated
+
+
+def test_aligned_channels_lie_where_their_steps_are_fine() -> None:
+    """A channel that keeps to one magnitude becomes exact; no channel gets worse, by enumeration in float64."""
+    random = np.random.default_rng(0)
+    x = activations(1)
+    x[:, 3] = random.choice([-1, 1], len(x)) * 1.06  # between 1 and 1.125, the worst place in the octave
+    scale = 0.5
+    factors = align_channels(x, scale, "fp8")
+    assert factors.dtype == np.float32 and factors.shape == (9,)
+    assert ((factors > 0.5) & (factors <= 1)).all() and len(set(factors)) > 2
+    aligned, plain = errors(x * factors, scale, "fp8") / factors, errors(x, scale, "fp8")
+    assert ((aligned**2).sum(axis=0) <= (plain**2).sum(axis=0) * (1 + 1e-5)).all()
+    assert aligned[:, 3].max() < 0.2 * plain[:, 3].max()
+
+
+def test_a_channel_of_zeros_is_left_where_it_is() -> None:
+    np.testing.assert_array_equal(align_channels(np.zeros((4, 3), np.float32), 1.0, "fp8"), np.ones(3, np.float32))

@@ -93,7 +93,7 @@ def test_inputs_are_rounded_half_to_even_and_saturate() -> None:
     identity = Projection(name="p", weight=np.eye(6, dtype=np.float32), bias=None, form=None)
 
     def met(inputs: str, *x: float) -> list[float]:
-        point = Rounded(projections=[identity], matrices={}, inputs=inputs, input_scale=0.5, error=0)
+        point = Rounded(projections=[identity], factors=None, matrices={}, inputs=inputs, input_scale=0.5, error=0)
         return list(point(np.array([x], np.float32))[0])
 
     assert met("int8", 0.25, 0.75, 1.25, -0.25, 1000, -1000) == [0, 1, 1, 0, 63.5, -63.5]
@@ -151,3 +151,19 @@ def test_an_input_of_zeros(inputs: str | None) -> None:
     found = round_point(np.zeros((9, K), np.float32), projections(INT4, INT8), recipe(inputs))
     assert found.error == 0 and found.input_scale == (None if inputs is None else 1)
     assert np.isfinite(found(some_inputs())).all()
+
+
+@pytest.mark.parametrize("inputs", ["int8", "fp8"])
+def test_only_fp8_inputs_are_aligned_and_what_reads_them_divides(inputs: str) -> None:
+    x, ones = some_inputs(), projections(FP8, None)
+    plain, found = (round_point(x, ones, recipe(inputs), free=free) for free in (False, True))
+    if inputs == "int8":
+        assert found.factors is None and found.error == plain.error
+        return
+    assert found.factors is not None and found.input_scale == plain.input_scale
+    for one, aligned in zip(ones, found.projections, strict=True):
+        np.testing.assert_array_equal(aligned.weight, one.weight / found.factors)
+    assert found.error < plain.error
+    met = rounded_input(x * found.factors, found.input_scale, inputs)
+    weight = ones[1].weight / found.factors.astype(np.float64)
+    np.testing.assert_allclose(found(x)[:, 5:], met @ weight.T, rtol=0, atol=1e-5 * np.abs(found(x)).max())
