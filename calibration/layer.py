@@ -60,7 +60,10 @@ def calibrate_layer(
             smooth.update({f"{n}.weight": p.weight for n, p in zip(POINTS[point], rounded.projections, strict=True)})
         found.matrices |= rounded.matrices
         found.points[prefix + point] = Point(
-            exponent=exponents.get(point), input_scale=rounded.input_scale, error=rounded.error
+            exponent=exponents.get(point),
+            input_scale=rounded.input_scale,
+            error=rounded.error,
+            zeros=rounded.zeros,
         )
         return rounded(x)
 

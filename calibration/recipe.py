@@ -32,12 +32,14 @@ class Point:
     """What was found for one input and the projections that read it.
 
     exponent: of the smoothing, None where there is none. input_scale: None where the input stays exact. error: the
-    outputs' squared error from this rounding alone, as a share of their squares, on the calibration text.
+    outputs' squared error from this rounding alone, as a share of their squares, on the calibration text. zeros: input
+    channels that are zero throughout the text, and rows of zeros of the rounded weights; their scales mean nothing.
     """
 
     exponent: float | None
     input_scale: float | None
     error: float
+    zeros: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

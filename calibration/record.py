@@ -15,7 +15,7 @@ from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Fidelity, File
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,11 @@ class Record:
     points: dict[str, Point]
     caches: dict[str, CacheScales]
     files: tuple[File, ...]
+
+    @property
+    def zeros(self) -> int:
+        """Channels of zeros that were met; see Point."""
+        return sum(point.zeros for point in self.points.values())
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"

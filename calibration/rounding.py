@@ -33,7 +33,8 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounded:
-    """Projections of one input as they will be stored; matrices by name, input_scale and error as in Point.
+    """Projections of one input as they will be stored; matrices by name, input_scale, error and zeros as in
+    Point.
 
     factors: [K] that the input must be multiplied by first, which the projections were divided by; None for none.
     """
@@ -44,6 +45,7 @@ class Rounded:
     inputs: str | None
     input_scale: float | None
     error: float
+    zeros: int
 
     def __call__(self, x: Float32) -> Float32:
         """What x [tokens, K] gives in the engine's arithmetic: [tokens, sum of N], biases included."""
@@ -78,9 +80,15 @@ def round_point(x: Float32, projections: list[Projection], recipe: Recipe, *, fr
         moments = second_moments(met)
         matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
     found = Rounded(
-        projections=projections, factors=factors, matrices=matrices, inputs=recipe.inputs, input_scale=scale, error=0.0
+        projections=projections,
+        factors=factors,
+        matrices=matrices,
+        inputs=recipe.inputs,
+        input_scale=scale,
+        error=0.0,
+        zeros=int((~x.any(axis=0)).sum()) + sum(int((~one.weight.any(axis=1)).sum()) for one, _ in formed),
     )
-    return dataclasses.replace(found, error=_relative_error(found, search_rows(x)) if formed else 0.0)
+    return dataclasses.replace(found, error=_relative_error(found, search_rows(x))) if formed else found
 
 
 def _importance(projections: list[Projection]) -> Float32:

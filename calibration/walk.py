@@ -73,7 +73,7 @@ def _round_head(name: str, head: Head, recipe: Recipe, streams: Streams) -> Roun
 
 
 def _found_for_head(rounded: Rounded) -> Calibrated:
-    point = Point(exponent=None, input_scale=rounded.input_scale, error=rounded.error)
+    point = Point(exponent=None, input_scale=rounded.input_scale, error=rounded.error, zeros=rounded.zeros)
     return Calibrated(points={LM_HEAD: point}, matrices=rounded.matrices)
 
 

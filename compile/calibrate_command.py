@@ -70,4 +70,6 @@ def _tell(record: Record, output: Path) -> None:
         click.echo(
             f"simulated on {found.tokens} other tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
         )
+    if record.zeros:
+        click.echo(f"{record.zeros} channels are zero throughout: they stay zero, and their scales mean nothing")
     click.echo(f"{output}: build with  megrez-compile MODEL --target {record.target} --scales {output}")

@@ -142,6 +142,8 @@ class Preparation:
         return self._prepared(found.target, found.record, found.held_out)
 
     def _prepared(self, target: Target, record: Record, held_out: HeldOut | None) -> Prepared:
+        if record.zeros:
+            self.report.stage(f"{record.zeros} channels are zero throughout: they stay zero")
         calibrated = CalibratedCheckpoint(self.checkpoint, record, self.work.parent)
         return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out)
 

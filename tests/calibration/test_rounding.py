@@ -93,7 +93,9 @@ def test_inputs_are_rounded_half_to_even_and_saturate() -> None:
     identity = Projection(name="p", weight=np.eye(6, dtype=np.float32), bias=None, form=None)
 
     def met(inputs: str, *x: float) -> list[float]:
-        point = Rounded(projections=[identity], factors=None, matrices={}, inputs=inputs, input_scale=0.5, error=0)
+        point = Rounded(
+            projections=[identity], factors=None, matrices={}, inputs=inputs, input_scale=0.5, error=0, zeros=0
+        )
         return list(point(np.array([x], np.float32))[0])
 
     assert met("int8", 0.25, 0.75, 1.25, -0.25, 1000, -1000) == [0, 1, 1, 0, 63.5, -63.5]

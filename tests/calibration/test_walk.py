@@ -298,6 +298,9 @@ def test_channels_of_zeros_are_harmless(name: str, checkpoint_of: Make, tmp_path
 
     walked, progress = run(replace(model, read=read), RECIPES[name], tmp_path / "s")
     assert walked.fidelity is not None and walked.fidelity.kl_mean < 0.1
+    # Of layer 0: channel 17 of the norm; channel 3 of v, read by two heads, and rows 3 of k and v; row 3 of up.
+    zeros = {"qkv": 3, "o": 2, "gate_up": 2, "down": 1}
+    assert {name: progress.points[f"model.layers.0.{name}"].zeros for name in zeros} == zeros
     for file in progress.files:
         layer = LayerFile(tmp_path / file.path)
         for matrix in map(layer.matrix, layer.formats):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -309,7 +310,7 @@ def first_file(scales: Path) -> Path:
         (lambda scales: scales.write_text("[]"), "are not whole"),
         (lambda scales: first_file(scales).unlink(), "000.safetensors is missing: copy them again or calibrate again"),
         (lambda scales: os.truncate(first_file(scales), 999), "000.safetensors has 999 bytes, expected "),
-        (change(schema_version=99), "has schema version 99, this version reads 1"),
+        (change(schema_version=99), "has schema version 99, this version reads 2"),
         (change(model_sha256="0" * 64), "belongs to another model"),
         (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for it"),
         (change(new="field"), "new"),
@@ -402,6 +403,7 @@ def test_channels_of_zeros(megrez_compile: Any, tmp_path: Path, target: str, alg
     build = ("--target", target, *stage, "--algorithm", algorithm, *TEXT, "-o", tmp_path / "b")
     done = megrez_compile(folder, *build)
     assert done.code == 0 and "Warning" not in done.err, done.err
+    assert re.search(r"\d+ channels are zero throughout: they stay zero", done.err)
     measured = open_bundle(tmp_path / "b").manifest.measured
     assert measured is not None and 0 < measured.fidelity.kl_mean < 0.2
 
