@@ -131,6 +131,7 @@ def _manifest(content: Content, files: tuple[File, ...]) -> Manifest:
             tools=_tool_versions(),
         ),
         measured=None,
+        device=None,
         files=files,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from megrez.runtime.errors import BundleError
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 
 
@@ -116,6 +116,24 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What an engine built ahead of time runs on, and what it can take; other engines have no such limits.
+
+    library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", …
+    slots: sequences at once, at most. chunk: tokens of each in a step, at most. rows: logits that a step gives, at most.
+    memory_bytes: of the device, for weights and intermediate results, without the KV cache.
+    """
+
+    library: str
+    version: str
+    capabilities: tuple[str, ...]
+    slots: int
+    chunk: int
+    rows: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """All that a runtime needs to know of a bundle before it opens an engine file."""
 
@@ -129,6 +147,7 @@ class Manifest:
     sampling: SamplingDefaults
     provenance: Provenance
     measured: Measured | None
+    device: Device | None
     files: tuple[File, ...]
 
     def to_json(self) -> str:

@@ -89,6 +89,7 @@ def plain_manifest() -> Manifest:
             source="tiny", weights="dummy", quantization="none", calibration=None, tools={"torch": "2"}
         ),
         measured=None,
+        device=None,
         files=(),
     )
 
