@@ -21,6 +21,7 @@ from megrez.runtime.manifest import (
     SCHEMA_VERSION,
     Architecture,
     Calibration,
+    Device,
     File,
     KvCache,
     Manifest,
@@ -30,8 +31,18 @@ from megrez.runtime.manifest import (
     Tokens,
 )
 
-TOOLS = ("megrez-compile", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
-BYTES = {"float32": 4}
+TOOLS = (
+    "megrez-compile",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "optimum",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "transformers",
+)
+BYTES = {"float32": 4, "float16": 2}
 # Graph, tokenizer and manifest on top of the weights.
 SMALL_FILES = 64 << 20
 
@@ -49,26 +60,29 @@ class Content:
 
 def write_bundle(
     output: Path,
-    content: Content,
-    build: Callable[[Path], object],
+    manifest: Manifest,
+    text: TextAssets | None,
+    build: Callable[[Path], Device | None],
     measure: Callable[[Bundle], Measured | None] = lambda bundle: None,
 ) -> None:
     """Make the bundle `output`, whose engine files `build` writes into the folder it is given.
 
-    measure: opens the finished bundle for the fidelity that its manifest will state.
+    manifest: see `describe`; its files are listed here, and its device is what `build` returns. measure: opens the
+    finished bundle for the fidelity that its manifest will state, None to leave what it states.
     An older bundle of that name is replaced once the new one is whole.
     Raises BundleError when the disk is full, UsageError when `output` is something else than a bundle.
     """
     check_output(output)
     try:
         with atomic_folder(output) as folder:
-            build(folder)
-            if content.checkpoint.text is not None:
-                _write_text(content.checkpoint.text, folder)
-            manifest = _manifest(content, _list_files(folder))
+            device = build(folder)
+            if text is not None:
+                _write_text(text, folder)
+            manifest = replace(manifest, device=device, files=_list_files(folder))
             (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-            measured = replace(manifest, measured=measure(Bundle(path=folder, manifest=manifest)))
-            (folder / FILE_NAME).write_text(measured.to_json(), encoding="utf-8")
+            if (found := measure(Bundle(path=folder, manifest=manifest))) is not None:
+                measured = replace(manifest, measured=found)
+                (folder / FILE_NAME).write_text(measured.to_json(), encoding="utf-8")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise BundleError(f"cannot write {output}: {error.strerror}: choose another -o") from error
@@ -108,7 +122,11 @@ def _list_files(folder: Path) -> tuple[File, ...]:
     )
 
 
-def _manifest(content: Content, files: tuple[File, ...]) -> Manifest:
+def describe(content: Content) -> Manifest:
+    """The manifest of a bundle whose files are not written yet.
+
+    What calibration measured stands for an engine that cannot run here.
+    """
     checkpoint, target = content.checkpoint, content.target
     config, text = checkpoint.config, checkpoint.text
     per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
@@ -128,12 +146,19 @@ def _manifest(content: Content, files: tuple[File, ...]) -> Manifest:
             calibration=None
             if content.record is None
             else Calibration(algorithm=content.record.algorithm, **asdict(content.record.text)),
-            tools=_tool_versions(),
+            tools=tool_versions(),
         ),
-        measured=None,
+        measured=_simulated(content) if target.engine == "tensorrt" else None,
         device=None,
-        files=files,
+        files=(),
     )
+
+
+def _simulated(content: Content) -> Measured | None:
+    record = content.record
+    if record is None or record.fidelity is None:
+        return None
+    return Measured(of="simulation", text=record.text.source, fidelity=record.fidelity)
 
 
 def _quantization(target: Target) -> str:
@@ -141,7 +166,7 @@ def _quantization(target: Target) -> str:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
     inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
-    head = "head float32" if target.head is None else f"head {target.head}"
+    head = f"head {target.kv_dtype}" if target.head is None else f"head {target.head}"
     kept = "; the checkpoint's own blocks kept" if target.inputs is None else ""
     return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
 
@@ -162,6 +187,7 @@ def _architecture(config: ModelConfig) -> Architecture:
     )
 
 
-def _tool_versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Of those that had a part in the bundle, what is installed."""
     installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
     return {tool: installed[tool] for tool in TOOLS if tool in installed}

@@ -39,6 +39,11 @@ class ConsoleReport:
         bar = self._begin_bar("layers", total, show_pos=True)
         return lambda done: bar.update(done - bar.pos)
 
+    def phase(self, name: str, done: int, total: int) -> None:
+        if done == 0 or self._bar is None:
+            self._begin_bar(name.lower(), total, show_pos=True)
+        self._bar.update(done - self._bar.pos)
+
     def _begin_bar(self, label: str, total: int, *, show_pos: bool) -> Any:
         self._end_bar()
         self._bar = click.progressbar(

@@ -71,4 +71,4 @@ def measure_bundle(bundle: Bundle, checkpoint: Checkpoint, held_out: HeldOut) ->
     reference = HiddenSession(held_out.exact.reshape(windows * length, -1), head, window=length, vocab_size=vocab_size)
     with closing(open_session(bundle, threads=None, capacity=length)) as session:
         found = measure_fidelity(session, reference, held_out.tokens.reshape(-1), window=length)
-    return Measured(text=held_out.source, fidelity=found)
+    return Measured(of="bundle", text=held_out.source, fidelity=found)

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megrez.compile.bundle_writer import Content, check_output, check_space, write_bundle
+import onnx_ir as ir
+
+from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.engine import EngineOptions, build_engine, disk_bytes, plan_request
 from megrez.compile.held_out import measure_bundle
-from megrez.compile.prepare import CalibrationRequest, Preparation
+from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
@@ -28,6 +31,7 @@ class Request:
     output: Path
     context: int | None
     calibration: CalibrationRequest = DEFAULT_CALIBRATION
+    engine: EngineOptions = EngineOptions()
 
 
 def compile_bundle(request: Request, report: Report) -> Path:
@@ -39,6 +43,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
     checkpoint = request.checkpoint
     context = choose_context(request.context, checkpoint.config.max_position_embeddings)
     check_output(request.output)
+    plan = plan_request(request.target, context, request.engine)
     report.stage("checking the checkpoint")
     checkpoint.check()
     work = request.output.with_name(f"{request.output.name}.calibration.json")
@@ -50,39 +55,46 @@ def compile_bundle(request: Request, report: Report) -> Path:
         work=work,
         report=report,
     ).run()
-    target = prepared.target
-    report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers")
-    # torch takes seconds to import: what can be refused is refused before.
-    from megrez.compile.dialects import lower
-    from megrez.compile.export.trace import trace
-    from megrez.compile.weights import bind
-    from megrez.engines.ort.build import build, data_bytes
-
-    model = trace(checkpoint.config, context)
-    bind(model, prepared.checkpoint, context)
-    lower(model, prepared.checkpoint, target, prepared.input_scale)
-    total = data_bytes(model)
-    check_space(request.output, total)
-    report.stage(f"writing {total / 1e9:.2f} GB of weights as {target.name}")
-    progress = report.weights(total)
+    report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers for {request.target.name}")
+    model = _lowered(prepared, context)
+    check_space(request.output, disk_bytes(model, plan))
     content = Content(
         checkpoint=checkpoint,
-        target=target,
+        target=prepared.target,
         context=context,
         weights=request.calibration.weights,
         record=prepared.record,
     )
-
-    def measure(bundle: Bundle) -> Measured | None:
-        if prepared.held_out is None:
-            return None
-        report.stage(f"measuring fidelity on {prepared.held_out.tokens.size} tokens of {prepared.held_out.source}")
-        return measure_bundle(bundle, checkpoint, prepared.held_out)
-
-    write_bundle(request.output, content, lambda folder: build(model, folder, progress=progress), measure)
+    write_bundle(
+        request.output,
+        describe(content),
+        checkpoint.text,
+        lambda folder: build_engine(model, folder, context, plan, report),
+        lambda bundle: _measure(bundle, checkpoint, prepared, report),
+    )
     if prepared.record is not None and request.calibration.scales is None:
         discard(work)
     return request.output
+
+
+def _lowered(prepared: Prepared, context: int) -> ir.Model:
+    """The graph in the target's dialect. torch takes seconds to import: what can be refused is refused before."""
+    from megrez.compile.dialects import lower
+    from megrez.compile.export.trace import trace
+    from megrez.compile.weights import bind
+
+    model = trace(prepared.checkpoint.config, context)
+    bind(model, prepared.checkpoint, context)
+    lower(model, prepared.checkpoint, prepared.target, prepared.input_scale)
+    return model
+
+
+def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report: Report) -> Measured | None:
+    held_out = prepared.held_out
+    if held_out is None or bundle.manifest.device is not None:
+        return None
+    report.stage(f"measuring fidelity on {held_out.tokens.size} tokens of {held_out.source}")
+    return measure_bundle(bundle, checkpoint, held_out)
 
 
 def choose_context(asked: int | None, longest: int) -> int:

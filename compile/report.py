@@ -24,3 +24,7 @@ class Report(Protocol):
     def layers(self, total: int) -> Progress:
         """Layers will be walked, `total` of them; the answer is called with how many are done so far."""
         ...
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """A tool of others has done so many steps of a phase that it names."""
+        ...

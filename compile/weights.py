@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
+from megrez.compile.passes.graph import operand, producer
 from megrez.compile.rope import rotary_tables
 
 # On an initializer's `meta`: the checkpoint tensors it is made of, stacked along their first axis (out_features).
@@ -45,6 +46,16 @@ def stack(checkpoint: Checkpoint, sources: tuple[str, ...]) -> NDArray[np.float3
     """The matrix [out_features, in_features] of one projection, or of several that read the same input."""
     parts = [checkpoint.read(name) for name in sources]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The checkpoint matrix that a MatMul multiplies by, seen through a tied embedding's Transpose."""
+    if node.op_type != "MatMul":
+        return None
+    value = operand(node, 1)
+    transpose = producer(value, "Transpose")
+    value = value if transpose is None else operand(transpose, 0)
+    return value if SOURCES in value.meta else None
 
 
 def lazy(value: ir.Value, compute: Callable[[], NDArray[np.generic]]) -> ir.LazyTensor:

@@ -1,8 +1,10 @@
 """The table of targets: what `--target NAME` means, one row each; knows no checkpoint and no graph."""
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from megrez.engines.devices import CAPABILITIES, devices_of, spell
 from megrez.runtime.errors import UsageError
 
 
@@ -26,13 +28,14 @@ class WeightFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One way to compile a model; None as a format leaves float32.
+    """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
     head: the embedding and the lm_head. inputs: "int8" or "fp8" where what a projection reads is rounded too, with one
     scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
     megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
-    to megrez.compile.precision.
+    to megrez.compile.precision. min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None
+    for other devices.
     """
 
     name: str
@@ -47,6 +50,27 @@ class Target:
     inputs: str | None = None
     algorithm: str = "rtn"
     finer: frozenset[str] | None = None
+    min_capability: int | None = None
+
+    def staged(self) -> "Target":
+        """This target without its engine: the calibrated graph, in float32, which any CPU runs as a reference."""
+        if self.engine != "tensorrt":
+            raise UsageError(
+                f"--stage onnx stops before an engine is built, {self.name} has no such step: leave it out"
+            )
+        return replace(self, engine="portable", kv_dtype="float32")
+
+    def check_capabilities(self, capabilities: Collection[int]) -> None:
+        """Raise UsageError for devices that lack the numbers this target multiplies, saying which have them."""
+        least = self.min_capability
+        if least is None:
+            raise UsageError(f"--arch names NVIDIA devices, {self.name} is for {self.devices}: leave it out")
+        if lacking := sorted(capability for capability in capabilities if capability < least):
+            able = sorted({capability for capability in CAPABILITIES.values() if capability >= least})
+            raise UsageError(
+                f"{self.name} needs sm_{least} or later, {devices_of(lacking)} ({spell(lacking)}) cannot do it: choose "
+                f"another target, or among {devices_of(able)}"
+            )
 
     @property
     def finer_format(self) -> WeightFormat | None:
@@ -63,14 +87,14 @@ class Target:
         """This target with an lm_head of 8 bits, in the format of its projections where these have 8."""
         if self.head is not None or self.weights is None:
             raise UsageError(
-                f"--quantize-head is for targets whose head stays float32, {self.name} is none: leave it out"
+                f"--quantize-head is for targets whose head is not quantised, {self.name} is none: leave it out"
             )
         return replace(self, head=self.weights if self.weights.bits == 8 else INT8_CHANNELS)
 
     def with_block(self, block: int) -> "Target":
         """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
         if self.weights is None:
-            raise UsageError(f"--block-size is for quantised weights, {self.name} keeps float32: leave it out")
+            raise UsageError(f"--block-size is for quantised weights, {self.name} keeps {self.kv_dtype}: leave it out")
         if self.weights.block is None:
             raise UsageError(f"--block-size is for weights in blocks, {self.name} has {self.weights}: leave it out")
 
@@ -90,6 +114,19 @@ INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
 INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
 FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
 INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
+
+TENSORRT = Target(
+    name="trt-fp16",
+    engine="tensorrt",
+    dialect="portable",
+    weights=None,
+    sensitive=None,
+    head=None,
+    activations="float16",
+    kv_dtype="float16",
+    devices="NVIDIA GPUs of SM75 and later",
+    min_capability=75,
+)
 
 TARGETS = (
     Target(
@@ -126,43 +163,35 @@ TARGETS = (
         devices="any CPU",
         algorithm="gptq",
     ),
-    Target(
+    TENSORRT,
+    replace(
+        TENSORRT,
         name="trt-int8",
-        engine="portable",
-        dialect="portable",
         weights=INT8_CHANNELS,
         sensitive=INT8_CHANNELS,
-        head=None,
         activations="int8 per tensor, calibrated",
-        kv_dtype="float32",
-        devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
         inputs="int8",
         algorithm="smoothquant",
     ),
-    Target(
+    replace(
+        TENSORRT,
         name="trt-fp8",
-        engine="portable",
-        dialect="portable",
         weights=FP8_CHANNELS,
         sensitive=FP8_CHANNELS,
-        head=None,
         activations="fp8 per tensor, calibrated",
-        kv_dtype="float32",
-        devices="NVIDIA GPUs of SM89 and later; so far any CPU, as a reference",
+        devices="NVIDIA GPUs of SM89 and later",
         inputs="fp8",
         algorithm="gptq",
+        min_capability=89,
     ),
-    Target(
+    replace(
+        TENSORRT,
         name="trt-int4",
-        engine="portable",
-        dialect="portable",
         weights=INT4_BLOCKS,
         sensitive=INT4_BLOCKS,
-        head=None,
-        activations="float32",
-        kv_dtype="float32",
-        devices="NVIDIA GPUs of SM80 and later; so far any CPU, as a reference",
+        devices="NVIDIA GPUs of SM80 and later",
         algorithm="gptq",
+        min_capability=80,
     ),
 )
 

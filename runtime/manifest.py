@@ -109,8 +109,13 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The bundle's fidelity to its checkpoint in float32, on a part of `text` that it was not calibrated on."""
+    """The fidelity to the checkpoint in float32, on a part of `text` that was not calibrated on.
 
+    of: "bundle" as its own engine ran it, or "simulation" where the quantised model was computed in float32 because
+    the engine needs a device.
+    """
+
+    of: str
     text: str
     fidelity: Fidelity
 

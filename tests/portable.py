@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from megrez.compile.bundle_writer import Content, write_bundle
+from megrez.compile.bundle_writer import Content, describe, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
 from megrez.engines.ort.build import build
@@ -30,11 +30,11 @@ def stage(
     input_scale: Callable[[str], float | None] = lambda name: None,
 ) -> ir.Model:
     """The checkpoint in `folder` as a bundle of the portable graph; returns the graph as it is stored."""
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint, target = open_checkpoint(str(folder)), target.staged()
     model = canonical(checkpoint, context)
     lower(model, checkpoint, target, input_scale)
     content = Content(checkpoint=checkpoint, target=target, context=context, weights="checkpoint", record=None)
-    write_bundle(output, content, lambda into: build(model, into))
+    write_bundle(output, describe(content), checkpoint.text, lambda into: build(model, into))
     return ir.load(output / "model.onnx")
 
 

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
-from megrez.compile.passes.graph import constant, name_of, operand, producer, static_shape
+from megrez.compile.passes.graph import constant, name_of, operand, static_shape
 from megrez.compile.precision import EMBEDDING, HEAD, Precision
 from megrez.compile.quantizer import MatrixPlan, Quantizer
-from megrez.compile.weights import SOURCES, add_lazy
+from megrez.compile.weights import SOURCES, add_lazy, weight_of
 from megrez.runtime.errors import UsageError
 
 ZEROS = {"int8": np.array(0, np.int8), "fp8": np.array(0, ml_dtypes.float8_e4m3fn)}
@@ -45,7 +45,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
         rounded: dict[tuple[ir.Value, float], ir.Value] = {}
         modified = False
         for node in list(model.graph):
-            weight = _weight(node)
+            weight = weight_of(node)
             if weight is None or (wanted := self.precision.wanted(weight.meta[SOURCES][0])) is None:
                 continue
             name = name_of(weight)
@@ -124,13 +124,3 @@ def _code_type(plan: MatrixPlan) -> ir.DataType:
     if plan.float8:
         return ir.DataType.FLOAT8E4M3FN
     return ir.DataType.INT8 if plan.bits == 8 else ir.DataType.INT4
-
-
-def _weight(node: ir.Node) -> ir.Value | None:
-    """The checkpoint matrix that `node` multiplies by, seen through a tied embedding's Transpose."""
-    if node.op_type != "MatMul":
-        return None
-    value = operand(node, 1)
-    transpose = producer(value, "Transpose")
-    value = value if transpose is None else operand(transpose, 0)
-    return value if SOURCES in value.meta else None

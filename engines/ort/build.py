@@ -22,8 +22,8 @@ PAGE = 4096
 Progress = Callable[[int], None]
 
 
-def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written: None) -> list[Path]:
-    """Write `model` into `folder` and return the files; its initializers are replaced by references to them.
+def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written: None) -> None:
+    """Write `model` into `folder`; its initializers are replaced by references to them.
 
     `progress` is told of every tensor's bytes once they are written.
     """
@@ -36,7 +36,6 @@ def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written:
             value.const_value = _append(data, tensor, folder)
             progress(tensor.nbytes)
     ir.save(model, folder / MODEL_FILE)
-    return [folder / MODEL_FILE, folder / DATA_FILE]
 
 
 def data_bytes(model: ir.Model) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megrez.compile.bundle_writer import Content, check_output, check_space, write_bundle
+from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import open_bundle
@@ -26,7 +26,7 @@ def write(output: Path, folder: Path, build: Callable[[Path], object] | None = N
 
     checkpoint = open_checkpoint(str(folder))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
-    write_bundle(output, content, build or engine_files)
+    write_bundle(output, describe(content), checkpoint.text, build or engine_files)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

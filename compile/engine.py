@@ -1,0 +1,95 @@
+"""From a lowered graph to an engine's files, and what a user may ask of that; knows no checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from megrez.compile.passes.half_precision import HalfPrecision
+from megrez.compile.passes.static_capacity import StaticCapacity
+from megrez.compile.report import Report
+from megrez.engines.devices import find_capabilities
+from megrez.engines.ort.build import build as write_onnx
+from megrez.engines.ort.build import data_bytes
+from megrez.engines.targets import Target
+from megrez.engines.tensorrt.library import RTX, buildable, check_buildable, choose_library, load_library
+from megrez.engines.tensorrt.plan import PlanRequest
+from megrez.runtime.errors import UsageError
+from megrez.runtime.manifest import Device
+
+# Tokens of a prompt that one step takes, and rows of logits that it gives: memory for speed.
+CHUNK, ROWS = 512, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """arch: devices or capabilities, see find_capabilities. builder: the library; None for the one that is installed.
+
+    batch: sequences at once, at most. See megrez.engines.tensorrt.plan.PlanRequest for the rest.
+    """
+
+    arch: str | None = None
+    builder: str | None = None
+    batch: int = 1
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRequest | None:
+    """What to build an engine for, None where the target's engine reads the graph itself.
+
+    Raises UsageError for what the devices or the library cannot do, MissingExtraError where there is no library:
+    before any work.
+    """
+    capabilities = () if options.arch is None else find_capabilities(options.arch)
+    if capabilities:
+        target.check_capabilities(capabilities)
+    if target.engine != "tensorrt":
+        if options != EngineOptions(arch=options.arch):
+            raise UsageError(f"--batch and the builder's options are for TensorRT engines, {target.name} builds none")
+        return None
+    if options.batch < 1:
+        raise UsageError(f"--batch is {options.batch}: ask for at least 1")
+    name = choose_library(options.builder)
+    library = load_library(name)
+    if capabilities:
+        check_buildable(library, capabilities)
+    elif name == RTX:
+        capabilities = tuple(one for one in buildable(library) if one >= (target.min_capability or 0))
+    return PlanRequest(
+        library=name,
+        capabilities=capabilities,
+        slots=options.batch,
+        chunk=min(CHUNK, context),
+        rows=max(ROWS, options.batch),
+        workspace_bytes=options.workspace_bytes,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+    )
+
+
+def disk_bytes(model: ir.Model, plan: PlanRequest | None) -> int:
+    """What the files take while they are made: an engine's graph lies beside it until it is whole."""
+    total = data_bytes(model)
+    return total if plan is None else 2 * total
+
+
+def build_engine(model: ir.Model, folder: Path, context: int, plan: PlanRequest | None, report: Report) -> Device | None:
+    """Write the engine's files; the device that they need, None for any. Rewrites the portable graph to build a plan.
+
+    See megrez.engines.tensorrt.build.
+    """
+    if plan is None:
+        total = data_bytes(model)
+        report.stage(f"writing {total / 1e9:.2f} GB of weights")
+        write_onnx(model, folder, progress=report.weights(total))
+        return None
+    from megrez.engines.tensorrt.build import build
+
+    for one in (HalfPrecision(), StaticCapacity(context)):
+        one(model)
+    total = data_bytes(model)
+    report.stage(f"writing {total / 1e9:.2f} GB of weights for {plan.library}")
+    written = report.weights(total)
+    return build(model, folder, plan, written=written, building=report.phase)

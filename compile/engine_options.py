@@ -1,0 +1,41 @@
+"""The options that say what an engine is built for; knows no stage."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from megrez.compile.engine import EngineOptions
+from megrez.engines.tensorrt.library import EXTRAS
+
+Command = Callable[..., Any]
+DEFAULT = EngineOptions()
+
+
+def engine_options(command: Command) -> Command:
+    """Add --arch, --batch, --builder and its limits; they arrive under the names that `engine_request` takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--arch", metavar="NAMES", help="Devices or capabilities, as rtx-4090,sm_120 [all the target can]."
+            ),
+            click.option(
+                "--batch", type=int, default=DEFAULT.batch, show_default=True, help="Most sequences of an engine."
+            ),
+            click.option(
+                "--builder", type=click.Choice(tuple(EXTRAS)), help="Which TensorRT builds [what is installed]."
+            ),
+            click.option("--workspace-mib", type=int, help="Most device memory for intermediate results [no limit]."),
+            click.option("--version-compatible", is_flag=True, help="The engine opens in later TensorRT releases too."),
+            click.option("--hardware-compatible", is_flag=True, help="The engine runs on later GPUs too (TensorRT)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+ENGINE_OPTIONS = ("arch", "batch", "builder", "workspace_mib", "version_compatible", "hardware_compatible")
+
+
+def engine_request(workspace_mib: int | None, **options: Any) -> EngineOptions:
+    return EngineOptions(workspace_bytes=None if workspace_mib is None else workspace_mib << 20, **options)

@@ -1,0 +1,3 @@
+"""TensorRT and TensorRT-RTX: `build` writes what `session` opens."""
+
+PLAN_FILE = "model.plan"

@@ -1,0 +1,66 @@
+"""The engine's first verb: from a graph to `model.plan` and `fusion.json`, audited; knows no checkpoint."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from megrez.engines.ort import MODEL_FILE
+from megrez.engines.ort.build import build as write_onnx
+from megrez.engines.tensorrt import PLAN_FILE
+from megrez.engines.tensorrt.audit import audit
+from megrez.engines.tensorrt.graph import graph_faults, read_graph
+from megrez.engines.tensorrt.kernels import read_kernels
+from megrez.engines.tensorrt.library import check_buildable, load_library
+from megrez.engines.tensorrt.plan import Phase, PlanRequest, build_plan
+from megrez.runtime.errors import EngineError
+from megrez.runtime.fusion import FUSION_FILE
+from megrez.runtime.manifest import Device
+
+# What a message names of many faults; the rest is counted.
+NAMED = 3
+
+
+def build(
+    model: ir.Model,
+    folder: Path,
+    request: PlanRequest,
+    *,
+    written: Callable[[int], None] = lambda size: None,
+    building: Phase = lambda name, done, total: None,
+) -> Device:
+    """Build `model`, of float16 and a static capacity, into `folder`; what the bundle's manifest says of its device.
+
+    The graph is on disk beside the engine until that is whole. written: told of every weight's bytes.
+    Raises EngineError that names the layers where the graph cannot run right or the kernels do otherwise than it asks.
+    """
+    library = load_library(request.library)
+    if request.capabilities:
+        check_buildable(library, request.capabilities)
+    _refuse(graph_faults(model), "the graph cannot be built")
+    asked = read_graph(model)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        write_onnx(model, Path(work), progress=written)
+        built = build_plan(library, Path(work) / MODEL_FILE, folder / PLAN_FILE, request, building)
+    kernels = read_kernels(built.log)
+    if not kernels:
+        raise EngineError(f"{request.library} {built.version} listed no kernels, so its engine cannot be audited")
+    fusion, faults = audit(asked, kernels, built.log)
+    _refuse(faults, f"the engine of {request.library} {built.version} does not do what its graph asks")
+    (folder / FUSION_FILE).write_text(fusion.to_json(), encoding="utf-8")
+    return Device(
+        library=request.library,
+        version=built.version,
+        capabilities=tuple(f"sm_{capability}" for capability in request.capabilities),
+        slots=request.slots,
+        chunk=request.chunk,
+        rows=request.rows,
+        memory_bytes=built.memory_bytes,
+    )
+
+
+def _refuse(faults: list[str], said: str) -> None:
+    if faults:
+        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        raise EngineError(f"{said}: {'; '.join(faults[:NAMED])}{more}: choose another target, or report this as a bug")

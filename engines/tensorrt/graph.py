@@ -1,0 +1,120 @@
+"""What an ONNX graph asks of the engine that is built from it, and what no engine could do right with it.
+
+Knows operators and their operands; knows no kernel and no library.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from megrez.engines.tensorrt.mask import mask_fault
+
+NAMES = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.FLOAT8E4M3FN: "fp8",
+    ir.DataType.INT8: "int8",
+    ir.DataType.INT4: "int4",
+    ir.DataType.FLOAT4E2M1: "fp4",
+}
+# Positions of the operands of Attention.
+MASK, LENGTHS = 3, 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """projections: by node name, what it multiplies, see `gemm_type`. attentions: node names. capacity: cache slots."""
+
+    projections: dict[str, str]
+    attentions: tuple[str, ...]
+    capacity: int
+
+
+def gemm_type(inputs: str, weights: str) -> str:
+    """What a product is called: "fp8" where both are, "int4" for weights alone, "fp8*fp16" for any other mixture."""
+    return weights if weights in (inputs, "int4") else f"{weights}*{inputs}"
+
+
+def read_graph(model: ir.Model) -> Asked:
+    """What the graph asks for; its caches are static in capacity."""
+    cache = next(value for value in model.graph.inputs if len(_dims(value)) == 4)
+    capacity = _dims(cache)[2]
+    assert isinstance(capacity, int), "the capacity of the cache is fixed before an engine is built"
+    return Asked(
+        projections={str(node.name): found for node in model.graph if (found := _projection(node)) is not None},
+        attentions=tuple(str(node.name) for node in _attentions(model)),
+        capacity=capacity,
+    )
+
+
+def graph_faults(model: ir.Model) -> list[str]:
+    """Every attention that would attend to the wrong slots, and every cache that would be copied, by layer."""
+    faults = []
+    masks: dict[ir.Value, str | None] = {}
+    for node in _attentions(model):
+        said = _attention_fault(node)
+        if said is None:
+            mask = node.inputs[MASK]
+            said = masks[mask] = masks[mask] if mask in masks else mask_fault(model, mask)
+        faults += [f"{node.name} {said}"] if said is not None else []
+    present = {value.name: value for value in model.graph.outputs}
+    for past in model.graph.inputs:
+        new = present.get(str(past.name).replace("past_key_values", "present"))
+        if len(_dims(past)) == 4 and not _written_in_place(past, new):
+            faults.append(f"{past.name} is not what TensorScatter writes, so it would be copied")
+    return faults
+
+
+def _attentions(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.op_type == "Attention")
+
+
+def _attention_fault(node: ir.Node) -> str | None:
+    causal = node.attributes.get("is_causal")
+    if causal is not None and causal.as_int():
+        return "is causal from the cache's first slot, which is wrong for every token but the first"
+    if len(node.inputs) > LENGTHS and node.inputs[LENGTHS] is not None:
+        return "tells lengths by nonpad_kv_seqlen, which TensorRT's parser drops"
+    if len(node.inputs) <= MASK or node.inputs[MASK] is None:
+        return "has no mask and would attend to slots that were never written"
+    return None
+
+
+def _written_in_place(past: ir.Value, new: ir.Value | None) -> bool:
+    writer = new.producer() if new is not None else None
+    return writer is not None and writer.op_type == "TensorScatter" and writer.inputs[0] is past
+
+
+def _projection(node: ir.Node) -> str | None:
+    """None for what is no product with a constant matrix."""
+    if node.op_type != "MatMul":
+        return None
+    inputs, weights = node.inputs
+    matrix = _source(weights, "DequantizeLinear", "Transpose")
+    if matrix is None or matrix.const_value is None:
+        return None
+    rounded = _producer(inputs, "DequantizeLinear")
+    read = rounded.inputs[0] if rounded is not None else inputs
+    return gemm_type(_type_of(read), _type_of(matrix))
+
+
+def _source(value: ir.Value | None, *op_types: str) -> ir.Value | None:
+    while (node := _producer(value, *op_types)) is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type in op_types else None
+
+
+def _type_of(value: ir.Value | None) -> str:
+    assert value is not None and value.dtype is not None, "the types of a projection's operands are known"
+    return NAMES[value.dtype]
+
+
+def _dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
+    return () if value.shape is None else tuple(value.shape)

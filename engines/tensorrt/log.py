@@ -1,0 +1,30 @@
+"""What a TensorRT library says while it works, kept as lines; knows no step of a build."""
+
+import re
+from typing import Any
+
+NUMBER = re.compile(r"(\d+)")
+
+
+def open_log(library: Any) -> Any:
+    """A logger of `library` that keeps all messages, in `lines`, and the errors again, in `errors`."""
+
+    class Log(library.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines += message.splitlines()
+            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+    return Log()
+
+
+def largest(lines: list[str], heading: str) -> int:
+    """The largest number behind `heading`, 0 where it is never said; libraries say sizes only here."""
+    said = (line.partition(heading) for line in lines if heading in line)
+    numbers = (NUMBER.search(after) for _, _, after in said)
+    return max((int(number[1]) for number in numbers if number is not None), default=0)

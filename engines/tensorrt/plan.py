@@ -1,0 +1,144 @@
+"""An ONNX file to an engine: TensorRT's parser and builder, two profiles in one plan; knows no checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megrez.engines.tensorrt.library import RTX
+from megrez.engines.tensorrt.log import largest, open_log
+from megrez.runtime.errors import EngineError
+
+Phase = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for the GPU at hand.
+
+    slots, chunk, rows: most sequences, tokens of each and logits of a step. workspace_bytes: most device memory for
+    intermediate results, None for no limit. version_compatible: the plan also opens in later releases of TensorRT.
+    hardware_compatible: it also runs on later GPUs than the one at hand.
+    """
+
+    library: str
+    capabilities: tuple[int, ...]
+    slots: int
+    chunk: int
+    rows: int
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """version: the library's. log: all it said. memory_bytes: of the device, for weights and intermediate results."""
+
+    version: str
+    log: list[str]
+    memory_bytes: int
+
+
+def build_plan(
+    library: Any, graph: Path, plan: Path, request: PlanRequest, progress: Phase = lambda name, done, total: None
+) -> Built:
+    """Write the engine of the ONNX file `graph` to `plan`, piece by piece.
+
+    progress: told of the builder's outermost phases by name, how many of their steps are done and how many they have.
+    Raises EngineError with the library's own words where it refuses the graph.
+    """
+    log = open_log(library)
+    builder = library.Builder(log)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = library.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise EngineError(f"{request.library} {library.__version__} cannot parse the graph: {_first(said)}")
+    config = _configure(library, builder, network, request)
+    monitor = _monitor(library, progress)  # must outlive the build
+    config.progress_monitor = monitor
+    with plan.open("wb") as file:
+        writer = _writer(library, file.write)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.failure is not None:
+            raise writer.failure
+    if not built:
+        raise EngineError(f"{request.library} {library.__version__} cannot build the engine: {_first(log.errors)}")
+    memory = largest(log.lines, "Total Weights Memory:") + largest(log.lines, "Total Activation Memory:")
+    return Built(version=library.__version__, log=log.lines, memory_bytes=memory)
+
+
+def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    if request.library == RTX and request.capabilities:
+        config.num_compute_capabilities = len(request.capabilities)
+        for i, capability in enumerate(request.capabilities):
+            config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), i)
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.version_compatible:
+        config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    # Without a profile of single tokens, every decoding step would spread the caches over their heads.
+    for width, rows in ((1, request.slots), (request.chunk, request.rows)):
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            profile.set_shape(tensor.name, *_range(tensor, request.slots, width, rows))
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _range(tensor: Any, slots: int, width: int, rows: int) -> list[tuple[int, ...]]:
+    """The least, likeliest and largest shape of an input; a lone sequence is likeliest."""
+    if tensor.name == "input_ids":
+        return [(1, 1), (1, width), (slots, width)]
+    if tensor.name == "logits_index":
+        return [(1,), (1,), (rows,)]
+    fixed = tuple(tensor.shape)[1:]
+    return [(1, *fixed), (1, *fixed), (slots, *fixed)]
+
+
+def _writer(library: Any, write: Callable[[bytes], int]) -> Any:
+    class Writer(library.IStreamWriter):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            library.IStreamWriter.__init__(self)
+            self.failure: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return write(data)
+            except OSError as error:  # raised through the library it would be lost
+                self.failure = error
+                return 0
+
+    return Writer()
+
+
+def _monitor(library: Any, progress: Phase) -> Any:
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.totals[phase_name] = num_steps
+                progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.totals:
+                progress(phase_name, step + 1, self.totals[phase_name])
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.totals.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _first(said: list[str]) -> str:
+    return said[0].splitlines()[0] if said else "no reason was given"
