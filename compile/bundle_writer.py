@@ -189,5 +189,6 @@ def _architecture(config: ModelConfig) -> Architecture:
 
 def tool_versions() -> dict[str, str]:
     """Of those that had a part in the bundle, what is installed."""
-    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+    found = importlib.metadata.distributions()
+    installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
     return {tool: installed[tool] for tool in TOOLS if tool in installed}

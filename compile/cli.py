@@ -42,7 +42,7 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096].")
 @click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights that share a scale [32].")
 @click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
-@click.option("--quantize-head", is_flag=True, help="For targets whose lm_head stays float32: 8 bits instead.")
+@click.option("--quantize-head", is_flag=True, help="For targets that leave the lm_head as it is: 8 bits.")
 @click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")
 @click.option("--max-kl", type=float, metavar="NATS", help="Keep as much finer as this mean KL divergence needs.")
 @calibration_options

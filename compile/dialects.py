@@ -9,12 +9,10 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.graph import MICROSOFT
 from megrez.compile.passes.group_query_attention import GroupQueryAttention
-from megrez.compile.passes.half_precision import HalfPrecision
 from megrez.compile.passes.name_layers import NameLayers
 from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
 from megrez.compile.passes.quantize_weights import QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
-from megrez.compile.passes.static_capacity import StaticCapacity
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target

@@ -36,6 +36,9 @@ class EngineOptions:
     hardware_compatible: bool = False
 
 
+ANY_DEVICE = EngineOptions()
+
+
 def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRequest | None:
     """What to build an engine for, None where the target's engine reads the graph itself.
 
@@ -75,7 +78,9 @@ def disk_bytes(model: ir.Model, plan: PlanRequest | None) -> int:
     return total if plan is None else 2 * total
 
 
-def build_engine(model: ir.Model, folder: Path, context: int, plan: PlanRequest | None, report: Report) -> Device | None:
+def build_engine(
+    model: ir.Model, folder: Path, context: int, plan: PlanRequest | None, report: Report
+) -> Device | None:
     """Write the engine's files; the device that they need, None for any. Rewrites the portable graph to build a plan.
 
     See megrez.engines.tensorrt.build.

@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from megrez.compile.engine import EngineOptions
+from megrez.compile.engine import ANY_DEVICE, EngineOptions
 from megrez.engines.tensorrt.library import EXTRAS
 
 Command = Callable[..., Any]
-DEFAULT = EngineOptions()
 
 
 def engine_options(command: Command) -> Command:
@@ -20,7 +19,7 @@ def engine_options(command: Command) -> Command:
                 "--arch", metavar="NAMES", help="Devices or capabilities, as rtx-4090,sm_120 [all the target can]."
             ),
             click.option(
-                "--batch", type=int, default=DEFAULT.batch, show_default=True, help="Most sequences of an engine."
+                "--batch", type=int, default=ANY_DEVICE.batch, show_default=True, help="Most sequences of an engine."
             ),
             click.option(
                 "--builder", type=click.Choice(tuple(EXTRAS)), help="Which TensorRT builds [what is installed]."

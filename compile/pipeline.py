@@ -9,7 +9,7 @@ from megrez.compile.bundle_writer import Content, check_output, check_space, des
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.engine import EngineOptions, build_engine, disk_bytes, plan_request
+from megrez.compile.engine import ANY_DEVICE, EngineOptions, build_engine, disk_bytes, plan_request
 from megrez.compile.held_out import measure_bundle
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
@@ -31,7 +31,7 @@ class Request:
     output: Path
     context: int | None
     calibration: CalibrationRequest = DEFAULT_CALIBRATION
-    engine: EngineOptions = EngineOptions()
+    engine: EngineOptions = ANY_DEVICE
 
 
 def compile_bundle(request: Request, report: Report) -> Path:

@@ -4,9 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from megrez.calibration import sensitivity_report
+from megrez.calibration.inputs import NUMBER_FORMATS
 from megrez.calibration.record import Record, read_record
 from megrez.compile.calibrate import calibrate_checkpoint, rounded_form, rounds_anything
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
@@ -21,8 +20,8 @@ from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
-# Random weights have nothing to say about a text: a few random tokens give their inputs some scale.
-DUMMY_TOKENS = 64
+# Random weights have nothing to say about a text: what norms give has a deviation of 1, and all inputs get its range.
+DUMMY_RANGE = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +43,19 @@ class CalibrationRequest:
 class Prepared:
     """target: the one asked for, with the tensors that a budget keeps finer. record: None where nothing was calibrated.
 
-    held_out: None where fidelity is not to be measured.
+    held_out: None where fidelity is not to be measured. dummy_scale: of all inputs, where weights are random.
     """
 
     checkpoint: Checkpoint
     target: Target
     record: Record | None = None
     held_out: HeldOut | None = None
+    dummy_scale: float | None = None
 
     def input_scale(self, name: str) -> float | None:
         """See megrez.compile.dialects.lower."""
-        return self.checkpoint.input_scale(name) if isinstance(self.checkpoint, CalibratedCheckpoint) else None
+        found = self.checkpoint.input_scale(name) if isinstance(self.checkpoint, CalibratedCheckpoint) else None
+        return self.dummy_scale if found is None else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +123,8 @@ class Preparation:
             raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
         if self.target.inputs is None:
             return Prepared(checkpoint=self.checkpoint, target=self.target)
-        text = _random_text(self.checkpoint.config.vocab_size, min(DUMMY_TOKENS, self.context))
-        record, _ = calibrate_checkpoint(self.checkpoint, self.target, "rtn", text, self.work, self._layers())
-        return self._prepared(self.target, record, None)
+        scale = DUMMY_RANGE / NUMBER_FORMATS[self.target.inputs].largest
+        return Prepared(checkpoint=self.checkpoint, target=self.target, dummy_scale=scale)
 
     def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
         if not rounds_anything(self.checkpoint, self.target.with_finer(frozenset())):
@@ -165,10 +165,3 @@ class Preparation:
 
     def _layers(self) -> Progress:
         return self.report.layers(self.checkpoint.config.num_hidden_layers)
-
-
-def _random_text(vocab_size: int, length: int) -> CalibrationText:
-    ids = np.random.default_rng(0).integers(0, vocab_size, (1, length))
-    return CalibrationText(
-        tokens=ids, held_out=ids[0, :0], source="random tokens", held_out_source="random tokens", sha256="", seed=0
-    )

@@ -1,4 +1,4 @@
-"""From a staged bundle to one with an engine: what `--stage onnx` left for a device; needs neither torch nor a model."""
+"""From what `--stage onnx` wrote to a bundle with an engine, on the device itself; needs neither torch nor a model."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -87,7 +87,7 @@ class Target:
         """This target with an lm_head of 8 bits, in the format of its projections where these have 8."""
         if self.head is not None or self.weights is None:
             raise UsageError(
-                f"--quantize-head is for targets whose head is not quantised, {self.name} is none: leave it out"
+                f"--quantize-head is for targets whose head stays as it is, {self.name} is none: leave it out"
             )
         return replace(self, head=self.weights if self.weights.bits == 8 else INT8_CHANNELS)
 

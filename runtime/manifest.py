@@ -125,7 +125,7 @@ class Device:
     """What an engine built ahead of time runs on, and what it can take; other engines have no such limits.
 
     library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", …
-    slots: sequences at once, at most. chunk: tokens of each in a step, at most. rows: logits that a step gives, at most.
+    slots: most sequences at once. chunk: most tokens of each in a step. rows: most logits that a step gives.
     memory_bytes: of the device, for weights and intermediate results, without the KV cache.
     """
 

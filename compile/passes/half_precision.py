@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from megrez.compile.weights import lazy
 from megrez.runtime.errors import CheckpointError
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -22,21 +23,16 @@ class HalfPrecision(ir.passes.InPlacePass):
         values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
         wide = [value for value in values if value.dtype == FLOAT]
         for value in wide:
-            value.dtype = HALF
+            value.type = ir.TensorType(HALF)  # a clone may share the old one
             if value.const_value is not None:
-                value.const_value = ir.LazyTensor(
-                    _rounded(value.const_value), dtype=HALF, shape=value.const_value.shape, name=value.name
-                )
+                value.const_value = lazy(value, _rounded(value.const_value))
         for node in graph:
             assert node.op_type not in ("Cast", "Constant") or not _makes_float(node), f"{node.name} makes float32"
         return ir.passes.PassResult(model, modified=bool(wide))
 
 
-def _rounded(tensor: ir.TensorProtocol) -> Callable[[], ir.Tensor]:
-    def compute() -> ir.Tensor:
-        return ir.Tensor(_to_half(tensor.numpy(), str(tensor.name)))
-
-    return compute
+def _rounded(tensor: ir.TensorProtocol) -> Callable[[], NDArray[np.generic]]:
+    return lambda: _to_half(tensor.numpy(), str(tensor.name))
 
 
 def _to_half(array: NDArray[np.float32], name: str) -> NDArray[np.float16]:

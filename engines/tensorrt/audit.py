@@ -4,11 +4,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from megrez.engines.tensorrt.graph import Asked, gemm_type
+from megrez.engines.tensorrt.graph import Asked
 from megrez.engines.tensorrt.kernels import Kernel, Tensor
 from megrez.runtime.fusion import Fusion, Phase
 
-NAMES = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "FP8": "fp8", "Int8": "int8", "Int4": "int4", "FP4": "fp4"}
+# TensorRT's words for numbers, and ours.
+NAMES = {
+    "Float": "fp32",
+    "Half": "fp16",
+    "BFloat16": "bf16",
+    "FP8": "fp8",
+    "Int8": "int8",
+    "Int4": "int4",
+    "FP4": "fp4",
+}
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}
 PRODUCTS = ("gemm", "runtime_fusion")
 ATTENTION = re.compile(r"_?[a-z]+_mha_v\d+")
@@ -63,6 +72,11 @@ def _audit_phase(asked: Asked, kernels: list[Kernel], name: str) -> tuple[Phase,
         if name == "decode" or cache.startswith("past")
     ]
     return phase, said
+
+
+def gemm_type(inputs: str, weights: str) -> str:
+    """What a product is called: "fp8" where both are, "int4" for weights alone, "fp8*fp16" for any other mixture."""
+    return weights if weights in (inputs, "int4") else f"{weights}*{inputs}"
 
 
 def _product_type(projection: str, kernels: list[Kernel]) -> str:

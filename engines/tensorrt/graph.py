@@ -25,16 +25,11 @@ MASK, LENGTHS = 3, 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """projections: by node name, what it multiplies, see `gemm_type`. attentions: node names. capacity: cache slots."""
+    """projections: by node name, the type its weights have. attentions: node names. capacity: slots of the cache."""
 
     projections: dict[str, str]
     attentions: tuple[str, ...]
     capacity: int
-
-
-def gemm_type(inputs: str, weights: str) -> str:
-    """What a product is called: "fp8" where both are, "int4" for weights alone, "fp8*fp16" for any other mixture."""
-    return weights if weights in (inputs, "int4") else f"{weights}*{inputs}"
 
 
 def read_graph(model: ir.Model) -> Asked:
@@ -52,12 +47,14 @@ def read_graph(model: ir.Model) -> Asked:
 def graph_faults(model: ir.Model) -> list[str]:
     """Every attention that would attend to the wrong slots, and every cache that would be copied, by layer."""
     faults = []
-    masks: dict[ir.Value, str | None] = {}
+    mask_faults: dict[ir.Value | None, str | None] = {}  # most layers share one
     for node in _attentions(model):
         said = _attention_fault(node)
         if said is None:
             mask = node.inputs[MASK]
-            said = masks[mask] = masks[mask] if mask in masks else mask_fault(model, mask)
+            if mask not in mask_faults:
+                mask_faults[mask] = mask_fault(model, mask)
+            said = mask_faults[mask]
         faults += [f"{node.name} {said}"] if said is not None else []
     present = {value.name: value for value in model.graph.outputs}
     for past in model.graph.inputs:
@@ -88,32 +85,16 @@ def _written_in_place(past: ir.Value, new: ir.Value | None) -> bool:
 
 
 def _projection(node: ir.Node) -> str | None:
-    """None for what is no product with a constant matrix."""
+    """The type of the constants behind a product's second operand, whatever lies between; None without any."""
     if node.op_type != "MatMul":
         return None
-    inputs, weights = node.inputs
-    matrix = _source(weights, "DequantizeLinear", "Transpose")
+    matrix = node.inputs[1]
+    while matrix is not None and (producer := matrix.producer()) is not None and producer.inputs:
+        matrix = producer.inputs[0]
     if matrix is None or matrix.const_value is None:
         return None
-    rounded = _producer(inputs, "DequantizeLinear")
-    read = rounded.inputs[0] if rounded is not None else inputs
-    return gemm_type(_type_of(read), _type_of(matrix))
-
-
-def _source(value: ir.Value | None, *op_types: str) -> ir.Value | None:
-    while (node := _producer(value, *op_types)) is not None:
-        value = node.inputs[0]
-    return value
-
-
-def _producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type in op_types else None
-
-
-def _type_of(value: ir.Value | None) -> str:
-    assert value is not None and value.dtype is not None, "the types of a projection's operands are known"
-    return NAMES[value.dtype]
+    assert matrix.dtype is not None
+    return NAMES[matrix.dtype]
 
 
 def _dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:

@@ -9,7 +9,7 @@ NUMBER = re.compile(r"(\d+)")
 def open_log(library: Any) -> Any:
     """A logger of `library` that keeps all messages, in `lines`, and the errors again, in `errors`."""
 
-    class Log(library.ILogger):  # type: ignore[misc, name-defined]
+    class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.lines: list[str] = []

@@ -3,6 +3,8 @@
 The part of the graph that makes the mask is run on small inputs; knows no engine.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -48,7 +50,7 @@ def _evaluate(
 ) -> NDArray[np.generic] | None:
     """The mask by ONNX's own reference, or None where it is made of what is given no value here."""
     cache = np.zeros((len(starts), 1, capacity, 1), np.float16)
-    given = {str(value.name): cache for value in model.graph.inputs if _is_cache(value)}
+    given: dict[str, NDArray[np.generic]] = {str(value.name): cache for value in model.graph.inputs if _is_cache(value)}
     given |= {"input_ids": np.zeros((len(starts), width), np.int64), "write_indices": starts}
     nodes, constants, inputs = _ancestors(mask)
     if not inputs <= given.keys() or any(tensor.size > SMALL for tensor in constants.values()):
@@ -63,9 +65,8 @@ def _evaluate(
         [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in constants.items()],
     )
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    found: NDArray[np.generic]
-    [found] = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets)).run(None, feeds)
-    return found
+    outputs: Any = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets)).run(None, feeds)
+    return np.asarray(outputs[0])
 
 
 def _declared(name: str, dtype: int) -> onnx.ValueInfoProto:

@@ -9,6 +9,9 @@ from megrez.engines.tensorrt.library import RTX
 from megrez.engines.tensorrt.log import largest, open_log
 from megrez.runtime.errors import EngineError
 
+# A profile of one sequence alone has weights in a layout of its own, and the plan has them twice.
+LEAST_SLOTS = 2
+
 Phase = Callable[[str, int, int], None]
 
 
@@ -83,11 +86,12 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
     if request.hardware_compatible:
         config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    slots = max(request.slots, LEAST_SLOTS)
     # Without a profile of single tokens, every decoding step would spread the caches over their heads.
-    for width, rows in ((1, request.slots), (request.chunk, request.rows)):
+    for width, rows in ((1, slots), (request.chunk, request.rows)):
         profile = builder.create_optimization_profile()
         for tensor in inputs:
-            profile.set_shape(tensor.name, *_range(tensor, request.slots, width, rows))
+            profile.set_shape(tensor.name, *_range(tensor, slots, width, rows))
         config.add_optimization_profile(profile)
     return config
 
@@ -103,7 +107,7 @@ def _range(tensor: Any, slots: int, width: int, rows: int) -> list[tuple[int, ..
 
 
 def _writer(library: Any, write: Callable[[bytes], int]) -> Any:
-    class Writer(library.IStreamWriter):  # type: ignore[misc, name-defined]
+    class Writer(library.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IStreamWriter.__init__(self)
             self.failure: OSError | None = None
@@ -119,7 +123,7 @@ def _writer(library: Any, write: Callable[[bytes], int]) -> Any:
 
 
 def _monitor(library: Any, progress: Phase) -> Any:
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}

@@ -242,7 +242,7 @@ def test_a_text_that_cannot_be_used(
         (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
         (("--target", "cpu-fp32"), "cpu-fp32 rounds nothing of"),
-        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays float32"),
+        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
     ],
 )
 def test_nothing_to_calibrate_for(
@@ -355,7 +355,7 @@ def test_scales_without_the_head_that_is_asked_for(
     [
         (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 has no such step: leave it out"),
         (("--target", "trt-int8"), "trt-int8's engine cannot be built yet: add --stage onnx"),
-        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays float32"),
+        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
         (("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"), "leave --algorithm out"),
         (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context holds 64"),
     ],
