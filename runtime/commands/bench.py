@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from megrez.runtime.commands.options import bundle_argument, threads_option
-from megrez.runtime.errors import MegrezError
+from megrez.runtime.commands.options import bundle_argument, threads_option, write_json
 
 
 @click.command("bench")
@@ -41,7 +40,7 @@ def bench_command(
     }
     click.echo(_table(figures))
     if json_file is not None:
-        _write(json_file, json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, json.dumps(figures, indent=2) + "\n")
 
 
 def _table(figures: dict[str, float]) -> str:
@@ -54,10 +53,3 @@ def _table(figures: dict[str, float]) -> str:
         "threads": f"{figures['threads']:10d}",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MegrezError(f"the figures cannot be written to {path} ({error.strerror}): name another file") from error

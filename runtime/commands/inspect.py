@@ -1,19 +1,71 @@
 """`megrez inspect`: what a bundle says of itself."""
 
+from pathlib import Path
+
 import click
 
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import bundle_argument, verify_option
+from megrez.runtime.commands.options import bundle_argument, verify_option, write_json
+from megrez.runtime.errors import UsageError
+from megrez.runtime.fusion import FUSION_FILE, Fusion
+from megrez.runtime.manifest import Device, Measured
+
+STDOUT = "-"
 
 
 @click.command("inspect")
 @bundle_argument
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+@click.option("--fusion", is_flag=True, help="What an engine's kernels do, as the audit of its build found it.")
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value=STDOUT,
+    metavar="[FILE]",
+    help="The same as JSON, of the bundle its manifest, into FILE or onto the screen.",
+)
 @verify_option
-def inspect_command(bundle: str, as_json: bool, verify: bool) -> None:
+def inspect_command(bundle: str, fusion: bool, json_file: str | None, verify: bool) -> None:
     """Show what a bundle is, what it needs and where it came from."""
     opened = open_bundle(bundle, verify=verify)
-    click.echo(opened.manifest.to_json() if as_json else _describe(opened, verified=verify), nl=not as_json)
+    if fusion:
+        found = _read_fusion(opened)
+        text, table = found.to_json(), _tabulate(found)
+    else:
+        text, table = opened.manifest.to_json(), _describe(opened, verified=verify)
+    if json_file in (None, STDOUT):
+        click.echo(table + "\n" if json_file is None else text, nl=False)
+    else:
+        write_json(Path(json_file), text)
+
+
+def _read_fusion(bundle: Bundle) -> Fusion:
+    path = bundle.find(FUSION_FILE)
+    if path is None:
+        raise UsageError(
+            f"{bundle.path} is a bundle for {bundle.manifest.target}, which has no engine of fused kernels: "
+            "leave --fusion out"
+        )
+    return Fusion.from_json(path.read_text(encoding="utf-8"))
+
+
+def _tabulate(fusion: Fusion) -> str:
+    rows = [("", "decode", "prefill")]
+    for title, cell in (
+        ("attention kernels", lambda phase: _counts(phase.attention_kernels)),
+        ("projections multiply", lambda phase: _counts(phase.gemm_types)),
+        ("kernels that copy a cache", lambda phase: str(phase.cache_copies)),
+        ("unfused layers", lambda phase: ", ".join(phase.unfused) or "none"),
+    ):
+        rows.append((title, cell(fusion.decode), cell(fusion.prefill)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 
 
 def _describe(bundle: Bundle, *, verified: bool) -> str:
@@ -29,9 +81,31 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
         "stop ids": ", ".join(map(str, m.tokens.stop)) or "none",
         "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, "
         f"repetition penalty {s.repetition_penalty:g}",
+        "device": _device(m.device),
+        "fidelity": _fidelity(m.measured),
         "source": f"{p.source}, weights: {p.weights}, quantization: {p.quantization}",
         "tools": ", ".join(f"{name} {version}" for name, version in p.tools.items()) or "none",
         "size": f"{bundle.size / 2**20:.1f} MiB, {'hashes verified' if verified else 'sizes checked'}",
     }
     files = [f"  {file.size:>14,}  {file.path}" for file in m.files]
     return "\n".join([f"{name:<10}{value}" for name, value in rows.items()] + ["files", *files])
+
+
+def _device(device: Device | None) -> str:
+    if device is None:
+        return "any"
+    where = ", ".join(device.capabilities) or "the GPU it was built on"
+    return (
+        f"{where}, {device.library} {device.version}, {device.memory_bytes / 2**20:.1f} MiB and the KV cache; "
+        f"up to {device.slots} sequences, {device.chunk} tokens a step"
+    )
+
+
+def _fidelity(measured: Measured | None) -> str:
+    if measured is None:
+        return "not measured"
+    f = measured.fidelity
+    return (
+        f"KL {f.kl_mean:.4f}, top-1 {f.top1_agreement:.3f}, perplexity {f.perplexity:.3f} "
+        f"(float32 {f.reference_perplexity:.3f}) on {f.tokens} tokens of {measured.text}, by {measured.of}"
+    )

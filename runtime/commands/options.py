@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+from megrez.runtime.errors import MegrezError
 
 if TYPE_CHECKING:
     from megrez.runtime.sampling import SamplingParams
@@ -54,3 +57,11 @@ def chosen_sampling(defaults: SamplingParams) -> SamplingParams:
 def _keep(context: click.Context, option: click.Parameter, value: float | int | None) -> None:
     if value is not None:
         context.meta.setdefault(_GIVEN, {})[option.name] = value
+
+
+def write_json(path: Path, text: str) -> None:
+    """What --json FILE asks for; raises MegrezError where it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MegrezError(f"the figures cannot be written to {path} ({error.strerror}): name another file") from error

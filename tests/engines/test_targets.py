@@ -77,3 +77,33 @@ def test_one_scale_per_channel_leaves_no_block_to_choose(name: str) -> None:
 def test_float32_has_no_blocks() -> None:
     with pytest.raises(UsageError, match=r"^--block-size is for quantised weights, cpu-fp32 keeps float32: "):
         find_target("cpu-fp32").with_block(64)
+
+
+def test_only_tensorrt_targets_have_a_stage_before_their_engine() -> None:
+    staged = find_target("trt-fp8").staged()
+    assert (staged.name, staged.engine, staged.kv_dtype) == ("trt-fp8", "portable", "float32")
+    with pytest.raises(UsageError, match=r"^--stage onnx stops before an engine is built, cpu-int4 has no such step: "):
+        find_target("cpu-int4").staged()
+
+
+@pytest.mark.parametrize(
+    ("name", "able", "lacking"),
+    [("trt-fp8", (89, 90, 120), 87), ("trt-int4", (80, 87), 75), ("trt-fp16", (75, 120), None)],
+)
+def test_a_device_without_the_numbers_of_a_target_is_refused(
+    name: str, able: tuple[int, ...], lacking: int | None
+) -> None:
+    target = find_target(name)
+    target.check_capabilities(able)
+    if lacking is None:
+        return
+    with pytest.raises(UsageError) as caught:
+        target.check_capabilities((*able, lacking))
+    said = str(caught.value)
+    assert said.startswith(f"{name} needs sm_{target.min_capability} or later, ")
+    assert f"(sm_{lacking}) cannot do it" in said and "rtx-5090" in said and "t4" not in said.partition("among")[2]
+
+
+def test_nvidia_devices_are_not_for_other_targets() -> None:
+    with pytest.raises(UsageError, match="^--arch names NVIDIA devices, cpu-int8 is for any CPU: leave it out$"):
+        find_target("cpu-int8").check_capabilities((89,))
