@@ -56,8 +56,7 @@ def build_plan(
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise EngineError(f"{request.library} {library.__version__} cannot parse the graph: {_first(said)}")
+        raise EngineError(f"{request.library} {library.__version__} cannot parse the graph: {_parser_error(parser)}")
     config = _configure(library, builder, network, request)
     monitor = _monitor(library, progress)  # must outlive the build
     config.progress_monitor = monitor
@@ -139,9 +138,17 @@ def _monitor(library: Any, progress: Phase) -> Any:
             return True
 
         def phase_finish(self, phase_name: str) -> None:
-            self.totals.pop(phase_name, None)
+            if (total := self.totals.pop(phase_name, None)) is not None:
+                progress(phase_name, total, total)
 
     return Monitor()
+
+
+def _parser_error(parser: Any) -> str:
+    if parser.num_errors == 0:
+        return "no reason was given"
+    error = parser.get_error(0)
+    return f"{error.node_operator()} {error.node_name()}: {error.desc().splitlines()[0]}"
 
 
 def _first(said: list[str]) -> str:

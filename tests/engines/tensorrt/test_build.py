@@ -1,0 +1,144 @@
+"""Engines built for real, ahead of time, by TensorRT-RTX: audited, and refused where they do otherwise than asked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from megrez.engines.tensorrt import PLAN_FILE
+from megrez.engines.tensorrt.build import build
+from megrez.engines.tensorrt.plan import PlanRequest
+from megrez.runtime.errors import EngineError, UsageError
+from tests import engine_graphs as broken
+from tests.engine_graphs import CAPACITY, SHAPE, engine_graph
+
+CAPABILITIES = {
+    "trt-fp16": (80, 86, 89, 120),
+    "trt-int8": (80, 86, 89, 120),
+    "trt-fp8": (89, 120),
+    "trt-int4": (80, 86, 89, 120),
+}
+
+
+def request(capabilities: tuple[int, ...] = (89,), **changes: Any) -> PlanRequest:
+    fields = {"slots": 2, "chunk": 16, "rows": 4, **changes}
+    return PlanRequest(library="tensorrt_rtx", capabilities=capabilities, **fields)
+
+
+@pytest.mark.parametrize("target", CAPABILITIES)
+def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
+    checkpoint_of: Any, tmp_path: Path, target: str
+) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), target)
+    device = build(model, tmp_path, request(CAPABILITIES[target]))
+    assert {path.name for path in tmp_path.iterdir()} == {PLAN_FILE, "fusion.json"}
+    fusion = json.loads((tmp_path / "fusion.json").read_text())
+    kind = target.removeprefix("trt-")
+    types = {"fp16": 9} if kind == "fp16" else {kind: 8, "fp16": 1}
+    assert fusion["decode"] == {
+        "attention_kernels": {"_gemv_mha_v1": 2},
+        "cache_copies": 0,
+        "gemm_types": types,
+        "unfused": [],
+    }
+    assert fusion["prefill"]["gemm_types"] == types and fusion["prefill"]["unfused"] == []
+    assert device.capabilities == tuple(f"sm_{one}" for one in CAPABILITIES[target])
+    assert (device.library, device.slots, device.chunk, device.rows) == ("tensorrt_rtx", 2, 16, 4)
+
+
+def test_weights_are_not_twice_in_the_plan_of_a_single_sequence(checkpoint_of: Any, tmp_path: Path) -> None:
+    sizes, memory = [], []
+    for slots in (1, 2):
+        (folder := tmp_path / str(slots)).mkdir()
+        device = build(engine_graph(checkpoint_of(**SHAPE), "trt-fp8"), folder, request(slots=slots))
+        sizes.append((folder / PLAN_FILE).stat().st_size)
+        memory.append(device.memory_bytes)
+        assert device.slots == slots
+    assert abs(sizes[0] - sizes[1]) < 10_000 and memory[0] == memory[1]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (broken.make_causal, "model.layers.0.self_attn has no mask in _gemv_mha_v1 in decode"),
+        (broken.scale_queries_beforehand, "past_key_values.0.key is copied by __myl_Move"),
+        (broken.unround_an_input, "model.layers.0.mlp.down_proj should multiply fp8 and multiplies fp8*fp16 in decode"),
+        (broken.change_a_dequantised_matrix, "model.layers.0.mlp.down_proj should multiply fp8 and multiplies "),
+    ],
+)
+def test_an_engine_that_does_otherwise_is_refused_by_its_kernels(
+    checkpoint_of: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[ir.Model], None],
+    said: str,
+) -> None:
+    monkeypatch.setattr("megrez.engines.tensorrt.build.graph_faults", lambda model: [])  # what the kernels show alone
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp8")
+    breaks(model)
+    with pytest.raises(EngineError) as caught:
+        build(model, tmp_path, request())
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [broken.make_causal, broken.hide_the_token_itself, broken.copy_a_cache_before_it_is_returned],
+)
+def test_a_broken_graph_is_refused_before_anything_is_built(
+    checkpoint_of: Any, tmp_path: Path, breaks: Callable[[ir.Model], None]
+) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp8")
+    breaks(model)
+    with pytest.raises(EngineError, match=r"^the graph cannot be built: .*0"):
+        build(model, tmp_path, request())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_library_refuses_is_told_in_its_words(checkpoint_of: Any, tmp_path: Path) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp8")
+    with pytest.raises(EngineError, match=r"^tensorrt_rtx [\d.]+ cannot build the engine: .*sm80.*fp8"):
+        build(model, tmp_path, request((80,)))
+
+
+def test_a_graph_that_cannot_be_parsed(checkpoint_of: Any, tmp_path: Path) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    broken.insert(model, "NoSuchOperator", broken.find(model, "Attention")[0], 0)
+    with pytest.raises(EngineError, match=r"^tensorrt_rtx [\d.]+ cannot parse the graph: .*NoSuchOperator"):
+        build(model, tmp_path, request())
+
+
+def test_a_device_that_the_library_does_not_know_is_refused_first(checkpoint_of: Any, tmp_path: Path) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    with pytest.raises(UsageError, match=r"cannot build ahead of time for sm_87 \(orin\), only for .*--stage onnx"):
+        build(model, tmp_path, request((87,)))
+
+
+def test_a_full_disk_is_what_is_reported(checkpoint_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *args, **options: Full() if self.name == PLAN_FILE else real(self, *args, **options)
+    )
+    with pytest.raises(OSError, match="No space left on device"):
+        build(model, tmp_path, request())
+
+
+def test_progress_is_told_in_steps_of_the_builder(checkpoint_of: Any, tmp_path: Path) -> None:
+    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    told: list[tuple[str, int, int]] = []
+    build(model, tmp_path, request(), building=lambda *step: told.append(step))
+    assert told and told[0][1] == 0 and all(0 <= done <= total for _, done, total in told)
+    assert told[-1][1] == told[-1][2]
