@@ -105,5 +105,5 @@ def test_a_device_without_the_numbers_of_a_target_is_refused(
 
 
 def test_nvidia_devices_are_not_for_other_targets() -> None:
-    with pytest.raises(UsageError, match="^--arch names NVIDIA devices, cpu-int8 is for any CPU: leave it out$"):
+    with pytest.raises(UsageError, match=r"^--arch names NVIDIA devices, cpu-int8 is for any CPU: leave it out$"):
         find_target("cpu-int8").check_capabilities((89,))

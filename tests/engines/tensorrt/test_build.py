@@ -13,7 +13,7 @@ from megrez.engines.tensorrt.build import build
 from megrez.engines.tensorrt.plan import PlanRequest
 from megrez.runtime.errors import EngineError, UsageError
 from tests import engine_graphs as broken
-from tests.engine_graphs import CAPACITY, SHAPE, engine_graph
+from tests.engine_graphs import SHAPE, engine_graph
 
 CAPABILITIES = {
     "trt-fp16": (80, 86, 89, 120),

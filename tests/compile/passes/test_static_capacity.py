@@ -1,0 +1,23 @@
+"""The caches' symbolic capacity becomes a number, everywhere and nowhere else."""
+
+import onnx_ir as ir
+
+from megrez.compile.passes.static_capacity import StaticCapacity
+from tests.graphs import HEADER
+
+GRAPH = "agraph (float[batch,2,capacity,4] past, float[batch,sequence] x) => (float[batch,2,capacity,4] present) {"
+
+
+def test_only_the_capacity_is_fixed() -> None:
+    model = ir.from_onnx_text(f"{HEADER}{GRAPH} present = Identity(past) }}")
+    assert StaticCapacity(48)(model).modified
+    past, x = model.graph.inputs
+    assert [str(dim) for dim in past.shape or ()] == ["batch", "2", "48", "4"]
+    assert [str(dim) for dim in model.graph.outputs[0].shape or ()] == ["batch", "2", "48", "4"]
+    assert [str(dim) for dim in x.shape or ()] == ["batch", "sequence"]
+    assert isinstance((past.shape or ())[2], int)
+
+
+def test_without_a_capacity_nothing_is_changed() -> None:
+    model = ir.from_onnx_text(f"{HEADER}agraph (float[batch] x) => (float[batch] y) {{ y = Identity(x) }}")
+    assert not StaticCapacity(48)(model).modified

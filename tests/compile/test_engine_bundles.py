@@ -1,0 +1,134 @@
+"""`megrez-compile --target trt-*` from a checkpoint, and from a staged bundle without torch; nothing runs on a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megrez.runtime.bundle import open_bundle
+from tests.engine_graphs import SHAPE
+
+TARGETS = {"trt-fp16": None, "trt-int8": "rtn", "trt-fp8": "rtn", "trt-int4": "rtn"}
+
+
+def manifest_of(bundle: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_checkpoint_becomes_an_engine(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str) -> None:
+    algorithm = TARGETS[target]
+    options = () if algorithm is None else ("--algorithm", algorithm)
+    build = ("--target", target, "--context", 64, "--batch", 3, "--arch", "rtx-4090,sm_120")
+    done = megrez_compile(checkpoint_of(**SHAPE), *build, *options, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    open_bundle(tmp_path / "b", verify=True)
+    manifest = manifest_of(tmp_path / "b")
+    assert (manifest["target"], manifest["engine"], manifest["context_length"]) == (target, "tensorrt", 64)
+    assert manifest["kv_cache"] == {"dtype": "float16", "bytes_per_token": 2 * 2 * 2 * 64 * 2}
+    assert manifest["device"]["capabilities"] == ["sm_89", "sm_120"] and manifest["device"]["slots"] == 3
+    files = {file["path"] for file in manifest["files"]}
+    assert files == {"model.plan", "fusion.json", "tokenizer.json", "chat_template.jinja"}
+    if target == "trt-int8":  # what cannot run here is stated as calibration simulated it
+        assert manifest["measured"]["of"] == "simulation" and manifest["measured"]["fidelity"]["tokens"] > 0
+
+
+def test_the_whole_library_is_built_for_without_arch(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
+    done = megrez_compile(
+        checkpoint_of(**SHAPE), "--target", "trt-fp8", "--algorithm", "rtn", "--quantize-head", "--context", 64, "-o",
+        tmp_path / "b",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert manifest_of(tmp_path / "b")["device"]["capabilities"] == ["sm_89", "sm_120", "sm_121"]
+    fusion = json.loads((tmp_path / "b" / "fusion.json").read_text())
+    assert fusion["decode"]["gemm_types"] == {"fp8": 9}
+
+
+@pytest.fixture
+def staged(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> Path:
+    build = ("--target", "trt-int8", "--algorithm", "rtn", "--context", 64, "--stage", "onnx")
+    done = megrez_compile(checkpoint_of(**SHAPE), *build, "-o", tmp_path / "staged")
+    assert done.code == 0, done.err
+    return tmp_path / "staged"
+
+
+BLOCKED = ("torch", "transformers", "optimum", "onnxscript", "huggingface_hub", "gguf", "onnxruntime")
+
+
+def test_a_staged_bundle_becomes_an_engine_without_torch(staged: Path, tmp_path: Path) -> None:
+    block = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}));"
+    run = f"sys.argv[1:] = {[str(staged), '-o', str(tmp_path / 'b')]!r}; from megrez.compile.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    before, after = manifest_of(staged), manifest_of(tmp_path / "b")
+    assert (before["engine"], after["engine"]) == ("portable", "tensorrt")
+    assert after["kv_cache"]["bytes_per_token"] * 2 == before["kv_cache"]["bytes_per_token"]
+    assert after["provenance"]["calibration"] == before["provenance"]["calibration"]
+    assert (before["measured"]["of"], after["measured"]["of"]) == ("bundle", "simulation")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (staged / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    open_bundle(tmp_path / "b", verify=True)
+
+
+def test_what_cannot_be_asked_of_a_staged_bundle(staged: Path, megrez_compile: Any, tmp_path: Path) -> None:
+    output = ("-o", tmp_path / "b")
+    for options, said in (
+        (("--target", "trt-fp8", *output), "was staged for trt-int8, not trt-fp8: leave --target out"),
+        (("--context", 9, *output), "is staged already, --context comes before that: leave it out"),
+        (("-o", staged), "is the staged bundle itself: give the engine's bundle another -o"),
+        (("--arch", "orin", *output), "cannot build ahead of time for sm_87 (orin)"),
+    ):
+        done = run_plain(staged, *options)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("error: ") == 1, done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def run_plain(*args: object) -> subprocess.CompletedProcess[str]:
+    """Without the options that the fixture adds, which a staged bundle refuses."""
+    command = [sys.executable, "-c", "from megrez.compile.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--target", "trt-fp8", "--arch", "a100"), "trt-fp8 needs sm_89 or later, a100, a30 (sm_80) cannot do it: "),
+        (("--target", "trt-fp16", "--arch", "rtx-4080ti"), "unknown device 'rtx-4080ti': did you mean rtx-4090? "),
+        (("--target", "trt-fp16", "--arch", "h100"), "cannot build ahead of time for sm_90 (h100, h200, gh200)"),
+        (("--target", "trt-fp16", "--batch", 0), "--batch is 0: ask for at least 1"),
+        (("--target", "cpu-int4", "--batch", 2), "are for TensorRT engines, cpu-int4 builds none"),
+        (("--target", "cpu-int4", "--arch", "orin"), "--arch names NVIDIA devices, cpu-int4 is for any CPU"),
+        (("--target", "trt-fp8", "--stage", "onnx", "--batch", 2), "are for TensorRT engines, trt-fp8 builds none"),
+        ((), "--target is missing: name one, --list-targets shows them all"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, options: tuple[object, ...], said: str
+) -> None:
+    done = megrez_compile(checkpoint_of(**SHAPE), *options, "-o", tmp_path / "b")
+    assert done.code == 2 and said in done.err and done.err.startswith("error: ")
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = megrez_compile(checkpoint_of(**SHAPE), "--target", "trt-fp16", "-o", tmp_path / "b")
+    assert (done.code, done.err) == (
+        1,
+        "error: building an engine needs tensorrt_rtx, which is not installed: run  "
+        "pip install 'megrez-compile[rtx]'\n",
+    )
+
+
+def test_random_weights_are_built_without_a_text(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
+    config = checkpoint_of(**SHAPE) / "config.json"
+    options = ("--dummy-weights", "--target", "trt-int8", "--context", 64, "--arch", "sm_86")
+    done = megrez_compile(config, *options, "-o", tmp_path / "b")
+    assert done.code == 0 and "calibrating" not in done.err, done.err
+    manifest = manifest_of(tmp_path / "b")
+    assert manifest["provenance"]["weights"] == "dummy" and manifest["measured"] is None
