@@ -7,7 +7,11 @@ from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError
 from megrez.runtime.session import Session
 
-MODULES = {"ort": "megrez.engines.ort.session", "portable": "megrez.engines.portable.session"}
+MODULES = {
+    "ort": "megrez.engines.ort.session",
+    "portable": "megrez.engines.portable.session",
+    "tensorrt": "megrez.engines.tensorrt.session",
+}
 
 
 class OpenSession(Protocol):

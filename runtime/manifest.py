@@ -126,7 +126,8 @@ class Device:
 
     library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", …
     slots: most sequences at once. chunk: most tokens of each in a step. rows: most logits that a step gives.
-    memory_bytes: of the device, for weights and intermediate results, without the KV cache.
+    memory_bytes: of the device, for weights and intermediate results, without the KV cache. version_compatible: later
+    versions of the library run it too.
     """
 
     library: str
@@ -136,6 +137,7 @@ class Device:
     chunk: int
     rows: int
     memory_bytes: int
+    version_compatible: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

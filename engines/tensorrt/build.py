@@ -57,6 +57,7 @@ def build(
         chunk=request.chunk,
         rows=request.rows,
         memory_bytes=built.memory_bytes,
+        version_compatible=request.version_compatible,
     )
 
 

@@ -50,14 +50,14 @@ def _read_fusion(bundle: Bundle) -> Fusion:
 
 
 def _tabulate(fusion: Fusion) -> str:
-    rows = [("", "decode", "prefill")]
-    for title, cell in (
-        ("attention kernels", lambda phase: _counts(phase.attention_kernels)),
-        ("projections multiply", lambda phase: _counts(phase.gemm_types)),
-        ("kernels that copy a cache", lambda phase: str(phase.cache_copies)),
-        ("unfused layers", lambda phase: ", ".join(phase.unfused) or "none"),
-    ):
-        rows.append((title, cell(fusion.decode), cell(fusion.prefill)))
+    phases = (fusion.decode, fusion.prefill)
+    rows = [
+        ("", "decode", "prefill"),
+        ("attention kernels", *(_counts(phase.attention_kernels) for phase in phases)),
+        ("projections multiply", *(_counts(phase.gemm_types) for phase in phases)),
+        ("kernels that copy a cache", *(str(phase.cache_copies) for phase in phases)),
+        ("unfused layers", *(", ".join(phase.unfused) or "none" for phase in phases)),
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,0 +1,204 @@
+"""An NVIDIA GPU as a session's device: CUDA's runtime for memory and the stream, TensorRT for the engine.
+
+Not run on a GPU yet: it is written to the libraries' signatures, and only what happens without a GPU is tested.
+"""
+
+import ctypes
+import mmap
+from typing import Any
+
+import numpy as np
+
+from megrez.engines.tensorrt import PLAN_FILE
+from megrez.engines.tensorrt.device import Array
+from megrez.engines.tensorrt.library import EXTRAS, RTX, load_library
+from megrez.engines.tensorrt.log import open_log
+from megrez.engines.tensorrt.runtime_cache import RuntimeCache
+from megrez.engines.tensorrt.session import DECODE, PREFILL, check_memory
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.errors import EngineError, MissingExtraError
+from megrez.runtime.manifest import Device as Needed
+
+ALIGNMENT = 256
+
+
+def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
+    """The GPU at hand with the bundle's engine on it.
+
+    session_bytes: what the session will allocate. Raises EngineError for another library version, no GPU, another
+    capability or too little memory, each before the engine is read; MissingExtraError without the libraries.
+    """
+    needed = bundle.manifest.device
+    assert needed is not None, "a session checks this first"
+    library = load_library(needed.library)
+    if library.__version__ != needed.version and not needed.version_compatible:
+        raise EngineError(
+            f"{bundle.path} was built by {needed.library} {needed.version}, {library.__version__} is installed: "
+            f"install that version, or compile the bundle again"
+        )
+    cuda = Cuda(needed.library)
+    found = cuda.capability()
+    if needed.capabilities and found not in needed.capabilities:
+        raise EngineError(
+            f"{bundle.path} was built for {', '.join(needed.capabilities)}, this GPU is {found}: compile it with "
+            f"--arch {found}, or choose a cuda-* target"
+        )
+    check_memory(session_bytes + needed.memory_bytes, cuda.free_bytes())
+    return CudaDevice(cuda, library, bundle, needed)
+
+
+class Cuda:
+    """CUDA's runtime API, every status checked."""
+
+    def __init__(self, library: str) -> None:
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise MissingExtraError(needed_for="this engine", library="cuda-bindings", extra=EXTRAS[library]) from error
+        self.runtime = runtime
+        try:
+            count = self("cudaGetDeviceCount")
+        except EngineError as error:
+            raise EngineError(f"no NVIDIA GPU can be used here ({error}): run this bundle where one is") from error
+        if count == 0:
+            raise EngineError("no NVIDIA GPU was found: run this bundle where one is, or compile for a cpu-* target")
+
+    def __call__(self, function: str, *args: Any) -> Any:
+        """What `function` returns beside its status; raises EngineError with CUDA's name of what went wrong."""
+        status, *values = getattr(self.runtime, function)(*args)
+        if status != self.runtime.cudaError_t.cudaSuccess:
+            raise EngineError(f"CUDA's {function} says {status.name}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def capability(self) -> str:
+        attributes = self.runtime.cudaDeviceAttr
+        device = self("cudaGetDevice")
+        major = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
+        minor = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
+        return f"sm_{10 * major + minor}"
+
+    def free_bytes(self) -> int:
+        free, _ = self("cudaMemGetInfo")
+        return int(free)
+
+
+class CudaDevice:
+    """See megrez.engines.tensorrt.device.Device. Both contexts share one block for intermediate results."""
+
+    def __init__(self, cuda: Cuda, library: Any, bundle: Bundle, needed: Needed) -> None:
+        self.cuda, self.library = cuda, library
+        self._memory: list[int] = []
+        self._pinned: list[int] = []
+        self.stream = cuda("cudaStreamCreate")
+        self._log = open_log(library)
+        self._runtime = library.Runtime(self._log)
+        if needed.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+        self.engine = self._read(bundle)
+        sizes = [self.engine.get_device_memory_size_for_profile_v2(profile) for profile in (DECODE, PREFILL)]
+        self._scratch_size = max(*sizes, ALIGNMENT)
+        self._scratch = self.allocate(self._scratch_size)
+        self._cache = RuntimeCache(self.engine, bundle.path) if needed.library == RTX else None
+
+    def free_bytes(self) -> int:
+        return self.cuda.free_bytes()
+
+    def allocate(self, size: int) -> int:
+        address = int(self.cuda("cudaMalloc", max(size, ALIGNMENT)))
+        self._memory.append(address)
+        self.cuda("cudaMemset", address, 0, max(size, ALIGNMENT))
+        return address
+
+    def pin(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        address = int(self.cuda("cudaHostAlloc", size, self.cuda.runtime.cudaHostAllocDefault))
+        self._pinned.append(address)
+        block = (ctypes.c_byte * size).from_address(address)
+        return np.frombuffer(block, dtype).reshape(shape)
+
+    def upload(self, address: int, array: Array) -> None:
+        self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, address: int, array: Array) -> None:
+        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+
+    def open_context(self, profile: int) -> "CudaContext":
+        library = self.library
+        strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is None:
+            context = self.engine.create_execution_context(strategy)
+        else:
+            context = self._cache.open_context(strategy)
+        if context is None:
+            raise EngineError(f"the engine cannot be opened: {self._log.errors[-1:] or 'no reason was given'}")
+        context.set_device_memory(self._scratch, self._scratch_size)
+        if not context.set_optimization_profile_async(profile, int(self.stream)):
+            raise EngineError(f"the engine has no optimization profile {profile}: compile the bundle again")
+        self.synchronize()
+        return CudaContext(self, context)
+
+    def synchronize(self) -> None:
+        self.cuda("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.save()
+        for address in self._memory:
+            self.cuda("cudaFree", address)
+        for address in self._pinned:
+            self.cuda("cudaFreeHost", address)
+        self._memory.clear()
+        self._pinned.clear()
+        self.cuda("cudaStreamDestroy", self.stream)
+
+    def _read(self, bundle: Bundle) -> Any:
+        """The engine, from the file mapped into memory."""
+        path = bundle.path / PLAN_FILE
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            said = self._log.errors[-1] if self._log.errors else "no reason was given"
+            raise EngineError(f"{path} cannot be read as an engine ({said}): copy or compile the bundle again")
+        return engine
+
+    def _copy(self, to: int, source: int, size: int, kind: str) -> None:
+        self.cuda("cudaMemcpyAsync", to, source, size, self.cuda.runtime.cudaMemcpyKind[kind], self.stream)
+
+
+class CudaContext:
+    """See megrez.engines.tensorrt.device.Context."""
+
+    def __init__(self, device: CudaDevice, context: Any) -> None:
+        self._device, self._context = device, context
+
+    def bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineError(f"the engine has no tensor {name}: compile the bundle again")
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            raise EngineError(f"the engine does not take {name} of shape {list(shape)}: compile the bundle again")
+
+    def enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._device.stream)):
+            raise EngineError("the engine refused a step: compile the bundle again, or report this as a bug")
+
+    def capture(self) -> "CudaGraph | None":
+        cuda, stream = self._device.cuda, self._device.stream
+        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX still compiles kernels
+        if capturable is not None and not capturable(int(stream)):
+            return None
+        cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self.enqueue()
+        graph = cuda("cudaStreamEndCapture", stream)
+        return CudaGraph(cuda, cuda("cudaGraphInstantiate", graph, 0), stream)
+
+
+class CudaGraph:
+    """See megrez.engines.tensorrt.device.Graph."""
+
+    def __init__(self, cuda: Cuda, executable: Any, stream: Any) -> None:
+        self._cuda, self._executable, self._stream = cuda, executable, stream
+
+    def launch(self) -> None:
+        self._cuda("cudaGraphLaunch", self._executable, self._stream)

@@ -1,0 +1,166 @@
+"""A device of numpy arrays that refuses what TensorRT refuses, and whose engine depends on every cached token.
+
+For whoever tests a session without a GPU. Nothing runs before `synchronize`, as late as a stream may leave it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from megrez.engines.tensorrt.device import Array
+from megrez.engines.tensorrt.session import DECODE, PlanShape
+from megrez.runtime.errors import EngineError
+
+ALIGNMENT = 256
+
+
+@dataclass
+class NumpyDevice:
+    """Its engine writes each token into every cache; argmax(logits) = sum(context) % vocab_size, as FakeSession's.
+
+    capturable: whether steps can be recorded. log: what was asked, in order, to look at.
+    """
+
+    shape: PlanShape
+    memory: int = 1 << 30
+    capturable: bool = True
+    log: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._buffers: dict[int, Array] = {}
+        self._next = ALIGNMENT
+        self._queue: list[Callable[[], None]] = []
+
+    def free_bytes(self) -> int:
+        return self.memory - sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def allocate(self, size: int) -> int:
+        address, self._next = self._next, self._next + -(-size // ALIGNMENT) * ALIGNMENT
+        self._buffers[address] = np.zeros(size, np.uint8)
+        self.log.append(f"allocate {size}")
+        return address
+
+    def pin(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
+    def upload(self, address: int, array: Array) -> None:
+        self._queue.append(lambda: self._copy(self.view(address, array.shape, array.dtype), array))
+
+    def download(self, address: int, array: Array) -> None:
+        self._queue.append(lambda: self._copy(array, self.view(address, array.shape, array.dtype)))
+
+    def open_context(self, profile: int) -> "NumpyContext":
+        return NumpyContext(device=self, profile=profile)
+
+    def synchronize(self) -> None:
+        queue, self._queue = self._queue, []
+        for work in queue:
+            work()
+
+    def close(self) -> None:
+        self._buffers.clear()
+        self.closed = True
+
+    def queue(self, work: Callable[[], None]) -> None:
+        self._queue.append(work)
+
+    def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The memory at `address`, as an array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if address not in self._buffers or size > self._buffers[address].nbytes:
+            raise EngineError(f"{size} bytes at {address} were never allocated")
+        found: Array = self._buffers[address][:size].view(dtype).reshape(shape)
+        return found
+
+    @staticmethod
+    def _copy(to: Array, source: Array) -> None:
+        to[...] = source
+
+
+@dataclass
+class NumpyContext:
+    device: NumpyDevice
+    profile: int
+    addresses: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def bind(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        least, most = self._range(name)
+        if len(shape) != len(most) or any(not a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            raise EngineError(f"{name} is {shape}, profile {self.profile} takes {least} to {most}")
+        self.shapes[name] = shape
+
+    def enqueue(self) -> None:
+        self.device.log.append(f"enqueue {self.profile} {self.shapes.get('input_ids')}")
+        self.device.queue(self._step())
+
+    def capture(self) -> "NumpyGraph | None":
+        self.device.log.append(f"capture {self.profile} {self.shapes.get('input_ids')}")
+        return NumpyGraph(device=self.device, step=self._step()) if self.device.capturable else None
+
+    def _range(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        plan = self.device.shape
+        decode = self.profile == DECODE
+        if name == "input_ids":
+            return (1, 1), (plan.slots, 1 if decode else plan.chunk)
+        if name == "logits_index":
+            return (1,), (plan.slots if decode else plan.rows,)
+        fixed = (plan.kv_heads, plan.capacity, plan.head_dim) if name.startswith("past") else ()
+        return (1, *fixed), (plan.slots, *fixed)
+
+    def _step(self) -> Callable[[], None]:
+        """The work of a step with the addresses and shapes of now."""
+        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        caches = self.device.shape.cache_names
+        inputs = ["input_ids", "write_indices", "logits_index", *(f"past_key_values.{name}" for name in caches)]
+        missing = [name for name in inputs if name not in shapes]
+        missing += [name for name in (*inputs, "logits") if name not in addresses]
+        if missing:
+            raise EngineError(f"{missing[0]} has no shape or no address")
+        for name in caches:
+            if addresses[f"past_key_values.{name}"] != addresses.get(f"present.{name}"):
+                raise EngineError(f"present.{name} must lie where past_key_values.{name} does")
+
+        def array(name: str, dtype: Any) -> Array:
+            return self.device.view(addresses[name], shapes[name], dtype)
+
+        def run() -> None:
+            ids, starts, rows = (array(name, np.int64) for name in ("input_ids", "write_indices", "logits_index"))
+            kept = [array(f"past_key_values.{name}", np.float16) for name in caches]
+            logits = self.device.view(addresses["logits"], (len(rows), self.device.shape.vocab_size), np.float16)
+            _compute(ids, starts, rows, kept, logits)
+
+        return run
+
+
+@dataclass
+class NumpyGraph:
+    device: NumpyDevice
+    step: Callable[[], None]
+
+    def launch(self) -> None:
+        self.device.log.append("launch")
+        self.device.queue(self.step)
+
+
+def _compute(ids: Array, starts: Array, rows: Array, caches: list[Array], logits: Array) -> None:
+    """Write `ids` behind `starts` into every cache, and tell the sum of what each row's token can see."""
+    slots, width = ids.shape
+    if len(starts) != slots or any(len(cache) != slots for cache in caches):
+        raise EngineError("inputs differ in their number of sequences")
+    for cache in caches:
+        for slot, start in enumerate(starts):
+            cache[slot, :, start : start + width, :] = ids[slot][:, None]
+    logits[...] = 0
+    for row, position in enumerate(rows):
+        slot, column = divmod(int(position), width)
+        seen = [cache[slot, :, : starts[slot] + column + 1, :].astype(np.int64) for cache in caches]
+        # The mean over caches, heads and numbers is the sum of the tokens only if every one of them holds them.
+        total = sum(int(part.sum()) for part in seen) // sum(part[:, :1].size for part in seen)
+        logits[row, total % logits.shape[1]] = 1
