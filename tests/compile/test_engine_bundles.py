@@ -1,12 +1,14 @@
 """`megrez-compile --target trt-*` from a checkpoint, and from a staged bundle without torch; nothing runs on a GPU."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cuda.bindings import runtime
 
 from megrez.runtime.bundle import open_bundle
 from tests.engine_graphs import SHAPE
@@ -35,6 +37,32 @@ def test_a_checkpoint_becomes_an_engine(checkpoint_of: Any, megrez_compile: Any,
     assert files == {"model.plan", "fusion.json", "tokenizer.json", "chat_template.jinja"}
     if target == "trt-int8":  # what cannot run here is stated as calibration simulated it
         assert manifest["measured"]["of"] == "simulation" and manifest["measured"]["fidelity"]["tokens"] > 0
+
+
+def test_an_engine_is_inspected_anywhere_and_run_where_its_gpu_is(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, tmp_path: Path
+) -> None:
+    build = ("--target", "trt-fp16", "--context", 64, "--arch", "sm_89", "-o", tmp_path / "b")
+    assert megrez_compile(checkpoint_of(**SHAPE), *build).code == 0
+    code, out, _ = megrez("inspect", tmp_path / "b", "--fusion")
+    assert code == 0 and "2 _gemv_mha_v1" in out and "9 fp16" in out
+    assert megrez("inspect", tmp_path / "b", "--fusion", "--json", tmp_path / "f.json")[0] == 0
+    written = json.loads((tmp_path / "f.json").read_text())
+    assert written == json.loads((tmp_path / "b" / "fusion.json").read_text())
+    assert set(written["decode"]) == {"attention_kernels", "cache_copies", "gemm_types", "unfused"}
+    code, out, _ = megrez("inspect", tmp_path / "b")
+    assert code == 0 and "sm_89, tensorrt_rtx" in out
+    if no_gpu():
+        code, out, err = megrez("run", tmp_path / "b", "hello")
+        assert (code, out) == (1, "") and err.startswith("error: no NVIDIA GPU can be used here (CUDA's cudaGetDevice")
+    os.truncate(tmp_path / "b" / "model.plan", 1000)
+    code, _, err = megrez("run", tmp_path / "b", "hello")
+    assert code == 1 and "model.plan has 1000 bytes, expected" in err
+
+
+def no_gpu() -> bool:
+    status, _ = runtime.cudaGetDeviceCount()
+    return bool(status != runtime.cudaError_t.cudaSuccess)
 
 
 def test_the_whole_library_is_built_for_without_arch(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:

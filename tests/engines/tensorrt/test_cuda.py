@@ -1,0 +1,138 @@
+"""Opening an engine where its GPU, its library or its memory is missing: one line each. No GPU is used or imitated."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megrez.engines.tensorrt import cuda
+from megrez.engines.tensorrt.runtime_cache import cache_path
+from megrez.engines.tensorrt.session import open_session
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.errors import BundleError, EngineError, MissingExtraError, UsageError
+from megrez.runtime.manifest import Device
+from tests.runtime.conftest import plain_manifest
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+DEVICE = Device(
+    library="tensorrt_rtx",
+    version=tensorrt_rtx.__version__,
+    capabilities=("sm_89", "sm_120"),
+    slots=2,
+    chunk=16,
+    rows=4,
+    memory_bytes=10 << 20,
+    version_compatible=False,
+)
+
+
+def bundle(folder: Path, **changes: Any) -> Bundle:
+    manifest = replace(plain_manifest(), engine="tensorrt", device=replace(DEVICE, **changes))
+    return Bundle(path=folder, manifest=manifest)
+
+
+class OneGpu:
+    """The part of CUDA's runtime that is asked before an engine is read."""
+
+    def __init__(self, *, count: int = 1, capability: tuple[int, int] = (8, 9), free: int = 1 << 40) -> None:
+        self.answers = {"cudaGetDeviceCount": (count,), "cudaGetDevice": (0,), "cudaMemGetInfo": (free, 1 << 40)}
+        self.capability = capability
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    class cudaDeviceAttr:
+        cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor = 0, 1
+
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        return 0, self.capability[attribute]
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: (0, *self.answers[name])
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: OneGpu) -> None:
+    pytest.importorskip("cuda.bindings")
+    monkeypatch.setattr("cuda.bindings.runtime", gpu)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, one: Bundle) -> str:
+    with pytest.raises(EngineError) as caught:
+        open_session(one, threads=None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_gpu_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, OneGpu(count=0))
+    assert opened(monkeypatch, bundle(tmp_path)).startswith("no NVIDIA GPU was found: run this bundle where one is, ")
+
+
+def test_without_a_driver_that_is_said_in_cudas_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoDriver(OneGpu):
+        def cudaGetDeviceCount(self) -> tuple[Any, None]:
+            class status:
+                name = "cudaErrorInsufficientDriver"
+
+            return status, None
+
+    with_gpu(monkeypatch, NoDriver())
+    said = opened(monkeypatch, bundle(tmp_path))
+    assert said.startswith(
+        "no NVIDIA GPU can be used here (CUDA's cudaGetDeviceCount says cudaErrorInsufficientDriver)"
+    )
+
+
+def test_another_capability_is_told_with_what_to_compile_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, OneGpu(capability=(9, 0)))
+    said = opened(monkeypatch, bundle(tmp_path))
+    assert "was built for sm_89, sm_120, this GPU is sm_90: compile it with --arch sm_90" in said
+
+
+def test_too_little_memory_is_told_with_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, OneGpu(free=4 << 20))
+    said = opened(monkeypatch, bundle(tmp_path, memory_bytes=10 << 20))
+    assert said.startswith("the engine and its KV cache need 10 MiB, the GPU has 4 MiB free: ")
+
+
+def test_a_plan_that_is_no_engine(tmp_path: Path) -> None:
+    """What TensorRT itself says of it, here without a GPU."""
+    (tmp_path / "model.plan").write_bytes(b"no engine")
+    device = object.__new__(cuda.CudaDevice)
+    device._log = cuda.open_log(tensorrt_rtx)
+    device._runtime = tensorrt_rtx.Runtime(device._log)
+    with pytest.raises(EngineError, match=r"model.plan cannot be read as an engine \(.*\): copy or "):
+        device._read(bundle(tmp_path))
+
+
+def test_a_plan_of_another_version_is_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        open_session(bundle(tmp_path, version="1.6.1.120"), threads=None)
+    assert f"was built by tensorrt_rtx 1.6.1.120, {tensorrt_rtx.__version__} is installed: install" in str(caught.value)
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match=r"needs tensorrt \(.*\), which is not installed: .*\[trt\]"):
+        open_session(bundle(tmp_path, library="tensorrt"), threads=None)
+
+
+def test_more_sequences_than_the_engine_takes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^3 sequences at once were asked for, .* takes 2: compile with --batch 3$"):
+        open_session(bundle(tmp_path), threads=None, slots=3)
+
+
+@pytest.mark.parametrize("capacity", [0, 65])
+def test_more_room_than_the_engine_has(tmp_path: Path, capacity: int) -> None:
+    with pytest.raises(UsageError, match=rf"^room for {capacity} tokens was asked for, .* takes 1 to 64: "):
+        open_session(bundle(tmp_path), threads=None, capacity=capacity)
+
+
+def test_a_bundle_without_a_device_is_not_whole(tmp_path: Path) -> None:
+    manifest = replace(plain_manifest(), engine="tensorrt", device=None)
+    with pytest.raises(BundleError, match=r"^manifest.json tells no device of its engine: compile the bundle again$"):
+        open_session(Bundle(path=tmp_path, manifest=manifest), threads=None)
+
+
+def test_compiled_kernels_are_kept_beside_the_bundle_and_not_in_it(tmp_path: Path) -> None:
+    assert cache_path(tmp_path / "b") == tmp_path / ".b.runtime-cache"
