@@ -33,7 +33,7 @@ MODELOPT = "0.47.0"
 UNIFORM = {
     "trt-int8": ("INT8_DEFAULT_CFG", "INT8_SMOOTHQUANT_CFG"),
     "trt-fp8": ("FP8_DEFAULT_CFG",),
-    "trt-int4": ("INT4_AWQ_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
+    "trt-int4 --block-size 128": ("INT4_AWQ_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
 }
 # The same with an 8-bit lm_head, which modelopt's leave alone.
 SCHEMES = UNIFORM | {f"{target} --quantize-head": peers for target, peers in UNIFORM.items()}

@@ -11,6 +11,7 @@ from megrez.compile.calibration_options import calibration_options, text_request
 from megrez.compile.calibration_text import read_text
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.console_report import ConsoleReport
+from megrez.compile.precision import fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
@@ -48,6 +49,7 @@ def calibrate_command(
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder: name the file to write, such as {output / 'scales.json'}")
     checkpoint = open_checkpoint(model)
+    row = fit_blocks(row, checkpoint.config, asked=False)
     with ConsoleReport() as report:
         report.stage("checking the checkpoint")
         checkpoint.check()

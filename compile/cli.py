@@ -15,6 +15,7 @@ from megrez.compile.console_report import ConsoleReport
 from megrez.compile.engine import EngineOptions
 from megrez.compile.engine_options import ENGINE_OPTIONS, engine_options, engine_request
 from megrez.compile.pipeline import Request, compile_bundle
+from megrez.compile.precision import fit_blocks
 from megrez.compile.prepare import CalibrationRequest
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, TARGETS, Target, find_target
@@ -105,6 +106,7 @@ def _request(
     if max_kl is not None and (max_kl <= 0 or scales is not None):
         raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, whose formats are chosen")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
+    row = fit_blocks(row, checkpoint.config, asked=block_size is not None)
     calibration = CalibrationRequest(
         algorithm=algorithm,
         scales=scales,

@@ -3,11 +3,35 @@
 import re
 
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.engines.targets import Target, WeightFormat
+from megrez.compile.config import ModelConfig
+from megrez.engines.targets import BLOCK_SIZES, Target, WeightFormat
+from megrez.runtime.errors import UsageError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = ("lm_head.weight", EMBEDDING)
 LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight")
+
+
+def fit_blocks(target: Target, config: ModelConfig, *, asked: bool) -> Target:
+    """`target` with blocks that divide every matrix, which TensorRT needs: 64 for a hidden size of 576, say.
+
+    asked: whether the user chose the blocks; other ones are then refused with UsageError, and left as they are in a
+    graph that stays a reference.
+    """
+    block = None if target.weights is None else target.weights.block
+    widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
+    if target.dialect != "portable" or block is None or all(width % block == 0 for width in widths):
+        return target
+    largest = max((int(one) for one in BLOCK_SIZES if all(width % int(one) == 0 for width in widths)), default=None)
+    if asked and target.engine == "portable":
+        return target
+    if asked or largest is None:
+        hint = f"--block-size {largest}" if largest is not None else "a target without blocks"
+        raise UsageError(
+            f"{target.name} in blocks of {block} needs in_features that they divide, this model has "
+            f"{', '.join(map(str, widths))}: choose {hint}"
+        )
+    return target.with_block(largest)
 
 
 class Precision:

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorrt_rtx
+from cuda import bindings
+from cuda.bindings import runtime  # noqa: F401 - the package must have it before a test replaces it
 
-from megrez.engines.tensorrt import cuda
+from megrez.engines.tensorrt.cuda import CudaDevice, open_log
 from megrez.engines.tensorrt.runtime_cache import cache_path
 from megrez.engines.tensorrt.session import open_session
 from megrez.runtime.bundle import Bundle
@@ -14,7 +17,6 @@ from megrez.runtime.errors import BundleError, EngineError, MissingExtraError, U
 from megrez.runtime.manifest import Device
 from tests.runtime.conftest import plain_manifest
 
-tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 DEVICE = Device(
     library="tensorrt_rtx",
     version=tensorrt_rtx.__version__,
@@ -53,8 +55,7 @@ class OneGpu:
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: OneGpu) -> None:
-    pytest.importorskip("cuda.bindings")
-    monkeypatch.setattr("cuda.bindings.runtime", gpu)
+    monkeypatch.setattr(bindings, "runtime", gpu)
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, one: Bundle) -> str:
@@ -99,8 +100,8 @@ def test_too_little_memory_is_told_with_how_much_is_needed(tmp_path: Path, monke
 def test_a_plan_that_is_no_engine(tmp_path: Path) -> None:
     """What TensorRT itself says of it, here without a GPU."""
     (tmp_path / "model.plan").write_bytes(b"no engine")
-    device = object.__new__(cuda.CudaDevice)
-    device._log = cuda.open_log(tensorrt_rtx)
+    device = object.__new__(CudaDevice)
+    device._log = open_log(tensorrt_rtx)
     device._runtime = tensorrt_rtx.Runtime(device._log)
     with pytest.raises(EngineError, match=r"model.plan cannot be read as an engine \(.*\): copy or "):
         device._read(bundle(tmp_path))
