@@ -1,4 +1,4 @@
-"""A device of numpy arrays that refuses what TensorRT refuses, and whose engine depends on every cached token.
+"""A device of numpy arrays that refuses what TensorRT refuses; its engine depends on every cached token.
 
 For whoever tests a session without a GPU. Nothing runs before `synchronize`, as late as a stream may leave it.
 """
@@ -14,16 +14,20 @@ from megrez.engines.tensorrt.session import DECODE, PlanShape
 from megrez.runtime.errors import EngineError
 
 ALIGNMENT = 256
+# Of tokens [B, T], write indices [B], rows [N], caches [B, kv_heads, capacity, head_dim] by name: what is written to
+# the caches and to logits [N, vocab_size].
+Engine = Callable[[Array, Array, Array, dict[str, Array], Array], None]
 
 
 @dataclass
 class NumpyDevice:
-    """Its engine writes each token into every cache; argmax(logits) = sum(context) % vocab_size, as FakeSession's.
+    """engine: what a step does to its arrays, see `sum_of_context`. capturable: whether steps can be recorded.
 
-    capturable: whether steps can be recorded. log: what was asked, in order, to look at.
+    log: what was asked, in order, to look at.
     """
 
     shape: PlanShape
+    engine: Engine = field(default_factory=lambda: sum_of_context)
     memory: int = 1 << 30
     capturable: bool = True
     log: list[str] = field(default_factory=list)
@@ -132,9 +136,11 @@ class NumpyContext:
 
         def run() -> None:
             ids, starts, rows = (array(name, np.int64) for name in ("input_ids", "write_indices", "logits_index"))
-            kept = [array(f"past_key_values.{name}", np.float16) for name in caches]
+            kept = {name: array(f"past_key_values.{name}", np.float16) for name in caches}
             logits = self.device.view(addresses["logits"], (len(rows), self.device.shape.vocab_size), np.float16)
-            _compute(ids, starts, rows, kept, logits)
+            if any(len(one) != len(ids) for one in (starts, *kept.values())):
+                raise EngineError("inputs differ in their number of sequences")
+            self.device.engine(ids, starts, rows, kept, logits)
 
         return run
 
@@ -149,18 +155,16 @@ class NumpyGraph:
         self.device.queue(self.step)
 
 
-def _compute(ids: Array, starts: Array, rows: Array, caches: list[Array], logits: Array) -> None:
-    """Write `ids` behind `starts` into every cache, and tell the sum of what each row's token can see."""
-    slots, width = ids.shape
-    if len(starts) != slots or any(len(cache) != slots for cache in caches):
-        raise EngineError("inputs differ in their number of sequences")
-    for cache in caches:
+def sum_of_context(ids: Array, starts: Array, rows: Array, caches: dict[str, Array], logits: Array) -> None:
+    """Write each token into every cache; argmax(logits) = sum(context) % vocab_size, as FakeSession's."""
+    width = ids.shape[1]
+    for cache in caches.values():
         for slot, start in enumerate(starts):
             cache[slot, :, start : start + width, :] = ids[slot][:, None]
     logits[...] = 0
     for row, position in enumerate(rows):
         slot, column = divmod(int(position), width)
-        seen = [cache[slot, :, : starts[slot] + column + 1, :].astype(np.int64) for cache in caches]
+        seen = [cache[slot, :, : starts[slot] + column + 1, :].astype(np.int64) for cache in caches.values()]
         # The mean over caches, heads and numbers is the sum of the tokens only if every one of them holds them.
         total = sum(int(part.sum()) for part in seen) // sum(part[:, :1].size for part in seen)
         logits[row, total % logits.shape[1]] = 1
