@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.number_formats import Float8
+from megrez.calibration.number_formats import FLOATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class BlockFormat:
     block: int
     zero_points: bool
     offsets: bool
-    float8: bool = False
+    floating: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,8 @@ class BlockQuantized:
     codes: uint8 [N, K], each below 2**bits. scales: float32 [N, ceil(K / block)].
     zero_points: uint8, shaped as scales; None means the middle of the range, 2**(bits - 1).
     offsets: float32, shaped as scales; None means zero. Only formats with a real minimum (GGUF's Q4_1) have them.
-    float8: the codes are bit patterns of E4M3 (FLOAT8E4M3FN) and count as its values; there are no zero points then.
+    floating: the codes are bit patterns of E4M3 (8 bits) or E2M1 (4 bits) and count as their values; there are no zero
+    points then. Scales of E2M1 blocks are E4M3 numbers times a power of two.
     A block as long as K gives each row one scale: per channel.
     """
 
@@ -38,7 +39,7 @@ class BlockQuantized:
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None = None
     offsets: NDArray[np.float32] | None = None
-    float8: bool = False
+    floating: bool = False
 
     def dequantize(self) -> NDArray[np.float32]:
         """The matrix these codes stand for, float32 [N, K]."""
@@ -47,8 +48,8 @@ class BlockQuantized:
         def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.repeat(per_block, self.block, axis=1)[:, :columns]
 
-        if self.float8:
-            return spread(self.scales) * Float8().decode(self.codes)
+        if self.floating:
+            return spread(self.scales) * FLOATS[self.bits].decode(self.codes)
         middle = np.float32(2 ** (self.bits - 1))
         zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
         values = spread(self.scales) * (self.codes.astype(np.float32) - zero)

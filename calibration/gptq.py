@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
-from megrez.calibration.number_formats import Float8
+from megrez.calibration.number_formats import FLOATS
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -19,7 +19,6 @@ Float64 = NDArray[np.float64]
 DAMPING = 0.01
 # Columns rounded one after another before the rest of the rows hears of it; rows handled at a time.
 COLUMNS, ROWS = 64, 8192
-E4M3 = Float8()
 
 
 def quantize_gptq(weight: Float32, grid: BlockQuantized, moments: Float64) -> BlockQuantized:
@@ -52,19 +51,19 @@ class _Columns:
     def __init__(self, grid: BlockQuantized, rows: slice, order: NDArray[np.intp]) -> None:
         self._block = order // grid.block
         self._scales = np.ascontiguousarray(grid.scales[rows].T)  # [blocks, rows]
-        middle = 0.0 if grid.float8 else 2.0 ** (grid.bits - 1)
+        middle = 0.0 if grid.floating else 2.0 ** (grid.bits - 1)
         zeros = grid.zero_points
         self._zeros = np.full_like(self._scales, middle) if zeros is None else zeros[rows].T.astype(np.float32)
-        self._top, self._float8 = np.float32(2**grid.bits - 1), grid.float8
+        self._top, self._float = np.float32(2**grid.bits - 1), FLOATS[grid.bits] if grid.floating else None
 
     def round(self, column: int, values: Float32) -> tuple[NDArray[np.uint8], Float32]:
         """Codes of `values` [rows] and what they stand for."""
         block = self._block[column]
         scale, zero = self._scales[block], self._zeros[block]
         steps = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
-        if self._float8:
-            numbers = E4M3.encode(steps)
-            return numbers, E4M3.decode(numbers) * scale
+        if self._float is not None:
+            numbers = self._float.encode(steps)
+            return numbers, self._float.decode(numbers) * scale
         codes = np.clip(np.rint(steps + zero), 0, self._top)
         return codes.astype(np.uint8), (codes - zero) * scale
 

@@ -10,18 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
-from megrez.calibration.number_formats import Float8
+from megrez.calibration.number_formats import FLOATS, block_unit
 from megrez.engines.targets import WeightFormat
 from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
-E4M3 = Float8()
 # Weights in one piece of work: a few temporaries of 1 MB each.
 CHUNK = 1 << 18
 FINEST = np.float32(1e-30)
 # Ranges tried, as shares of the one that clips nothing. E4M3 repeats itself at every power of two.
 SHARES = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: (1.0, 0.95, 0.9, 0.85, 0.8)}
 OCTAVE = tuple(2.0 ** (-step / 8) for step in range(8))
+# E2M1's scales are E4M3 numbers themselves: neighbours of the full range, above it too, where 4 and 6 lie far apart.
+SHARES_E2M1 = (1.0, 1.125, 1.25, 1.375, 1.5, 0.9, 0.8)
 
 
 def fit_grid(weight: Float32, form: WeightFormat, importance: Float32 | None = None) -> BlockQuantized:
@@ -36,12 +37,13 @@ def fit_grid(weight: Float32, form: WeightFormat, importance: Float32 | None = N
     codes, scales = np.empty(weight.shape, np.uint8), np.empty(shape, np.float32)
     zeros = np.empty(shape, np.float32)
     loud = None if importance is None else _blocks(importance[None], block)[0]
+    unit = _unit(weight, form)
     step = max(1, CHUNK // columns)
 
     def fit_rows(start: int) -> None:
         part = slice(start, start + step)
         x = _blocks(weight[part], block)  # [rows, blocks, block]
-        scale, zero = _best(x, form, loud)
+        scale, zero = _best(x, form, loud, unit)
         codes[part] = _codes(x, scale, zero, form).reshape(len(x), -1)[:, :columns]
         scales[part], zeros[part] = scale, zero
 
@@ -54,12 +56,19 @@ def fit_grid(weight: Float32, form: WeightFormat, importance: Float32 | None = N
         codes=codes,
         scales=scales,
         zero_points=None if form.symmetric else zeros.astype(np.uint8),
-        float8=form.float8,
+        floating=form.floating,
     )
 
 
-def _best(x: Float32, form: WeightFormat, loud: Float32 | None) -> tuple[Float32, Float32]:
-    grids = _grids(x, form)
+def _unit(weight: Float32, form: WeightFormat) -> np.float32 | None:
+    """Of NVFP4's scales, None for scales that may be any number."""
+    if not form.floating or form.bits != 4:
+        return None
+    return block_unit(float(np.abs(weight).max(initial=0)) * max(SHARES_E2M1) / FLOATS[4].largest)
+
+
+def _best(x: Float32, form: WeightFormat, loud: Float32 | None, unit: np.float32 | None) -> tuple[Float32, Float32]:
+    grids = _grids(x, form, unit)
     scale, zero = next(grids)
     if loud is None:
         return scale, zero
@@ -72,14 +81,20 @@ def _best(x: Float32, form: WeightFormat, loud: Float32 | None) -> tuple[Float32
     return best_scale, best_zero
 
 
-def _grids(x: Float32, form: WeightFormat) -> Iterator[tuple[Float32, Float32]]:
+def _grids(x: Float32, form: WeightFormat, unit: np.float32 | None) -> Iterator[tuple[Float32, Float32]]:
     """Scales and zero points [rows, blocks], the range that clips nothing first."""
+    if unit is not None:
+        full = np.abs(x).max(axis=2) / np.float32(FLOATS[4].largest)
+        for share in SHARES_E2M1:
+            scale = FLOATS[8].round(full * np.float32(share) / unit) * unit
+            yield np.where(scale > 0, scale, unit), np.zeros_like(full)
+        return
     if form.symmetric:
         middle = 2.0 ** (form.bits - 1)
-        largest = np.float32(E4M3.largest if form.float8 else middle - 1)
+        largest = np.float32(FLOATS[8].largest if form.floating else middle - 1)
         full = np.abs(x).max(axis=2) / largest
-        zero = np.full_like(full, 0.0 if form.float8 else middle)
-        for share in OCTAVE if form.float8 else SHARES[form.bits]:
+        zero = np.full_like(full, 0.0 if form.floating else middle)
+        for share in OCTAVE if form.floating else SHARES[form.bits]:
             yield _usable(full * np.float32(share)), zero
         return
     top = np.float32(2**form.bits - 1)
@@ -97,8 +112,8 @@ def _usable(scale: Float32) -> Float32:
 
 
 def _codes(x: Float32, scale: Float32, zero: Float32, form: WeightFormat) -> NDArray[np.uint8]:
-    if form.float8:
-        return E4M3.encode(x / scale[..., None])
+    if form.floating:
+        return FLOATS[form.bits].encode(x / scale[..., None])
     top = np.float32(2**form.bits - 1)
     steps = np.rint(x / scale[..., None])
     steps += zero[..., None]
@@ -110,8 +125,8 @@ def _codes(x: Float32, scale: Float32, zero: Float32, form: WeightFormat) -> NDA
 def _error(x: Float32, scale: Float32, zero: Float32, form: WeightFormat, loud: Float32) -> Float32:
     """Of each block: sum over its columns of loud * (rounded - x)^2."""
     steps = x / scale[..., None]
-    if form.float8:
-        steps = E4M3.round(steps)
+    if form.floating:
+        steps = FLOATS[form.bits].round(steps)
     else:
         np.rint(steps, out=steps)
         np.clip(steps, -zero[..., None], np.float32(2**form.bits - 1) - zero[..., None], out=steps)

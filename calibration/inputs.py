@@ -3,15 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.number_formats import Float8, Integer, NumberFormat
+from megrez.calibration.number_formats import BlockFloat4, Float8, Integer, NumberFormat
 
 Float32 = NDArray[np.float32]
-NUMBER_FORMATS: dict[str, NumberFormat] = {"int8": Integer(8), "fp8": Float8()}
+NUMBER_FORMATS: dict[str, NumberFormat] = {"int8": Integer(8), "fp8": Float8(), "fp4": BlockFloat4()}
 # Shares of the largest magnitude that the largest number may stand for. A floating-point format repeats itself at
 # every power of two and has range to spare, so finer steps over fewer octaves are worth more to it.
 SHARES = {
     "int8": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1),
     "fp8": tuple(2.0 ** (-step / 4) for step in range(12)),
+    "fp4": (2.0,),  # blocks find scales of their own at run time, this one bounds them: with room for other texts
 }
 
 

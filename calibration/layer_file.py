@@ -63,7 +63,7 @@ class LayerFile:
             codes=_whole(codes, self._columns[name]) if form.bits == 4 else codes,
             scales=scales,
             zero_points=zeros,
-            float8=form.float8,
+            floating=form.floating,
         )
 
 
@@ -73,7 +73,7 @@ def format_of(matrix: BlockQuantized) -> BlockFormat:
         block=matrix.block,
         zero_points=matrix.zero_points is not None,
         offsets=matrix.offsets is not None,
-        float8=matrix.float8,
+        floating=matrix.floating,
     )
 
 

@@ -60,3 +60,58 @@ class Float8:
         """The numbers of bit patterns."""
         numbers: Float32 = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Float4:
+    """E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
+
+    Rouhani et al., Microscaling Data Formats for Deep Learning (arXiv 2310.10537), section 3.
+    """
+
+    @property
+    def largest(self) -> float:
+        return 6.0
+
+    def round(self, x: Float32) -> Float32:
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Float32) -> NDArray[np.uint8]:
+        """The bit patterns of the numbers that `round` gives, each in the low half of a byte."""
+        return x.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+
+    def decode(self, codes: NDArray[np.uint8]) -> Float32:
+        """The numbers of bit patterns."""
+        numbers: Float32 = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+        return numbers
+
+
+# Floating-point formats by their bits.
+FLOATS: dict[int, Float8 | Float4] = {4: Float4(), 8: Float8()}
+# Neighbours in a row that share a scale in NVFP4.
+NVFP4_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFloat4:
+    """NVFP4: E2M1 numbers, each 16 in a row times an E4M3 scale of their own, found when they are rounded.
+
+    The largest is 6 * 448. Source: NVIDIA, TensorRT's documentation of dynamic double quantisation.
+    """
+
+    @property
+    def largest(self) -> float:
+        return FLOATS[4].largest * FLOATS[8].largest
+
+    def round(self, x: Float32) -> Float32:
+        """x [..., K], K a multiple of 16."""
+        blocks = x.reshape(*x.shape[:-1], -1, NVFP4_BLOCK)
+        scales = FLOATS[8].round(np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(FLOATS[4].largest))
+        steps = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)
+        return (FLOATS[4].round(steps) * scales).reshape(x.shape)
+
+
+def block_unit(largest_scale: float) -> np.float32:
+    """What NVFP4 scales of blocks are E4M3 multiples of: a power of two, so that both are exact in any float."""
+    exponent = np.ceil(np.log2(largest_scale / FLOATS[8].largest)) if largest_scale > 0 else 0.0
+    return np.float32(2.0**exponent)

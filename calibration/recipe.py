@@ -17,7 +17,7 @@ class Recipe:
     """How a model is rounded.
 
     smoothing: "smoothquant", "awq" or None. gptq: whether columns of weights make up for the errors of others.
-    inputs: "int8" or "fp8" where the inputs of rounded projections are rounded too, with a static scale. form: a
+    inputs: "int8", "fp8" or "fp4" where the inputs of rounded projections are rounded too, with a static scale. form: a
     matrix's format by its tensor name; None leaves it exact.
     """
 

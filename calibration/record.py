@@ -15,7 +15,7 @@ from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Fidelity, File
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

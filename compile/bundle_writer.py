@@ -148,7 +148,7 @@ def describe(content: Content) -> Manifest:
             else Calibration(algorithm=content.record.algorithm, **asdict(content.record.text)),
             tools=tool_versions(),
         ),
-        measured=_simulated(content) if target.engine == "tensorrt" else None,
+        measured=None if target.runs_here else _simulated(content),
         device=None,
         files=(),
     )

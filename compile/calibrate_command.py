@@ -15,13 +15,13 @@ from megrez.compile.precision import fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
-SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4"}
+SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "trt-nvfp4"}
 
 
 @click.command("calibrate")
 @click.argument("model")
 @click.option(
-    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Formats of the GPU targets trt-int8, trt-fp8, trt-int4."
+    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Formats of the GPU targets trt-int8, trt-fp8, and so on."
 )
 @click.option("--target", metavar="NAME", help="Formats of this target, in place of --scheme.")
 @click.option("-o", "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="scales.json")
@@ -42,7 +42,7 @@ def calibrate_command(
     """
     if (scheme is None) == (target is None):
         raise UsageError(
-            "give either --scheme int8, fp8 or int4, or --target NAME: it says which formats to calibrate for"
+            "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME: it says which formats to calibrate for"
         )
     row = find_target(target or SCHEMES[scheme or ""])
     row = row.with_head() if quantize_head else row

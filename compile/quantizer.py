@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.absmax import quantize_channels
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
+from megrez.calibration.grids import fit_grid
 from megrez.calibration.offsets import fold_offsets, folded_columns
 from megrez.calibration.rtn import quantize_rtn
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -33,7 +34,7 @@ class MatrixPlan:
     zero_points: bool
     carried: bool
     folded: bool
-    float8: bool = False
+    floating: bool = False
 
     @property
     def blocks(self) -> int:
@@ -72,11 +73,11 @@ class Quantizer:
             zero_points=form.zero_points,
             carried=carried,
             folded=form.offsets,
-            float8=form.float8,
+            floating=form.floating,
         )
 
     def _fits(self, stored: BlockFormat, asked: BlockFormat) -> bool:
-        return stored == asked if self.exact else (stored.bits, stored.float8) == (asked.bits, asked.float8)
+        return stored == asked if self.exact else (stored.bits, stored.floating) == (asked.bits, asked.floating)
 
     def __call__(self, plan: MatrixPlan) -> BlockQuantized:
         if self._last is None or self._last[0] != plan:
@@ -87,7 +88,9 @@ class Quantizer:
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
         matrix = stack(self.checkpoint, plan.sources)
         if self.exact and plan.per_channel:
-            return quantize_channels(matrix, float8=plan.float8)
+            return quantize_channels(matrix, floating=plan.floating)
+        if plan.floating:
+            return fit_grid(matrix, WeightFormat(bits=plan.bits, block=plan.block, symmetric=True, floating=True))
         symmetric = not plan.zero_points
         return quantize_rtn(matrix, bits=plan.bits, block=plan.block, symmetric=symmetric, positive=self.exact)
 
@@ -101,7 +104,7 @@ class Quantizer:
             scales=np.concatenate([part.scales for part in parts]),
             zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None]),
             offsets=_concatenate([part.offsets for part in parts if part.offsets is not None]),
-            float8=plan.float8,
+            floating=plan.floating,
         )
         return fold_offsets(whole) if plan.folded else whole
 
@@ -113,7 +116,7 @@ def block_format_of(form: WeightFormat, columns: int) -> BlockFormat:
         block=form.block or columns,
         zero_points=not form.symmetric,
         offsets=False,
-        float8=form.float8,
+        floating=form.floating,
     )
 
 

@@ -12,16 +12,17 @@ from megrez.runtime.errors import UsageError
 class WeightFormat:
     """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point.
 
-    block: None for one scale per output channel. float8: the codes are bit patterns of E4M3.
+    block: None for one scale per output channel. floating: the codes are bit patterns of E4M3, or of E2M1 (4 bits),
+    whose scales are E4M3 numbers.
     """
 
     bits: int
     block: int | None
     symmetric: bool
-    float8: bool = False
+    floating: bool = False
 
     def __str__(self) -> str:
-        kind = "fp" if self.float8 else "int"
+        kind = "fp" if self.floating else "int"
         share = "per channel" if self.block is None else f"block {self.block}"
         return f"{kind}{self.bits} {share}{'' if self.symmetric else ' with zero points'}"
 
@@ -31,8 +32,8 @@ class Target:
     """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
-    head: the embedding and the lm_head. inputs: "int8" or "fp8" where what a projection reads is rounded too, with one
-    scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
+    head: the embedding and the lm_head. inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too,
+    with one scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
     megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
     to megrez.compile.precision. min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None
     for other devices.
@@ -51,6 +52,11 @@ class Target:
     algorithm: str = "rtn"
     finer: frozenset[str] | None = None
     min_capability: int | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether ONNX Runtime has all its operators: NVFP4's are TensorRT's own."""
+        return self.engine != "tensorrt" and self.inputs != "fp4"
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, in float32, which any CPU runs as a reference."""
@@ -74,8 +80,8 @@ class Target:
 
     @property
     def finer_format(self) -> WeightFormat | None:
-        """What a budget may spend on a projection: 8 bits in place of 4, float32 in place of 8."""
-        if self.weights is None or self.weights.bits == 8:
+        """What a budget may spend on a projection: 8 bits in place of 4, none of either in place of 8 or of E2M1."""
+        if self.weights is None or self.weights.bits == 8 or self.weights.floating:
             return None
         return INT8_CHANNELS if self.dialect == "portable" else INT8
 
@@ -84,19 +90,21 @@ class Target:
         return replace(self, sensitive=self.finer_format, finer=names)
 
     def with_head(self) -> "Target":
-        """This target with an lm_head of 8 bits, in the format of its projections where these have 8."""
+        """This target with its projections' format for the lm_head too, but int8 in place of int4."""
         if self.head is not None or self.weights is None:
             raise UsageError(
                 f"--quantize-head is for targets whose head stays as it is, {self.name} is none: leave it out"
             )
-        return replace(self, head=self.weights if self.weights.bits == 8 else INT8_CHANNELS)
+        return replace(self, head=self.weights if self.weights.bits == 8 or self.weights.floating else INT8_CHANNELS)
 
     def with_block(self, block: int) -> "Target":
         """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
         if self.weights is None:
             raise UsageError(f"--block-size is for quantised weights, {self.name} keeps {self.kv_dtype}: leave it out")
-        if self.weights.block is None:
-            raise UsageError(f"--block-size is for weights in blocks, {self.name} has {self.weights}: leave it out")
+        if self.weights.block is None or self.weights.floating:
+            raise UsageError(
+                f"--block-size is for weights in blocks to choose, {self.name} has {self.weights}: leave it out"
+            )
 
         def resized(form: WeightFormat | None) -> WeightFormat | None:
             return form if form is None or form.block is None else replace(form, block=block)
@@ -112,7 +120,8 @@ INT8 = WeightFormat(bits=8, block=32, symmetric=True)
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
 # What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
 INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
-FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
+NVFP4_BLOCKS = WeightFormat(bits=4, block=16, symmetric=True, floating=True)
 INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
 
 TENSORRT = Target(
@@ -192,6 +201,17 @@ TARGETS = (
         devices="NVIDIA GPUs of SM80 and later",
         algorithm="gptq",
         min_capability=80,
+    ),
+    replace(
+        TENSORRT,
+        name="trt-nvfp4",
+        weights=NVFP4_BLOCKS,
+        sensitive=NVFP4_BLOCKS,
+        activations="fp4 in blocks of 16, at run time",
+        devices="NVIDIA GPUs of SM100 and later",
+        inputs="fp4",
+        algorithm="gptq",
+        min_capability=100,
     ),
 )
 

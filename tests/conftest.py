@@ -1,6 +1,7 @@
 """Tiny checkpoints, each written once per run, and both command lines run in this process."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 Make = Callable[..., Path]
+# Run in the background, this process may have been told to ignore Ctrl-C, and those it starts would be too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ NAMES = {
     "FP8": "fp8",
     "Int8": "int8",
     "Int4": "int4",
-    "FP4": "fp4",
+    "FP4E2M1": "fp4",
 }
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}
 PRODUCTS = ("gemm", "runtime_fusion")

@@ -32,5 +32,5 @@ def test_dequantize_is_its_formula_element_by_element(bits, columns, zero_points
 def test_float8_codes_are_bit_patterns_of_e4m3():
     # Sign, 4 bits of exponent biased by 7, 3 of mantissa: 1, -448 (the largest), 2**-9 (the smallest), 1.125.
     codes = np.array([[0b0_0111_000, 0b1_1111_110, 0b0_0000_001, 0b0_0111_001]], np.uint8)
-    matrix = BlockQuantized(bits=8, block=4, codes=codes, scales=np.full((1, 1), 0.5, np.float32), float8=True)
+    matrix = BlockQuantized(bits=8, block=4, codes=codes, scales=np.full((1, 1), 0.5, np.float32), floating=True)
     np.testing.assert_array_equal(matrix.dequantize(), [[0.5, -224.0, 2.0**-10, 0.5625]])

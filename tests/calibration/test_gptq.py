@@ -16,7 +16,7 @@ FORMATS = {
     "int4 with zero points": WeightFormat(bits=4, block=32, symmetric=False),
     "int8 in blocks": WeightFormat(bits=8, block=32, symmetric=True),
     "int8 per channel": WeightFormat(bits=8, block=None, symmetric=True),
-    "fp8 per channel": WeightFormat(bits=8, block=None, symmetric=True, float8=True),
+    "fp8 per channel": WeightFormat(bits=8, block=None, symmetric=True, floating=True),
 }
 # More columns than are rounded in one piece, the last block short.
 ROWS, COLUMNS = 12, 150
@@ -46,7 +46,7 @@ def all_numbers(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
     block = column // grid.block
     scales = grid.scales[:, block].astype(np.float64)[:, None]
     codes = np.arange(2**grid.bits)
-    if grid.float8:
+    if grid.floating:
         values = codes.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
         return scales * np.where(np.isfinite(values), values, np.inf)
     zeros = 2 ** (grid.bits - 1) if grid.zero_points is None else grid.zero_points[:, block].astype(np.float64)[:, None]
@@ -79,14 +79,14 @@ def test_every_code_is_the_textbooks(name: str) -> None:
     grid = fit_grid(weight, FORMATS[name])
     made = quantize_gptq(weight, grid, moments)
     expected = textbook(weight, grid, moments)
-    if grid.float8:  # two patterns stand for zero
+    if grid.floating:  # two patterns stand for zero
         expected, found = (np.where(codes == 0x80, 0, codes) for codes in (expected, made.codes))
     else:
         found = made.codes
     np.testing.assert_array_equal(found, expected)
     assert (made.codes != grid.codes).mean() > 0.05
     np.testing.assert_array_equal(made.scales, grid.scales)
-    assert (made.bits, made.block, made.float8) == (grid.bits, grid.block, grid.float8)
+    assert (made.bits, made.block, made.floating) == (grid.bits, grid.block, grid.floating)
     np.testing.assert_array_equal(made.zero_points, grid.zero_points)
 
 

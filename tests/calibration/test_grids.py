@@ -16,7 +16,7 @@ FORMATS = [
     for bits in (4, 8)
     for block in (32, None)
     for symmetric in (True, False)
-] + [WeightFormat(bits=8, block=block, symmetric=True, float8=True) for block in (32, None)]
+] + [WeightFormat(bits=8, block=block, symmetric=True, floating=True) for block in (32, None)]
 # What the search promises to try, as shares of the full range.
 SHARES = {4: (1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: (1, 0.95, 0.9, 0.85, 0.8)}
 OCTAVE = [2 ** (-i / 8) for i in range(8)]
@@ -40,7 +40,7 @@ def blocks(x: NDArray[np.float32], form: WeightFormat) -> list[tuple[int, int, s
 
 def numbers(form: WeightFormat, zero: float) -> NDArray[np.float64]:
     """What the codes stand for, in steps; infinite where a code is no number."""
-    if form.float8:
+    if form.floating:
         return np.where(np.isfinite(E4M3), E4M3, np.inf)
     return np.arange(2**form.bits) - zero
 
@@ -53,7 +53,7 @@ def zero_of(made: BlockQuantized, form: WeightFormat, row: int, block: int) -> f
 def full_range(x: NDArray[np.float64], form: WeightFormat) -> tuple[float, float]:
     """Scale and zero point of the range that clips nothing."""
     if form.symmetric:
-        top = 448 if form.float8 else 2 ** (form.bits - 1) - 1
+        top = 448 if form.floating else 2 ** (form.bits - 1) - 1
         scale, zero = np.abs(x).max() / top, 2.0 ** (form.bits - 1)
     else:
         low, high = min(x.min(), 0.0), max(x.max(), 0.0)
@@ -71,7 +71,7 @@ def test_without_importance_the_range_clips_nothing(form: WeightFormat) -> None:
     x = matrix()
     made = fit_grid(x, form)
     size = form.block or x.shape[1]
-    assert (made.bits, made.block, made.float8) == (form.bits, size, form.float8)
+    assert (made.bits, made.block, made.floating) == (form.bits, size, form.floating)
     assert made.codes.shape == x.shape and made.codes.max() < 2**form.bits
     assert made.scales.shape == (len(x), -(-x.shape[1] // size)) and made.scales.dtype == np.float32
     assert (made.scales > 0).all() and made.offsets is None
@@ -79,7 +79,7 @@ def test_without_importance_the_range_clips_nothing(form: WeightFormat) -> None:
         scale, zero = full_range(x[row, part].astype(np.float64), form)
         assert made.scales[row, block] == pytest.approx(scale, rel=1e-6)
         assert zero_of(made, form, row, block) == zero
-        if not form.float8:  # at most half a step, or a whole one where the zero point was rounded
+        if not form.floating:  # at most half a step, or a whole one where the zero point was rounded
             step = scale * (0.5 if form.symmetric else 1.0)
             assert np.abs(made.dequantize()[row, part].astype(np.float64) - x[row, part]).max() <= step * 1.00001
 
@@ -115,7 +115,7 @@ def test_with_importance_the_best_candidate_is_taken(form: WeightFormat) -> None
         shifts = (0,) if form.symmetric else (-1, 0, 1)
         candidates = [
             error(full * share, np.clip(zero + shift, 0, 2**form.bits - 1))
-            for share in (OCTAVE if form.float8 else SHARES[form.bits])
+            for share in (OCTAVE if form.floating else SHARES[form.bits])
             for shift in shifts
         ]
         found = error(float(made.scales[row, block]), zero_of(made, form, row, block))
@@ -160,3 +160,30 @@ def test_pieces_of_work_join_without_a_seam(form: WeightFormat, monkeypatch: pyt
     np.testing.assert_array_equal(pieces.codes, whole.codes)
     np.testing.assert_array_equal(pieces.scales, whole.scales)
     np.testing.assert_array_equal(pieces.zero_points, whole.zero_points)
+
+
+NVFP4 = WeightFormat(bits=4, block=16, symmetric=True, floating=True)
+
+
+def test_nvfp4_scales_are_e4m3_numbers_times_one_power_of_two() -> None:
+    x = np.random.default_rng(5).normal(0, 0.02, (7, 64)).astype(np.float32)
+    x[2, 16:32] = 0
+    made = fit_grid(x, NVFP4, np.ones(64, np.float32))
+    units = [2.0**k for k in range(-30, 5)]
+    finite = E4M3[np.isfinite(E4M3)]
+    assert any(np.isin(made.scales / unit, finite).all() for unit in units)
+    assert made.scales.shape == (7, 4) and (made.scales > 0).all() and made.codes.max() < 16
+    assert not made.dequantize()[2, 16:32].any()
+
+
+def test_nvfp4_codes_are_the_nearest_and_the_search_only_gains() -> None:
+    x = np.random.default_rng(6).standard_t(4, (9, 80)).astype(np.float32)
+    numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    numbers = np.concatenate([numbers, -numbers])
+    plain, searched = fit_grid(x, NVFP4), fit_grid(x, NVFP4, np.ones(80, np.float32))
+    for made in (plain, searched):
+        scale = np.repeat(made.scales, 16, axis=1).astype(np.float64)
+        nearest = np.abs(x[..., None] - scale[..., None] * numbers).min(axis=-1)
+        np.testing.assert_allclose(np.abs(made.dequantize() - x), nearest, rtol=0, atol=1e-6)
+    lost = [float(np.square(made.dequantize() - x).sum()) for made in (plain, searched)]
+    assert lost[1] < 0.95 * lost[0]

@@ -15,15 +15,15 @@ from megrez.calibration.recipe import Calibrated
 RANDOM = np.random.default_rng(0)
 
 
-def matrix(bits: int, block: int, columns: int, *, zeros: bool = False, float8: bool = False) -> BlockQuantized:
+def matrix(bits: int, block: int, columns: int, *, zeros: bool = False, floating: bool = False) -> BlockQuantized:
     shape = 5, -(-columns // block)
     return BlockQuantized(
         bits=bits,
         block=block,
-        codes=RANDOM.integers(0, 2**bits - float8, (5, columns)).astype(np.uint8),
+        codes=RANDOM.integers(0, 2**bits - floating, (5, columns)).astype(np.uint8),
         scales=RANDOM.standard_normal(shape, np.float32),
         zero_points=RANDOM.integers(0, 2**bits, shape).astype(np.uint8) if zeros else None,
-        float8=float8,
+        floating=floating,
     )
 
 
@@ -35,7 +35,7 @@ MATRICES = {
     "8 bits": matrix(8, 32, 70),
     "8 bits, zero points": matrix(8, 32, 70, zeros=True),
     "8 bits, per channel": matrix(8, 70, 70),
-    "float8": matrix(8, 45, 45, float8=True),
+    "floating": matrix(8, 45, 45, floating=True),
 }
 
 
@@ -52,7 +52,7 @@ def test_all_that_was_found_comes_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(layer.tensor(name), tensor)
     for name, expected in MATRICES.items():
         found = layer.matrix(name)
-        assert (found.bits, found.block, found.float8) == (expected.bits, expected.block, expected.float8)
+        assert (found.bits, found.block, found.floating) == (expected.bits, expected.block, expected.floating)
         assert found.codes.dtype == np.uint8 and found.scales.dtype == np.float32 and found.offsets is None
         np.testing.assert_array_equal(found.codes, expected.codes)
         np.testing.assert_array_equal(found.scales, expected.scales)
@@ -62,7 +62,7 @@ def test_all_that_was_found_comes_back(tmp_path: Path) -> None:
             block=expected.block,
             zero_points=expected.zero_points is not None,
             offsets=False,
-            float8=expected.float8,
+            floating=expected.floating,
         )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megrez.calibration.number_formats import Float8, Integer
+from megrez.calibration.number_formats import BlockFloat4, Float4, Float8, Integer, block_unit
 
 
 def e4m3_value(pattern):
@@ -63,3 +63,40 @@ def test_what_is_too_large_becomes_the_largest(number_format):
     assert set(number_format.round(values)) == {number_format.largest}
     assert set(number_format.round(-values)) == {-number_format.largest}
     assert number_format.round(np.array([0, -0.0], np.float32)).tolist() == [0, 0]
+
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def test_e2m1_rounds_to_the_nearest_and_ties_to_even():
+    middles = (np.array(E2M1[1:]) + np.array(E2M1[:-1])) / 2
+    values = np.concatenate([E2M1, middles, -middles, some_values(6), [6.5, 100, -7]]).astype(np.float32)
+    found = Float4().round(values)
+    assert found.dtype == np.float32 and Float4().largest == 6
+    np.testing.assert_array_equal(found, [nearest(float(value), E2M1) for value in values])
+
+
+def test_e2m1_patterns_are_in_the_order_of_their_values():
+    patterns = Float4().encode(np.array([*E2M1, *(-np.array(E2M1))], np.float32))
+    assert patterns.tolist() == list(range(16))
+    assert Float4().decode(patterns).tolist() == [*E2M1, *(-np.array(E2M1))]
+
+
+def test_nvfp4_gives_each_block_of_16_an_e4m3_scale():
+    x = np.random.default_rng(1).standard_t(3, (5, 3, 48)).astype(np.float32) * 40
+    x[0, 0, 16:32] = 0
+    x[1, 1, 7] = 3e4  # beyond 6 * 448: its block's scale is the largest, and it the largest number
+    found = BlockFloat4().round(x)
+    expected = np.empty_like(x)
+    for at in np.ndindex(5, 3, 3):
+        block = x[at[0], at[1], 16 * at[2] : 16 * at[2] + 16].astype(np.float64)
+        scale = nearest(float(np.float32(np.abs(block).max() / 6)), E4M3)
+        rounded = [scale * nearest(float(np.float32(value / scale)), E2M1) if scale else 0 for value in block]
+        expected[at[0], at[1], 16 * at[2] : 16 * at[2] + 16] = rounded
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found).max() == BlockFloat4().largest == 2688
+
+
+@pytest.mark.parametrize(("largest", "unit"), [(448, 1), (449, 2), (224, 0.5), (225, 1), (1e-4, 2**-22), (0, 1)])
+def test_scales_of_blocks_are_multiples_of_a_power_of_two_that_e4m3_can_count(largest, unit):
+    assert block_unit(largest) == unit

@@ -16,7 +16,7 @@ from megrez.engines.targets import WeightFormat
 Float64 = NDArray[np.float64]
 INT8 = WeightFormat(bits=8, block=None, symmetric=True)
 INT4 = WeightFormat(bits=4, block=16, symmetric=False)
-FP8 = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+FP8 = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 K = 40
 
 
@@ -44,7 +44,7 @@ def projections(*forms: WeightFormat | None) -> list[Projection]:
 
 
 def stored(matrix: BlockQuantized) -> Float64:
-    if matrix.float8:
+    if matrix.floating:
         numbers = matrix.codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     else:
         zeros = 2 ** (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points.astype(np.float64)

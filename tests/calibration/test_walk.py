@@ -31,7 +31,7 @@ TINY = {"hidden": 48, "heads": 4, "head_dim": 16, "intermediate": 80}
 LENGTH, LEARN, HELD_OUT = 24, 3, 2
 TOKENS = random_tokens(LEARN + HELD_OUT, LENGTH, seed=5)
 INT8 = WeightFormat(bits=8, block=None, symmetric=True)
-FP8 = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+FP8 = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 INT4 = WeightFormat(bits=4, block=32, symmetric=False)
 READERS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -238,7 +238,7 @@ def test_a_text_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "give either --scheme int8, fp8 or int4, or --target NAME"),
+        ((), "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME"),
         (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
         (("--target", "cpu-fp32"), "cpu-fp32 rounds nothing of"),
@@ -310,7 +310,7 @@ def first_file(scales: Path) -> Path:
         (lambda scales: scales.write_text("[]"), "are not whole"),
         (lambda scales: first_file(scales).unlink(), "000.safetensors is missing: copy them again or calibrate again"),
         (lambda scales: os.truncate(first_file(scales), 999), "000.safetensors has 999 bytes, expected "),
-        (change(schema_version=99), "has schema version 99, this version reads 2"),
+        (change(schema_version=99), "has schema version 99, this version reads 3"),
         (change(model_sha256="0" * 64), "belongs to another model"),
         (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for it"),
         (change(new="field"), "new"),

@@ -13,7 +13,7 @@ from cuda.bindings import runtime
 from megrez.runtime.bundle import open_bundle
 from tests.engine_graphs import SHAPE
 
-TARGETS = {"trt-fp16": None, "trt-int8": "rtn", "trt-fp8": "rtn", "trt-int4": "rtn"}
+TARGETS = {"trt-fp16": None, "trt-int8": "rtn", "trt-fp8": "rtn", "trt-int4": "rtn", "trt-nvfp4": "gptq"}
 
 
 def manifest_of(bundle: Path) -> dict[str, Any]:
@@ -25,17 +25,19 @@ def manifest_of(bundle: Path) -> dict[str, Any]:
 def test_a_checkpoint_becomes_an_engine(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str) -> None:
     algorithm = TARGETS[target]
     options = () if algorithm is None else ("--algorithm", algorithm)
-    build = ("--target", target, "--context", 64, "--batch", 3, "--arch", "rtx-4090,sm_120")
+    arch = "rtx-5090,sm_121" if target == "trt-nvfp4" else "rtx-4090,sm_120"
+    build = ("--target", target, "--context", 64, "--batch", 3, "--arch", arch)
     done = megrez_compile(checkpoint_of(**SHAPE), *build, *options, "-o", tmp_path / "b")
     assert done.code == 0, done.err
     open_bundle(tmp_path / "b", verify=True)
     manifest = manifest_of(tmp_path / "b")
     assert (manifest["target"], manifest["engine"], manifest["context_length"]) == (target, "tensorrt", 64)
     assert manifest["kv_cache"] == {"dtype": "float16", "bytes_per_token": 2 * 2 * 2 * 64 * 2}
-    assert manifest["device"]["capabilities"] == ["sm_89", "sm_120"] and manifest["device"]["slots"] == 3
+    capabilities = ["sm_120", "sm_121"] if target == "trt-nvfp4" else ["sm_89", "sm_120"]
+    assert manifest["device"]["capabilities"] == capabilities and manifest["device"]["slots"] == 3
     files = {file["path"] for file in manifest["files"]}
     assert files == {"model.plan", "fusion.json", "tokenizer.json", "chat_template.jinja"}
-    if target == "trt-int8":  # what cannot run here is stated as calibration simulated it
+    if target in ("trt-int8", "trt-nvfp4"):  # what cannot run here is stated as calibration simulated it
         assert manifest["measured"]["of"] == "simulation" and manifest["measured"]["fidelity"]["tokens"] > 0
 
 

@@ -62,7 +62,7 @@ def test_blocks_are_carried_where_all_sources_have_the_bits_wanted(
 
 
 CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
-FP8 = WeightFormat(bits=8, block=None, symmetric=True, float8=True)
+FP8 = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 INT4_32 = WeightFormat(bits=4, block=32, symmetric=True)
 
 
@@ -70,7 +70,7 @@ INT4_32 = WeightFormat(bits=4, block=32, symmetric=True)
     ("stored", "wanted", "carried"),
     [
         (BlockFormat(bits=8, block=96, zero_points=False, offsets=False), CHANNELS, True),
-        (BlockFormat(bits=8, block=96, zero_points=False, offsets=False, float8=True), FP8, True),
+        (BlockFormat(bits=8, block=96, zero_points=False, offsets=False, floating=True), FP8, True),
         (BlockFormat(bits=8, block=96, zero_points=False, offsets=False), FP8, False),
         (form(8), CHANNELS, False),
         (form(8), FP8, False),
@@ -85,7 +85,7 @@ def test_exactly_the_form_wanted_is_carried_where_no_other_will_do(
     checkpoint: Any = Stored(a=stored, b=stored)
     plan = Quantizer(checkpoint, exact=True).plan(("a", "b"), 12, 96, wanted)
     assert plan.carried == carried and (plan.k, plan.folded, plan.zero_points) == (96, False, False)
-    assert (plan.bits, plan.block, plan.float8) == (wanted.bits, wanted.block or 96, wanted.float8)
+    assert (plan.bits, plan.block, plan.floating) == (wanted.bits, wanted.block or 96, wanted.floating)
     assert plan.per_channel == (wanted.block is None)
 
 
@@ -95,7 +95,7 @@ def test_exact_forms_have_positive_scales(wanted: WeightFormat) -> None:
     quantizer = Quantizer(checkpoint, exact=True)
     made = quantizer(quantizer.plan(("a", "b"), 12, 96, wanted))
     assert made.scales.shape == (12, 3 if wanted.block else 1) and (made.scales > 0).all()
-    assert (made.float8, made.zero_points) == (wanted.float8, None)
+    assert (made.floating, made.zero_points) == (wanted.floating, None)
     stacked = np.concatenate([TENSORS["a"], TENSORS["b"]])
     error = np.sqrt(((made.dequantize() - stacked) ** 2).mean())
     assert error < {CHANNELS: 0.01, FP8: 0.04, INT4_32: 0.15}[wanted]

@@ -77,7 +77,7 @@ def stored(record: Record, root: Path) -> tuple[Arrays, Arrays]:
 
 def decode(form: dict[str, Any], codes: NDArray[np.uint8], scales: NDArray[np.float64]) -> NDArray[np.float64]:
     columns = form["columns"]
-    if form["float8"]:
+    if form["floating"]:
         values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     elif form["bits"] == 8:
         values = codes.astype(np.float64) - 128

@@ -43,15 +43,20 @@ def test_a_weight_format_is_told_in_words() -> None:
 
 
 def test_scales_per_channel_are_told_in_words() -> None:
-    assert [str(find_target(f"trt-{kind}").weights) for kind in ("int8", "fp8", "int4")] == [
+    assert [str(find_target(f"trt-{kind}").weights) for kind in ("int8", "fp8", "int4", "nvfp4")] == [
         "int8 per channel",
         "fp8 per channel",
         "int4 block 128",
+        "fp4 block 16",
     ]
 
 
 def test_only_targets_that_multiply_small_inputs_need_their_ranges() -> None:
-    assert {target.name: target.inputs for target in TARGETS if target.inputs} == {"trt-int8": "int8", "trt-fp8": "fp8"}
+    assert {target.name: target.inputs for target in TARGETS if target.inputs} == {
+        "trt-int8": "int8",
+        "trt-fp8": "fp8",
+        "trt-nvfp4": "fp4",
+    }
 
 
 def test_a_target_with_other_blocks_has_them_everywhere() -> None:
@@ -67,10 +72,12 @@ def test_blocks_are_resized_where_there_are_any() -> None:
     assert [str(mixed.weights), str(mixed.head)] == ["int4 block 64", "fp8 per channel"]
 
 
-@pytest.mark.parametrize("name", ["trt-int8", "trt-fp8"])
-def test_one_scale_per_channel_leaves_no_block_to_choose(name: str) -> None:
-    kind = name.removeprefix("trt-")
-    with pytest.raises(UsageError, match=rf"^--block-size is for weights in blocks, {name} has {kind} per channel: "):
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("trt-int8", "int8 per channel"), ("trt-fp8", "fp8 per channel"), ("trt-nvfp4", "fp4 block 16")],
+)
+def test_formats_without_a_choice_of_blocks(name: str, form: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--block-size is for weights in blocks to choose, {name} has {form}: "):
         find_target(name).with_block(64)
 
 

@@ -136,7 +136,7 @@ def test_a_projection_without_a_scale_asks_for_calibration(name: str, missing: t
 @pytest.mark.parametrize("known", [False, True])
 def test_a_heads_input_is_rounded_only_by_a_scale_that_is_known(known: bool) -> None:
     text = f'agraph (float[N,{INPUTS}] x, float[{INPUTS},40] "{HEAD}") => (float[N,40] y) {{ y = MatMul(x, "{HEAD}") }}'
-    target = replace(target_of("trt-fp8"), head=WeightFormat(bits=8, block=None, symmetric=True, float8=True))
+    target = replace(target_of("trt-fp8"), head=WeightFormat(bits=8, block=None, symmetric=True, floating=True))
     model, _ = lowered(text, target, lambda name: 0.008 if known else None)
     x = rounded(X[0], 0.008, "fp8" if known else None)
     assert_close(run_basic(model, {"x": X[0]})[0], x @ simulated("trt-fp8", TENSORS[HEAD]).T)

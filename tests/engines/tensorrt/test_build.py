@@ -20,6 +20,7 @@ CAPABILITIES = {
     "trt-int8": (80, 86, 89, 120),
     "trt-fp8": (89, 120),
     "trt-int4": (80, 86, 89, 120),
+    "trt-nvfp4": (120,),
 }
 
 
@@ -36,7 +37,7 @@ def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
     device = build(model, tmp_path, request(CAPABILITIES[target]))
     assert {path.name for path in tmp_path.iterdir()} == {PLAN_FILE, "fusion.json"}
     fusion = json.loads((tmp_path / "fusion.json").read_text())
-    kind = target.removeprefix("trt-")
+    kind = target.removeprefix("trt-").removeprefix("nv")
     types = {"fp16": 9} if kind == "fp16" else {kind: 8, "fp16": 1}
     assert fusion["decode"] == {
         "attention_kernels": {"_gemv_mha_v1": 2},

@@ -15,7 +15,8 @@ PROJECTIONS = ("self_attn.q_proj+k_proj+v_proj", "self_attn.o_proj", "mlp.gate_p
 
 
 @pytest.mark.parametrize(
-    ("target", "kind"), [("trt-fp16", "fp16"), ("trt-int8", "int8"), ("trt-fp8", "fp8"), ("trt-int4", "int4")]
+    ("target", "kind"),
+    [(f"trt-{name}", name.removeprefix("nv")) for name in ("fp16", "int8", "fp8", "int4", "nvfp4")],
 )
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_graph_asks_for_the_types_of_its_weights(checkpoint_of: Any, target: str, kind: str, tied: bool) -> None:
