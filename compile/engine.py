@@ -12,6 +12,7 @@ from megrez.engines.devices import find_capabilities
 from megrez.engines.ort.build import build as write_onnx
 from megrez.engines.ort.build import data_bytes
 from megrez.engines.targets import Target
+from megrez.engines.tensorrt.cuda import capability_at_hand
 from megrez.engines.tensorrt.library import RTX, buildable, check_buildable, choose_library, load_library
 from megrez.engines.tensorrt.plan import PlanRequest
 from megrez.runtime.errors import UsageError
@@ -19,11 +20,13 @@ from megrez.runtime.manifest import Device
 
 # Tokens of a prompt that one step takes, and rows of logits that it gives: memory for speed.
 CHUNK, ROWS = 512, 64
+NATIVE = "native"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """arch: devices or capabilities, see find_capabilities. builder: the library; None for the one that is installed.
+    """arch: devices or capabilities, see find_capabilities; "native" for the GPU at hand, None for all that the library
+    can build for. builder: the library; None for the one that is installed.
 
     batch: sequences at once, at most. See megrez.engines.tensorrt.plan.PlanRequest for the rest.
     """
@@ -45,8 +48,8 @@ def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRe
     Raises UsageError for what the devices or the library cannot do, MissingExtraError where there is no library:
     before any work.
     """
-    capabilities = () if options.arch is None else find_capabilities(options.arch)
-    if capabilities:
+    capabilities = () if options.arch in (None, NATIVE) else find_capabilities(options.arch)
+    if options.arch is not None:
         target.check_capabilities(capabilities)
     if target.engine != "tensorrt":
         if options != EngineOptions(arch=options.arch):
@@ -56,13 +59,18 @@ def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRe
         raise UsageError(f"--batch is {options.batch}: ask for at least 1")
     name = choose_library(options.builder)
     library = load_library(name)
+    here = None
     if capabilities:
         check_buildable(library, capabilities)
-    elif name == RTX:
+    elif name == RTX and options.arch is None:
         capabilities = tuple(one for one in buildable(library) if one >= (target.min_capability or 0))
+    else:
+        here = capability_at_hand(name)
+        target.check_capabilities((here,))
     return PlanRequest(
         library=name,
         capabilities=capabilities,
+        here=here,
         slots=options.batch,
         chunk=min(CHUNK, context),
         rows=max(ROWS, options.batch),

@@ -16,7 +16,7 @@ def engine_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
-                "--arch", metavar="NAMES", help="Devices or capabilities, as rtx-4090,sm_120 [all the target can]."
+                "--arch", metavar="NAMES", help="Devices, as rtx-4090,sm_120, or native [all the target can]."
             ),
             click.option(
                 "--batch", type=int, default=ANY_DEVICE.batch, show_default=True, help="Most sequences of an engine."

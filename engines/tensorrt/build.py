@@ -52,7 +52,7 @@ def build(
     return Device(
         library=request.library,
         version=built.version,
-        capabilities=tuple(f"sm_{capability}" for capability in request.capabilities),
+        capabilities=tuple(f"sm_{one}" for one in request.capabilities or (request.here,)),
         slots=request.slots,
         chunk=request.chunk,
         rows=request.rows,

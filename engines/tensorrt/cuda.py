@@ -37,7 +37,7 @@ def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
             f"install that version, or compile the bundle again"
         )
     cuda = Cuda(needed.library)
-    found = cuda.capability()
+    found = f"sm_{cuda.capability()}"
     if needed.capabilities and found not in needed.capabilities:
         raise EngineError(
             f"{bundle.path} was built for {', '.join(needed.capabilities)}, this GPU is {found}: compile it with "
@@ -45,6 +45,11 @@ def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
         )
     check_memory(session_bytes + needed.memory_bytes, cuda.free_bytes())
     return CudaDevice(cuda, library, bundle, needed)
+
+
+def capability_at_hand(library: str) -> int:
+    """Of this machine's GPU; raises EngineError where there is none."""
+    return Cuda(library).capability()
 
 
 class Cuda:
@@ -70,12 +75,12 @@ class Cuda:
             raise EngineError(f"CUDA's {function} says {status.name}")
         return values[0] if len(values) == 1 else tuple(values)
 
-    def capability(self) -> str:
+    def capability(self) -> int:
         attributes = self.runtime.cudaDeviceAttr
         device = self("cudaGetDevice")
         major = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
         minor = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
-        return f"sm_{10 * major + minor}"
+        return int(10 * major + minor)
 
     def free_bytes(self) -> int:
         free, _ = self("cudaMemGetInfo")

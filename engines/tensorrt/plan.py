@@ -17,7 +17,7 @@ Phase = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for the GPU at hand.
+    """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for the GPU at hand, `here`.
 
     slots, chunk, rows: most sequences, tokens of each and logits of a step. workspace_bytes: most device memory for
     intermediate results, None for no limit. version_compatible: the plan also opens in later releases of TensorRT.
@@ -32,6 +32,7 @@ class PlanRequest:
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    here: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,6 +155,22 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     )
 
 
+def test_the_gpu_at_hand_must_be_there(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
+    if not no_gpu():
+        pytest.skip("a GPU is at hand")
+    done = megrez_compile(checkpoint_of(**SHAPE), "--target", "trt-fp16", "--arch", "native", "-o", tmp_path / "b")
+    assert done.code == 1 and done.err.startswith("error: no NVIDIA GPU can be used here (CUDA's cudaGetDeviceCount")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_gpu_at_hand_that_lacks_the_numbers_is_refused(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megrez.compile.engine.capability_at_hand", lambda library: 87)
+    done = megrez_compile(checkpoint_of(**SHAPE), "--target", "trt-fp8", "--arch", "native", "-o", tmp_path / "b")
+    assert done.code == 2 and "trt-fp8 needs sm_89 or later, orin (sm_87) cannot do it" in done.err
+
+
 def test_random_weights_are_built_without_a_text(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
     config = checkpoint_of(**SHAPE) / "config.json"
     options = ("--dummy-weights", "--target", "trt-int8", "--context", 64, "--arch", "sm_86")
