@@ -1,6 +1,7 @@
 # make demo   a real model, compiled and answering, in a few minutes
 # make test   the quick test suite
 # make slow   the tests that need minutes: SmolLM2 against transformers
+# make gpu-check  every TensorRT target on this machine's GPU, in pieces of ten minutes: run it until nothing is left
 # make check  ruff and mypy --strict
 # All of them work in an environment of their own, .venv; name another with VENV=.
 
@@ -13,7 +14,7 @@ PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: demo test slow check format
+.PHONY: demo test slow gpu-check check format
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -26,6 +27,9 @@ test: $(VENV)/dev
 
 slow: $(VENV)/dev $(SMOLLM2)
 	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -q -m slow
+
+gpu-check: $(VENV)/dev
+	$(BIN)/python benchmarks/gpu_check.py --cache $(CACHE)/gpu-check
 
 check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
 	$(BIN)/python -m ruff check .
