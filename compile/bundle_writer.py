@@ -36,13 +36,14 @@ TOOLS = (
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxruntime-qnn",
     "optimum",
     "tensorrt",
     "tensorrt-rtx-cu13",
     "torch",
     "transformers",
 )
-BYTES = {"float32": 4, "float16": 2}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 # Graph, tokenizer and manifest on top of the weights.
 SMALL_FILES = 64 << 20
 

@@ -10,6 +10,8 @@ from megrez.runtime.session import Session
 MODULES = {
     "ort": "megrez.engines.ort.session",
     "portable": "megrez.engines.portable.session",
+    "qdq": "megrez.engines.qnn.reference",
+    "qnn": "megrez.engines.qnn.session",
     "tensorrt": "megrez.engines.tensorrt.session",
 }
 
