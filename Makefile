@@ -60,7 +60,7 @@ $(VENV)/cpu: pyproject.toml | $(VENV)/python
 	touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/python
-	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,dev]'
+	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,dev]'
 	touch $@
 
 # mypy does not follow an editable install's folder mapping: these links show it the packages under their names.

@@ -1,6 +1,7 @@
 """A lowered graph in parts that an NPU takes one after another: some layers each, and the head; knows no engine."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -23,7 +24,7 @@ def split_layers(layers: int, layer_bytes: int, limit: int) -> list[LayerRange]:
     """As few ranges as hold `limit` bytes of weights each, of about the same size; a layer is never cut."""
     parts = -(-layers // max(1, limit // layer_bytes))
     edges = [layers * part // parts for part in range(parts + 1)]
-    return [LayerRange(first=first, stop=stop) for first, stop in zip(edges, edges[1:], strict=False)]
+    return [LayerRange(first=first, stop=stop) for first, stop in pairwise(edges)]
 
 
 def layers_part(model: ir.Model, layers: LayerRange) -> ir.Model:

@@ -1,4 +1,4 @@
-"""The values where a model can be cut get names: "hidden.0" and so on, "rotary_cos", "rotary_sin". Changes no result."""
+"""The values where a model can be cut get names: "hidden.0", …, "rotary_cos", "rotary_sin". Changes no result."""
 
 import re
 

@@ -94,6 +94,6 @@ def _context_bytes(folder: Path) -> int:
     with contextlib.suppress(ValueError):
         if (largest := max(sizes)) > CONTEXT_LIMIT:
             raise EngineError(
-                f"a context has {largest / 2**20:.0f} MiB, an NPU addresses {CONTEXT_LIMIT >> 20} MiB: report this as a bug"
+                f"a context has {largest >> 20} MiB, an NPU addresses {CONTEXT_LIMIT >> 20} MiB: report this as a bug"
             )
     return sum(sizes)
