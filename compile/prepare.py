@@ -26,7 +26,7 @@ from megrez.runtime.errors import UsageError
 # Random weights have nothing to say about a text: what norms give has a deviation of 1, and all inputs get its range.
 DUMMY_RANGE = 8.0
 # Samples of the calibration text on which the ranges of values are seen.
-OBSERVED = 8
+OBSERVED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,8 @@ class Layout:
     """Graphs PREFILL-00.onnx and so on, each of some layers, DECODE-00.onnx with the same layers, and HEAD.onnx.
 
     chunk: tokens of a step of the prefill graphs; the decode graphs take one, the head one row. parts: how many of
-    each. logits: the codes of what the head gives. compiled: None where the graphs are the exact ones, of Q/DQ operators.
+    each. logits: the codes of what the head gives. compiled: None where the graphs are the exact ones, of Q/DQ
+    operators.
     """
 
     chunk: int
