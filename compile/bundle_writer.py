@@ -167,8 +167,10 @@ def _quantization(target: Target) -> str:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
     inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
+    if target.observes:
+        inputs = f", all activations {target.activations}"
     head = f"head {target.kv_dtype}" if target.head is None else f"head {target.head}"
-    kept = "; the checkpoint's own blocks kept" if target.inputs is None else ""
+    kept = "; the checkpoint's own blocks kept" if target.inputs is None and not target.observes else ""
     return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
 
 

@@ -100,7 +100,8 @@ def _through_graphs(request: Request, report: Report) -> Path:
         request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
     )
     try:
-        return build_staged(str(compile_bundle(staged, report)), None, request.output, request.engine, report)
+        engine = replace(request.engine, chunk=None)
+        return build_staged(str(compile_bundle(staged, report)), None, request.output, engine, report)
     finally:
         shutil.rmtree(graphs, ignore_errors=True)
 

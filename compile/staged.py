@@ -39,6 +39,8 @@ def build_staged(model: str, target: str | None, output: Path, options: EngineOp
     plan = plan_request(row, context, options)
     manifest, text = _manifest(staged.manifest, row), _text(staged)
     if isinstance(plan, ContextsPlan):
+        if options.chunk is not None:
+            raise UsageError(f"{staged.path} was cut into steps of so many tokens already: leave --chunk out")
         check_space(output, staged.size * (1 if plan.share_weights else 2))
         write_bundle(output, manifest, text, lambda folder: build_contexts(staged.path, folder, plan, report))
         return output

@@ -17,7 +17,7 @@ class ExplicitAttention(ir.passes.InPlacePass):
 
     Inputs: past_key_values.N.key gets its positions last, [1, g, d, S]. write_indices gives way to `mask`, or one mask
     per sliding window, see `mask_name`: [1, 1, T, S + T], added to the scores of the cache's slots and then the new
-    tokens. Outputs: present.N.key [1, g, d, T] and present.N.value [1, g, T, d], of the new tokens only, each made by an
+    tokens. Outputs: present.N.key [1, g, d, T] and present.N.value [1, g, T, d], of the new tokens, each made by an
     Identity: there an engine may convert them to what it caches.
     """
 

@@ -119,7 +119,7 @@ class _Emitter:
         self.model.graph.initializers.pop(name_of(value))
 
     def input(self, value: ir.Value, affine: Affine) -> None:
-        value.dtype = TYPES[affine.bits]
+        value.type = ir.TensorType(TYPES[affine.bits])  # a clone may share the old one
         self._read_instead(value, value, affine)
 
     def output(self, node: ir.Node, value: ir.Value, affine: Affine) -> None:

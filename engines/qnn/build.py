@@ -10,8 +10,8 @@ from typing import Any
 from megrez.engines.qnn import EMBEDDING_FILE, ROTARY_FILE
 from megrez.engines.qnn.chips import Chip
 from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Compiled, graph_name, read_layout
-from megrez.engines.qnn.library import PACKAGE, PROVIDER, compile_options, first_line, load_library, version
-from megrez.runtime.errors import EngineError
+from megrez.engines.qnn.library import PACKAGE, PROVIDER, compile_options, create_session, version
+from megrez.runtime.errors import EngineError, first_line
 from megrez.runtime.manifest import Device
 
 # QNN's limit of one context: what an NPU can address.
@@ -67,9 +67,8 @@ def _groups(parts: int, share_weights: bool) -> list[list[str]]:
 
 
 def _compile(graph: Path, options: Any) -> Any:
-    onnxruntime, _ = load_library()
     try:
-        session = onnxruntime.InferenceSession(graph, options)
+        session = create_session(graph, options)
     except Exception as error:
         raise EngineError(
             f"{PACKAGE} {version()} cannot compile {graph.stem}: {first_line(error)}: report this as a bug"

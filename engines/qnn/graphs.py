@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.runtime.errors import EngineError
+from megrez.runtime.errors import EngineError, first_line
 
 Array = NDArray[Any]
 TYPES = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
@@ -46,4 +46,4 @@ class BoundGraph:
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:
-            raise EngineError(f"the NPU's runtime failed in {self._name}: {str(error).strip()}") from error
+            raise EngineError(f"the NPU's runtime failed in {self._name}: {first_line(error)}") from error

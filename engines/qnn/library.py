@@ -1,14 +1,17 @@
 """onnxruntime-qnn, ONNX Runtime's plugin for Qualcomm's NPUs and their emulator: loading it, and sessions' options."""
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megrez.engines.qnn.layout import Compiled
-from megrez.runtime.errors import EngineError, MissingExtraError
+from megrez.runtime.errors import EngineError, MissingExtraError, first_line
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -30,6 +33,8 @@ def load_library() -> tuple[Any, Any]:
         plugin = importlib.import_module("onnxruntime_qnn")
     except ImportError as error:
         raise MissingExtraError(needed_for="a Snapdragon NPU's bundle", library=PACKAGE, extra=EXTRA) from error
+    if any(device.ep_name == PROVIDER for device in onnxruntime.get_ep_devices()):
+        return onnxruntime, plugin
     try:
         onnxruntime.register_execution_provider_library(PROVIDER, plugin.get_library_path())
     except Exception as error:
@@ -60,6 +65,26 @@ def compile_options(chip: Compiled, context: Path, *, sharing: bool = False, las
     return options
 
 
+def create_session(graph: Path, options: Any) -> Any:
+    """An onnxruntime.InferenceSession. The emulator greets on stdout, which belongs to whoever called."""
+    onnxruntime, _ = load_library()
+    with _stdout_on_stderr():
+        return onnxruntime.InferenceSession(graph, options)
+
+
+@contextlib.contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """For libraries that write to the file descriptor itself."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _options(chip: Compiled, provider: dict[str, str]) -> Any:
     onnxruntime, plugin = load_library()
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER][:1]
@@ -76,7 +101,3 @@ def _options(chip: Compiled, provider: dict[str, str]) -> Any:
     }
     options.add_provider_for_devices(devices, {**known, **provider})
     return options
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -6,7 +6,7 @@ from megrez.engines.qnn.graphs import Array, BoundGraph, Graph
 from megrez.engines.qnn.layout import read_layout
 from megrez.engines.qnn.session import open_static
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError, MissingExtraError
+from megrez.runtime.errors import EngineError, MissingExtraError, first_line
 from megrez.runtime.session import Session
 from megrez.runtime.threads import default_threads
 
@@ -29,8 +29,8 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
+            said = first_line(error)
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {said}") from error
         return BoundGraph(session, arrays, name)
 
     return open_static(bundle, read_layout(bundle.path), open_graph, slots=slots, capacity=capacity)

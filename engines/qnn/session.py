@@ -14,7 +14,7 @@ from megrez.engines.qnn.graphs import Array, BoundGraph, Graph
 from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Layout, graph_name, read_layout
 from megrez.engines.qnn.masks import visible
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import BundleError, EngineError, UsageError
+from megrez.runtime.errors import BundleError, EngineError, UsageError, first_line
 from megrez.runtime.session import Lengths, Logits, Session, Tokens
 
 MASK, PAST, PRESENT = "mask", "past_key_values.", "present."
@@ -30,19 +30,18 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     Raises UsageError for more than one slot or more room than was built, EngineError where the chip or the library is
     not what the contexts need, MissingExtraError where there is no library.
     """
-    from megrez.engines.qnn.library import context_options, first_line, load_library
+    from megrez.engines.qnn.library import context_options, create_session
 
     layout = read_layout(bundle.path)
     compiled = layout.compiled
     if compiled is None or bundle.manifest.device is None:
         raise BundleError(f"{bundle.path} holds no contexts: compile it again")
-    onnxruntime, _ = load_library()
     check_chip(compiled)
     check_version(bundle.manifest.device)
 
     def open_graph(name: str, arrays: dict[str, Array]) -> Graph:
         try:
-            session = onnxruntime.InferenceSession(bundle.path / f"{name}.onnx", context_options(compiled))
+            session = create_session(bundle.path / f"{name}.onnx", context_options(compiled))
         except Exception as error:
             shared = " (weight-shared contexts run on a chip only, not in the emulator)" if compiled.shared else ""
             raise EngineError(f"the context {name} cannot be opened{shared}: {first_line(error)}") from error
