@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from megrez.compile.passes.explicit_attention import MASK
+from megrez.compile.passes.explicit_attention import is_mask
 from megrez.compile.passes.graph import name_of
 
 SHARED_INPUTS = ("rotary_cos", "rotary_sin")
@@ -32,7 +32,7 @@ def layers_part(model: ir.Model, layers: LayerRange) -> ir.Model:
     caches = [f"{layer}.{kind}" for layer in range(layers.first, layers.stop) for kind in ("key", "value")]
     outputs = [f"hidden.{layers.stop}", *(f"present.{cache}" for cache in caches)]
     inputs = [f"hidden.{layers.first}", *SHARED_INPUTS, *(f"past_key_values.{cache}" for cache in caches)]
-    masks = [name_of(value) for value in model.graph.inputs if name_of(value).startswith(MASK)]
+    masks = [name_of(value) for value in model.graph.inputs if is_mask(value)]
     return _cut(model, inputs + masks, outputs)
 
 

@@ -14,7 +14,7 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
 from megrez.compile.observe import CAPACITY, Observed, assumed, observe
 from megrez.compile.parts import head_part, layers_part, split_layers
-from megrez.compile.passes.explicit_attention import MASK, ExplicitAttention
+from megrez.compile.passes.explicit_attention import ExplicitAttention, is_mask
 from megrez.compile.passes.graph import name_of, operand
 from megrez.compile.passes.quantize_activations import QuantizeActivations
 from megrez.compile.passes.static_shapes import StaticShapes
@@ -87,7 +87,7 @@ def _observe(model: ir.Model, prepared: Prepared, report: Report) -> Observed:
 
 def _masked(graph: ir.Model, observed: Observed) -> float:
     """Low enough that the least score of all still lies above what is masked, and no lower: codes are few."""
-    masks = [value for value in graph.graph.inputs if name_of(value).startswith(MASK)]
+    masks = [value for value in graph.graph.inputs if is_mask(value)]
     sums = [node for mask in masks for node, _ in mask.uses()]
     scores = [name_of(operand(node, 0)) for node in sums]
     spread = max(high - low for low, high in map(observed.ranges.__getitem__, scores))

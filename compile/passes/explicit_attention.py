@@ -40,6 +40,11 @@ def mask_name(window: int | None) -> str:
     return MASK if window is None else f"{MASK}.{window}"
 
 
+def is_mask(value: ir.Value) -> bool:
+    name = name_of(value)
+    return name == MASK or name.startswith(f"{MASK}.")
+
+
 def _add_mask(model: ir.Model, attention: ir.Node, window: int | None) -> ir.Value:
     tokens, capacity = (static_shape(operand(attention, index))[2] for index in range(2))
     shape = ir.Shape([1, 1, tokens, capacity + tokens])

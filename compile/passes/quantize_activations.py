@@ -4,12 +4,12 @@ For engines that compute in integers throughout. Knows how tensors hang together
 those that are no matrices.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from megrez.compile.passes.explicit_attention import MASK
+from megrez.compile.passes.explicit_attention import is_mask
 from megrez.compile.passes.graph import constant, name_of
 from megrez.engines.qnn.affine import Affine, affine_of
 
@@ -57,20 +57,25 @@ class QuantizeActivations(ir.passes.InPlacePass):
         values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs if _is_float(value))]
         found: dict[ir.Value, Affine] = {}
         for group in _groups(values, nodes):
-            cached = [name.removeprefix(PAST) for value in group if (name := name_of(value)).startswith(PAST)]
-            ranges = [self._range(value) for value in group if not cached]
-            fixed = [SHARES[node.op_type] for value in group if (node := value.producer()) and node.op_type in SHARES]
-            affine = self.caches[cached[0]] if cached else fixed[0] if fixed else affine_of(*_hull(ranges))
-            found |= dict.fromkeys(group, affine)
+            found |= dict.fromkeys(group, self._affine(group))
         return found
 
+    def _affine(self, group: list[ir.Value]) -> Affine:
+        for value in group:
+            if (name := name_of(value)).startswith(PAST):
+                return self.caches[name.removeprefix(PAST)]
+            if (node := value.producer()) is not None and node.op_type in SHARES:
+                return SHARES[node.op_type]
+        lows, highs = zip(*map(self._range, group), strict=True)
+        return affine_of(min(lows), max(highs))
+
     def _range(self, value: ir.Value) -> tuple[float, float]:
-        if _is_mask(value):
+        if is_mask(value):
             return self.masked, 0.0
         node = value.producer()
-        if node is None or not any(_is_mask(one) for one in node.inputs if one is not None):
+        if node is None or not any(is_mask(one) for one in node.inputs if one is not None):
             return self.ranges[name_of(value)]
-        scores = next(one for one in node.inputs if one is not None and not _is_mask(one))
+        scores = next(one for one in node.inputs if one is not None and not is_mask(one))
         low, high = self.ranges[name_of(scores)]
         return low + self.masked, high
 
@@ -88,17 +93,8 @@ def _groups(values: list[ir.Value], nodes: list[ir.Node]) -> list[list[ir.Value]
     return list({id(group): group for group in group_of.values()}.values())
 
 
-def _hull(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    lows, highs = zip(*ranges, strict=True)
-    return min(lows), max(highs)
-
-
 def _is_float(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT
-
-
-def _is_mask(value: ir.Value) -> bool:
-    return name_of(value).startswith(MASK)
 
 
 class _Emitter:
