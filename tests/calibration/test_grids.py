@@ -187,3 +187,17 @@ def test_nvfp4_codes_are_the_nearest_and_the_search_only_gains() -> None:
         np.testing.assert_allclose(np.abs(made.dequantize() - x), nearest, rtol=0, atol=1e-6)
     lost = [float(np.square(made.dequantize() - x).sum()) for made in (plain, searched)]
     assert lost[1] < 0.95 * lost[0]
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_nested_scales_are_sixteenths_of_their_channel_s_largest(weighed: bool) -> None:
+    x = matrix(columns=192)
+    form = WeightFormat(bits=4, block=64, symmetric=True, nested=True)
+    loud = np.random.default_rng(1).uniform(0.1, 9, 192).astype(np.float32) if weighed else None
+    free = fit_grid(x, WeightFormat(bits=4, block=64, symmetric=True), loud)
+    made = fit_grid(x, form, loud)
+    largest = free.scales.max(axis=1, keepdims=True).astype(np.float64)
+    steps = made.scales / (largest / 16)
+    np.testing.assert_allclose(steps, np.clip(np.rint(free.scales / (largest / 16)), 1, 16), rtol=1e-6)
+    nearest = np.clip(np.rint(x / np.repeat(made.scales, 64, axis=1)) + 8, 0, 15)
+    np.testing.assert_array_equal(made.codes, nearest)

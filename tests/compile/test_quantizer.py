@@ -171,3 +171,24 @@ def test_a_short_last_block_is_rounded_on_its_own_scale() -> None:
     quantizer = Quantizer(checkpoint)
     made: BlockQuantized = quantizer(quantizer.plan(("a",), 2, 40, INT8))
     np.testing.assert_allclose(made.dequantize(), weights, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "per_channel"),
+    [
+        (WeightFormat(bits=4, block=32, symmetric=True, nested=True), False),
+        (WeightFormat(bits=4, block=None, symmetric=True), True),
+        (WeightFormat(bits=8, block=None, symmetric=True), True),
+    ],
+)
+def test_what_an_npu_multiplies_is_made_as_it_was_planned(wanted: WeightFormat, per_channel: bool) -> None:
+    quantizer = Quantizer(FakeCheckpoint(TENSORS), exact=True)
+    plan = quantizer.plan(("a",), 6, 96, wanted)
+    assert (plan.per_channel, plan.nested, plan.blocks) == (per_channel, wanted.nested, 1 if per_channel else 3)
+    made = quantizer(plan)
+    assert made.scales.shape == (6, plan.blocks) and made.zero_points is None
+    if wanted.nested:
+        steps = 16 * made.scales / made.scales.max(axis=1, keepdims=True)
+        np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-5)
+    error = np.abs(made.dequantize() - TENSORS["a"])
+    assert (error <= 0.6 * np.repeat(made.scales, plan.block, axis=1)[:, :96]).mean() > 0.95

@@ -86,9 +86,11 @@ def test_float32_has_no_blocks() -> None:
         find_target("cpu-fp32").with_block(64)
 
 
-def test_only_tensorrt_targets_have_a_stage_before_their_engine() -> None:
+def test_only_targets_whose_engine_is_built_have_a_stage_before_it() -> None:
     staged = find_target("trt-fp8").staged()
     assert (staged.name, staged.engine, staged.kv_dtype) == ("trt-fp8", "portable", "float32")
+    staged = find_target("qnn-w8a16").staged()
+    assert (staged.name, staged.engine, staged.kv_dtype) == ("qnn-w8a16", "qdq", "uint8")
     with pytest.raises(UsageError, match=r"^--stage onnx stops before an engine is built, cpu-int4 has no such step: "):
         find_target("cpu-int4").staged()
 
@@ -114,3 +116,13 @@ def test_a_device_without_the_numbers_of_a_target_is_refused(
 def test_nvidia_devices_are_not_for_other_targets() -> None:
     with pytest.raises(UsageError, match=r"^--arch names NVIDIA devices, cpu-int8 is for any CPU: leave it out$"):
         find_target("cpu-int8").check_capabilities((89,))
+
+
+def test_an_npu_takes_one_scale_a_channel_where_others_need_blocks() -> None:
+    target = find_target("qnn-w4a16")
+    assert str(target.weights) == "int4 block 64 of a channel"
+    whole, finer = target.with_block(None), target.with_block(32)
+    assert str(whole.weights) == "int4 per channel" and whole.weights == whole.sensitive and whole.head == target.head
+    assert finer.weights is not None and (finer.weights.block, finer.weights.nested) == (32, True)
+    with pytest.raises(UsageError, match=r"^--block-size channel is for NPUs, trt-int4 has blocks: choose a number$"):
+        find_target("trt-int4").with_block(None)
