@@ -54,9 +54,14 @@ class Target:
     min_capability: int | None = None
 
     @property
+    def half(self) -> bool:
+        """Whether the graph itself is of float16; TensorRT's becomes so when its engine is built."""
+        return self.engine == "ort-cuda"
+
+    @property
     def runs_here(self) -> bool:
-        """Whether ONNX Runtime has all its operators: NVFP4's are TensorRT's own."""
-        return self.engine != "tensorrt" and self.inputs != "fp4"
+        """Whether a CPU runs the bundle: engines for GPUs do not, and NVFP4's operators are TensorRT's own."""
+        return self.engine in ("ort", "portable") and self.inputs != "fp4"
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, in float32, which any CPU runs as a reference."""
@@ -71,6 +76,11 @@ class Target:
         least = self.min_capability
         if least is None:
             raise UsageError(f"--arch names NVIDIA devices, {self.name} is for {self.devices}: leave it out")
+        if self.half:
+            raise UsageError(
+                f"--arch is for engines that are built for a device, a {self.name} bundle runs on all {self.devices}: "
+                "leave it out"
+            )
         if lacking := sorted(capability for capability in capabilities if capability < least):
             able = sorted({capability for capability in CAPABILITIES.values() if capability >= least})
             raise UsageError(
@@ -124,6 +134,19 @@ FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 NVFP4_BLOCKS = WeightFormat(bits=4, block=16, symmetric=True, floating=True)
 INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
 
+CUDA = Target(
+    name="cuda-fp16",
+    engine="ort-cuda",
+    dialect="ort",
+    weights=None,
+    sensitive=None,
+    head=None,
+    activations="float16",
+    kv_dtype="float16",
+    devices="NVIDIA GPUs of SM75 and later, through ONNX Runtime",
+    min_capability=75,
+)
+
 TENSORRT = Target(
     name="trt-fp16",
     engine="tensorrt",
@@ -170,6 +193,16 @@ TARGETS = (
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
+        algorithm="gptq",
+    ),
+    CUDA,
+    replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8),
+    replace(
+        CUDA,
+        name="cuda-int4",
+        weights=WeightFormat(bits=4, block=32, symmetric=False),
+        sensitive=INT8,
+        head=INT8_COARSE,
         algorithm="gptq",
     ),
     TENSORRT,

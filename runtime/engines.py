@@ -9,6 +9,7 @@ from megrez.runtime.session import Session
 
 MODULES = {
     "ort": "megrez.engines.ort.session",
+    "ort-cuda": "megrez.engines.ort.cuda",
     "portable": "megrez.engines.portable.session",
     "tensorrt": "megrez.engines.tensorrt.session",
 }

@@ -94,7 +94,10 @@ def test_another_capability_is_told_with_what_to_compile_for(tmp_path: Path, mon
 def test_too_little_memory_is_told_with_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(monkeypatch, OneGpu(free=4 << 20))
     said = opened(monkeypatch, bundle(tmp_path, memory_bytes=10 << 20))
-    assert said.startswith("the engine and its KV cache need 10 MiB, the GPU has 4 MiB free: ")
+    assert said == (
+        "the model and its KV cache need 10 MiB, the GPU has 4 MiB free: free some, or compile with a smaller --context "
+        "or --batch"
+    )
 
 
 def test_a_plan_that_is_no_engine(tmp_path: Path) -> None:
