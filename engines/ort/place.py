@@ -1,4 +1,4 @@
-"""Where a session's buffers lie, and how numbers get there and back; knows no graph. Here: this machine's own memory."""
+"""Where a session's buffers lie, and how numbers get there and back: here, in numpy arrays. Knows no graph."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

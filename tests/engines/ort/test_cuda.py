@@ -1,6 +1,10 @@
-"""The float16 graph and the session of cuda-* targets, on CPU kernels: no GPU is used or imitated, what is not there
-is told in one line."""
+"""The float16 graph and the session of cuda-* targets, on CPU kernels; and what is said where no GPU is.
 
+No GPU is used or imitated.
+"""
+
+import ctypes
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +65,8 @@ def test_the_graph_is_float16_throughout_and_logits_are_not(bundle_of: Any) -> N
     assert {one.type for one in model.get_outputs()} == {"tensor(float16)"}
     session = open_on_cpu(bundle, threads=1)
     assert step(session, [[1]], [0], [0]).dtype == np.float32
-    assert (
-        bundle.manifest.kv_cache.dtype == "float16" and bundle.manifest.kv_cache.bytes_per_token == 2 * 2 * 2 * 32 * 2
-    )
+    cache = bundle.manifest.kv_cache
+    assert (cache.dtype, cache.bytes_per_token) == ("float16", 2 * 2 * 2 * 32 * 2)
 
 
 class Recorder(Host):
@@ -139,12 +142,8 @@ class Bindings:
 
     def values(self) -> dict[str, int]:
         """The scalars that were bound, as they are now."""
-        import ctypes
-
-        scalars = {name: where for name, where in self.places.items() if where[3] == ()}
-        return {
-            name.removeprefix("in "): ctypes.c_int32.from_address(where[4]).value for name, where in scalars.items()
-        }
+        scalars = {name.removeprefix("in "): where[4] for name, where in self.places.items() if where[3] == ()}
+        return {name: ctypes.c_int32.from_address(pointer).value for name, pointer in scalars.items()}
 
 
 def recorded(bundle: Path, slots: int) -> tuple[OrtSession, Replaying, Recorder]:
@@ -247,7 +246,7 @@ def test_cudas_libraries_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_without_cudas_bindings_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.delattr(bindings, "runtime", raising=False)
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(MissingExtraError, match=r"^this bundle needs cuda-bindings, .*\[cuda\]'$"):
         open_session(cuda_bundle(tmp_path), threads=None)
 

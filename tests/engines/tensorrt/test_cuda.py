@@ -95,8 +95,8 @@ def test_too_little_memory_is_told_with_how_much_is_needed(tmp_path: Path, monke
     with_gpu(monkeypatch, OneGpu(free=4 << 20))
     said = opened(monkeypatch, bundle(tmp_path, memory_bytes=10 << 20))
     assert said == (
-        "the model and its KV cache need 10 MiB, the GPU has 4 MiB free: free some, or compile with a smaller --context "
-        "or --batch"
+        "the model and its KV cache need 10 MiB, the GPU has 4 MiB free: free some, or compile with a smaller "
+        "--context or --batch"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from megrez.engines.tensorrt.numpy_device import NumpyDevice
 from megrez.engines.tensorrt.session import PlanShape, TensorRtSession, session_bytes
-from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.errors import UsageError
 from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.session import FakeSession
