@@ -15,7 +15,7 @@ import numpy as np
 from megrez.engines.cuda_runtime import Cuda, check_memory
 from megrez.engines.ort import MODEL_FILE, bound
 from megrez.engines.ort.bound import CacheShape, Interface, OrtSession, cache_shape
-from megrez.engines.ort.library import first_line, load_library, open_model
+from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import Array
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle
@@ -136,6 +136,6 @@ def _check_provider(onnxruntime: ModuleType) -> None:
         OnGpu(onnxruntime).zeros((1,), np.float16)
     except Exception as error:
         raise EngineError(
-            f"onnxruntime-gpu {onnxruntime.__version__} cannot use this GPU ({first_line(error)}): CUDA or cuDNN is "
-            f"missing or too old: run  {INSTALL}"
+            f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, CUDA or cuDNN is missing or of "
+            f"another version: run  {INSTALL}"
         ) from error

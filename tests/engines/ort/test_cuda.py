@@ -239,7 +239,7 @@ def test_cudas_libraries_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """What onnxruntime says here, where it has no CUDA at all."""
     with_gpu(monkeypatch, OneGpu(capability=(9, 0)))
     found = said(cuda_bundle(tmp_path))
-    assert found.startswith(f"onnxruntime-gpu {onnxruntime.__version__} cannot use this GPU (")
+    assert found.startswith(f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, ")
     assert found.endswith("run  pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'")
 
 
