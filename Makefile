@@ -60,7 +60,7 @@ $(VENV)/cpu: pyproject.toml | $(VENV)/python
 	touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/python
-	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,dev]'
+	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,dev]'
 	touch $@
 
 # onnxruntime and onnxruntime-gpu lie in one folder: the latter gets an environment of its own.

@@ -21,6 +21,8 @@ FINEST = np.float32(1e-30)
 # Ranges tried, as shares of the one that clips nothing. E4M3 repeats itself at every power of two.
 SHARES = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: (1.0, 0.95, 0.9, 0.85, 0.8)}
 OCTAVE = tuple(2.0 ** (-step / 8) for step in range(8))
+# Steps of a block's scale within its channel's, as Hexagon NPUs hold them: 4 bits.
+NESTED = 16
 # E2M1's scales are E4M3 numbers themselves: neighbours of the full range, above it too, where 4 and 6 lie far apart.
 SHARES_E2M1 = (1.0, 1.125, 1.25, 1.375, 1.5, 0.9, 0.8)
 
@@ -44,6 +46,8 @@ def fit_grid(weight: Float32, form: WeightFormat, importance: Float32 | None = N
         part = slice(start, start + step)
         x = _blocks(weight[part], block)  # [rows, blocks, block]
         scale, zero = _best(x, form, loud, unit)
+        if form.nested:
+            scale = _nested(scale)
         codes[part] = _codes(x, scale, zero, form).reshape(len(x), -1)[:, :columns]
         scales[part], zeros[part] = scale, zero
 
@@ -104,6 +108,13 @@ def _grids(x: Float32, form: WeightFormat, unit: np.float32 | None) -> Iterator[
         zero = np.rint(-low * np.float32(share) / scale)
         for shift in (0, -1, 1):
             yield scale, np.clip(zero + np.float32(shift), 0, top)
+
+
+def _nested(scale: Float32) -> Float32:
+    """Scales [rows, blocks] as the nearest of 1 .. NESTED times a sixteenth of their row's largest."""
+    unit = scale.max(axis=1, keepdims=True) / np.float32(NESTED)
+    nearest: Float32 = np.clip(np.rint(scale / unit), 1, NESTED) * unit
+    return nearest
 
 
 def _usable(scale: Float32) -> Float32:

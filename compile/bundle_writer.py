@@ -36,13 +36,14 @@ TOOLS = (
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxruntime-qnn",
     "optimum",
     "tensorrt",
     "tensorrt-rtx-cu13",
     "torch",
     "transformers",
 )
-BYTES = {"float32": 4, "float16": 2}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 # Graph, tokenizer and manifest on top of the weights.
 SMALL_FILES = 64 << 20
 
@@ -166,8 +167,10 @@ def _quantization(target: Target) -> str:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
     inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
+    if target.observes:
+        inputs = f", all activations {target.activations}"
     head = f"head {target.kv_dtype}" if target.head is None else f"head {target.head}"
-    kept = "; the checkpoint's own blocks kept" if target.inputs is None else ""
+    kept = "; the checkpoint's own blocks kept" if target.inputs is None and not target.observes else ""
     return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
 
 

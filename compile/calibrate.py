@@ -128,7 +128,7 @@ def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], Weig
 
     The head is left to the build, unless its input needs a static scale.
     """
-    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dialect == "portable")
+    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
     shapes = expected_tensors(checkpoint.config)
 
     def form(name: str) -> WeightFormat | None:

@@ -12,13 +12,12 @@ from click.core import ParameterSource
 from megrez.compile.calibration_options import calibration_options, text_request
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.console_report import ConsoleReport
-from megrez.compile.engine import EngineOptions
-from megrez.compile.engine_options import ENGINE_OPTIONS, engine_options, engine_request
+from megrez.compile.engine_options import ENGINE_OPTIONS, EngineOptions, engine_options, engine_request
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.precision import fit_blocks
 from megrez.compile.prepare import CalibrationRequest
 from megrez.compile.staged import build_staged, is_bundle
-from megrez.engines.targets import BLOCK_SIZES, TARGETS, Target, find_target
+from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
 
@@ -40,8 +39,10 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.argument("model")
 @click.option("--target", metavar="NAME", help="What to compile for; --list-targets shows them all.")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="New folder.")
-@click.option("--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096].")
-@click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights that share a scale [32].")
+@click.option(
+    "--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096; NPUs 1024]."
+)
+@click.option("--block-size", type=click.Choice((*BLOCK_SIZES, CHANNEL)), help="Weights that share a scale [32].")
 @click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
 @click.option("--quantize-head", is_flag=True, help="For targets that leave the lm_head as it is: 8 bits.")
 @click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")
@@ -130,7 +131,7 @@ def _refuse_checkpoint_options(model: str, options: dict[str, Any]) -> None:
 def _row(target: str, block_size: str | None, stage: str | None, quantize_head: bool) -> Target:
     row = find_target(target) if stage is None else find_target(target).staged()
     if block_size is not None:
-        row = row.with_block(int(block_size))
+        row = row.with_block(None if block_size == CHANNEL else int(block_size))
     return row.with_head() if quantize_head else row
 
 

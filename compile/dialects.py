@@ -6,14 +6,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.passes.all_positions import AllPositions
 from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.graph import MICROSOFT
 from megrez.compile.passes.group_query_attention import GroupQueryAttention
 from megrez.compile.passes.half_precision import HalfPrecision
+from megrez.compile.passes.name_boundaries import NameBoundaries
 from megrez.compile.passes.name_layers import NameLayers
 from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
 from megrez.compile.passes.quantize_weights import INT8_ARITHMETIC, QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
+from megrez.compile.passes.split_rotary import SplitRotary
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target
@@ -56,6 +59,17 @@ def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -
     ]
 
 
+def _qnn(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
+    """What does not depend on how many tokens a step takes; megrez.compile.static_graphs does the rest."""
+    return [
+        AllPositions(),
+        NameBoundaries(checkpoint.config.num_hidden_layers),
+        NameLayers(),
+        SplitRotary(),
+        QuantizeDequantize(Quantizer(checkpoint, exact=True), Precision(checkpoint, target)),
+    ]
+
+
 class DeclareMicrosoft(ir.passes.InPlacePass):
     """Import the com.microsoft operators that the passes before it brought in."""
 
@@ -64,4 +78,4 @@ class DeclareMicrosoft(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-PASSES = {"ort": _ort, "portable": _portable}
+PASSES = {"ort": _ort, "portable": _portable, "qnn": _qnn}

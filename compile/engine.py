@@ -1,12 +1,13 @@
 """From a lowered graph to an engine's files, and what a user may ask of that; knows no checkpoint."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
+from megrez.compile.engine_options import EngineOptions
+from megrez.compile.npu import ContextsPlan, GraphsPlan, plan_npu
 from megrez.compile.passes.half_precision import HalfPrecision
-from megrez.compile.passes.static_capacity import StaticCapacity
+from megrez.compile.passes.static_shapes import StaticShapes
 from megrez.compile.report import Report
 from megrez.engines.devices import find_capabilities
 from megrez.engines.ort.build import build as write_onnx
@@ -23,31 +24,25 @@ CHUNK, ROWS = 512, 64
 NATIVE = "native"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """arch: devices or capabilities, see find_capabilities; "native" for the GPU at hand, None for all that the library
-    can build for. builder: the library; None for the one that is installed.
-
-    batch: sequences at once, at most. See megrez.engines.tensorrt.plan.PlanRequest for the rest.
-    """
-
-    arch: str | None = None
-    builder: str | None = None
-    batch: int = 1
-    workspace_bytes: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+Plan = PlanRequest | GraphsPlan | ContextsPlan
 
 
-ANY_DEVICE = EngineOptions()
-
-
-def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRequest | None:
+def plan_request(target: Target, context: int, options: EngineOptions) -> Plan | None:
     """What to build an engine for, None where the target's engine reads the graph itself.
 
     Raises UsageError for what the devices or the library cannot do, MissingExtraError where there is no library:
     before any work.
     """
+    if target.dialect == "qnn":
+        return plan_npu(target, context, options)
+    if options.chunk is not None or options.share_weights:
+        raise UsageError(
+            f"--chunk and --share-weights are for NPUs, {target.name} is for {target.devices}: leave them out"
+        )
+    return _plan_tensorrt(target, context, options)
+
+
+def _plan_tensorrt(target: Target, context: int, options: EngineOptions) -> PlanRequest | None:
     capabilities = () if options.arch in (None, NATIVE) else find_capabilities(options.arch)
     if options.arch is not None:
         target.check_capabilities(capabilities)
@@ -80,10 +75,10 @@ def plan_request(target: Target, context: int, options: EngineOptions) -> PlanRe
     )
 
 
-def disk_bytes(model: ir.Model, plan: PlanRequest | None) -> int:
+def disk_bytes(model: ir.Model, plan: Plan | None) -> int:
     """What the files take while they are made: an engine's graph lies beside it until it is whole."""
     total = data_bytes(model)
-    return total if plan is None else 2 * total
+    return 2 * total if isinstance(plan, PlanRequest) else total
 
 
 def build_engine(
@@ -100,7 +95,7 @@ def build_engine(
         return None
     from megrez.engines.tensorrt.build import build
 
-    for one in (HalfPrecision(), StaticCapacity(context)):
+    for one in (HalfPrecision(), StaticShapes({"capacity": context})):
         one(model)
     total = data_bytes(model)
     report.stage(f"writing {total / 1e9:.2f} GB of weights for {plan.library}")

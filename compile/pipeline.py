@@ -1,6 +1,7 @@
 """From a checkpoint to a bundle: the stages in order; knows no option of the command line."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -9,16 +10,18 @@ from megrez.compile.bundle_writer import Content, check_output, check_space, des
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.engine import ANY_DEVICE, EngineOptions, build_engine, disk_bytes, plan_request
+from megrez.compile.engine import Plan, build_engine, disk_bytes, plan_request
+from megrez.compile.engine_options import ANY_DEVICE, EngineOptions
 from megrez.compile.held_out import measure_bundle
+from megrez.compile.npu import ContextsPlan, GraphsPlan
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
+from megrez.compile.staged import build_staged
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import Measured
+from megrez.runtime.manifest import Device, Measured
 
-DEFAULT_CONTEXT = 4096
 DEFAULT_CALIBRATION = CalibrationRequest(text=TextRequest())
 
 
@@ -41,9 +44,11 @@ def compile_bundle(request: Request, report: Report) -> Path:
     when the bundle cannot be written.
     """
     checkpoint = request.checkpoint
-    context = choose_context(request.context, checkpoint.config.max_position_embeddings)
+    context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
     check_output(request.output)
     plan = plan_request(request.target, context, request.engine)
+    if isinstance(plan, ContextsPlan):
+        return _through_graphs(request, report)
     report.stage("checking the checkpoint")
     checkpoint.check()
     work = request.output.with_name(f"{request.output.name}.calibration.json")
@@ -69,12 +74,36 @@ def compile_bundle(request: Request, report: Report) -> Path:
         request.output,
         describe(content),
         checkpoint.text,
-        lambda folder: build_engine(model, folder, context, plan, report),
+        lambda folder: _build(model, prepared, folder, context, plan, report),
         lambda bundle: _measure(bundle, checkpoint, prepared, report),
     )
     if prepared.record is not None and request.calibration.scales is None:
         discard(work)
     return request.output
+
+
+def _build(
+    model: ir.Model, prepared: Prepared, folder: Path, context: int, plan: Plan | None, report: Report
+) -> Device | None:
+    if not isinstance(plan, GraphsPlan):
+        return build_engine(model, folder, context, plan, report)
+    from megrez.compile.static_graphs import write_static_graphs
+
+    write_static_graphs(model, prepared, folder, context, plan.chunk, report)
+    return None
+
+
+def _through_graphs(request: Request, report: Report) -> Path:
+    """An NPU's contexts by way of a bundle of their graphs, which tells what they are worth: no NPU is at hand."""
+    graphs = request.output.with_name(f".{request.output.name}.graphs")
+    staged = replace(
+        request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
+    )
+    try:
+        engine = replace(request.engine, chunk=None)
+        return build_staged(str(compile_bundle(staged, report)), None, request.output, engine, report)
+    finally:
+        shutil.rmtree(graphs, ignore_errors=True)
 
 
 def _lowered(prepared: Prepared, context: int) -> ir.Model:
@@ -97,10 +126,10 @@ def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report:
     return measure_bundle(bundle, checkpoint, held_out)
 
 
-def choose_context(asked: int | None, longest: int) -> int:
+def choose_context(asked: int | None, longest: int, default: int) -> int:
     """The context to build for; raises UsageError when the model was not made for as much as was asked."""
     if asked is None:
-        return min(DEFAULT_CONTEXT, longest)
+        return min(default, longest)
     if not 1 <= asked <= longest:
         raise UsageError(f"--context is {asked}, this model takes 1 to {longest}: choose one of these")
     return asked

@@ -20,7 +20,7 @@ def fit_blocks(target: Target, config: ModelConfig, *, asked: bool) -> Target:
     """
     block = None if target.weights is None else target.weights.block
     widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
-    if target.dialect != "portable" or block is None or all(width % block == 0 for width in widths):
+    if not target.dequantizes or block is None or all(width % block == 0 for width in widths):
         return target
     largest = max((int(one) for one in BLOCK_SIZES if all(width % int(one) == 0 for width in widths)), default=None)
     if asked and target.engine == "portable":

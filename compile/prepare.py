@@ -4,6 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megrez.calibration import sensitivity_report
 from megrez.calibration.inputs import NUMBER_FORMATS
 from megrez.calibration.record import Record, read_record
@@ -22,6 +25,8 @@ from megrez.runtime.errors import UsageError
 
 # Random weights have nothing to say about a text: what norms give has a deviation of 1, and all inputs get its range.
 DUMMY_RANGE = 8.0
+# Samples of the calibration text on which the ranges of values are seen.
+OBSERVED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,8 @@ class CalibrationRequest:
 class Prepared:
     """target: the one asked for, with the tensors that a budget keeps finer. record: None where nothing was calibrated.
 
-    held_out: None where fidelity is not to be measured. dummy_scale: of all inputs, where weights are random.
+    held_out: None where fidelity is not to be measured. dummy_scale: of all inputs, where weights are random. observed:
+    samples [S, T] of the text, to see the ranges of values on; None where the target has no use for them.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +57,7 @@ class Prepared:
     record: Record | None = None
     held_out: HeldOut | None = None
     dummy_scale: float | None = None
+    observed: NDArray[np.int64] | None = None
 
     def input_scale(self, name: str) -> float | None:
         """See megrez.compile.dialects.lower."""
@@ -71,6 +78,12 @@ class Preparation:
 
     def run(self) -> Prepared:
         """Raises UsageError for a request that cannot be met, CheckpointError for weights that are no numbers."""
+        if not self.target.observes or self.request.weights == "dummy":
+            return self._prepare()
+        text = read_text(self.checkpoint.text, self.request.text, self.context)
+        return dataclasses.replace(self._prepare(), observed=text.tokens[:OBSERVED])
+
+    def _prepare(self) -> Prepared:
         request, target = self.request, self.target
         if request.scales is not None:
             return self._from_scales(request.scales)

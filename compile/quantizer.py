@@ -23,7 +23,8 @@ class MatrixPlan:
     """How one matrix [n, k] will be stored.
 
     carried: the checkpoint's own blocks are kept, code for code. folded: their offsets are k's last columns, which
-    multiply the means of x over each block: the product takes [x, means] instead of x.
+    multiply the means of x over each block: the product takes [x, means] instead of x. nested: see WeightFormat.
+    per_channel: a block is a whole row.
     """
 
     sources: tuple[str, ...]
@@ -35,14 +36,12 @@ class MatrixPlan:
     carried: bool
     folded: bool
     floating: bool = False
+    nested: bool = False
+    per_channel: bool = False
 
     @property
     def blocks(self) -> int:
         return -(-self.k // self.block)
-
-    @property
-    def per_channel(self) -> bool:
-        return self.bits == 8 and self.block == self.k
 
 
 class Quantizer:
@@ -74,6 +73,8 @@ class Quantizer:
             carried=carried,
             folded=form.offsets,
             floating=form.floating,
+            nested=wanted.nested,
+            per_channel=wanted.block is None,
         )
 
     def _fits(self, stored: BlockFormat, asked: BlockFormat) -> bool:
@@ -87,10 +88,15 @@ class Quantizer:
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
         matrix = stack(self.checkpoint, plan.sources)
-        if self.exact and plan.per_channel:
+        if self.exact and plan.per_channel and plan.bits == 8:
             return quantize_channels(matrix, floating=plan.floating)
-        if plan.floating:
-            return fit_grid(matrix, WeightFormat(bits=plan.bits, block=plan.block, symmetric=True, floating=True))
+        if plan.floating or plan.nested:
+            return fit_grid(
+                matrix,
+                WeightFormat(
+                    bits=plan.bits, block=plan.block, symmetric=True, floating=plan.floating, nested=plan.nested
+                ),
+            )
         symmetric = not plan.zero_points
         return quantize_rtn(matrix, bits=plan.bits, block=plan.block, symmetric=symmetric, positive=self.exact)
 

@@ -7,10 +7,12 @@ import onnx_ir as ir
 
 from megrez.compile.bundle_writer import BYTES, check_output, check_space, tool_versions, write_bundle
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.engine import EngineOptions, build_engine, disk_bytes, plan_request
+from megrez.compile.engine import build_engine, disk_bytes, plan_request
+from megrez.compile.engine_options import EngineOptions
+from megrez.compile.npu import ContextsPlan, build_contexts
 from megrez.compile.report import Report
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.targets import Target, find_target
+from megrez.engines.targets import STAGED, Target, find_target
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import Bundle, open_bundle
@@ -35,20 +37,22 @@ def build_staged(model: str, target: str | None, output: Path, options: EngineOp
     check_output(output)
     context = staged.manifest.context_length
     plan = plan_request(row, context, options)
+    manifest, text = _manifest(staged.manifest, row), _text(staged)
+    if isinstance(plan, ContextsPlan):
+        if options.chunk is not None:
+            raise UsageError(f"{staged.path} was cut into steps of so many tokens already: leave --chunk out")
+        check_space(output, staged.size * (1 if plan.share_weights else 2))
+        write_bundle(output, manifest, text, lambda folder: build_contexts(staged.path, folder, plan, report))
+        return output
     graph = ir.load(staged.path / MODEL_FILE)
     check_space(output, disk_bytes(graph, plan))
-    write_bundle(
-        output,
-        _manifest(staged.manifest, row),
-        _text(staged),
-        lambda folder: build_engine(graph, folder, context, plan, report),
-    )
+    write_bundle(output, manifest, text, lambda folder: build_engine(graph, folder, context, plan, report))
     return output
 
 
 def _target(staged: Bundle, asked: str | None) -> Target:
     manifest = staged.manifest
-    if manifest.engine != "portable":
+    if manifest.engine not in STAGED.values():
         raise UsageError(
             f"{staged.path} is a finished bundle for {manifest.target}: give a checkpoint, or what --stage onnx wrote"
         )
@@ -60,11 +64,14 @@ def _target(staged: Bundle, asked: str | None) -> Target:
 def _manifest(staged: Manifest, target: Target) -> Manifest:
     cache = staged.kv_cache
     per_token = cache.bytes_per_token // BYTES[cache.dtype] * BYTES[target.kv_dtype]
+    stated = staged.provenance
+    # What is not rounded takes the type of the caches: float32 while it is staged, the engine's own after that.
+    quantization = stated.quantization.replace(f"head {cache.dtype}", f"head {target.kv_dtype}")
     return replace(
         staged,
         engine=target.engine,
         kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=per_token),
-        provenance=replace(staged.provenance, tools={**staged.provenance.tools, **tool_versions()}),
+        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions()}),
         measured=None if staged.measured is None else _as_simulated(staged.measured),
     )
 

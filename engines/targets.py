@@ -13,17 +13,18 @@ class WeightFormat:
     """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point.
 
     block: None for one scale per output channel. floating: the codes are bit patterns of E4M3, or of E2M1 (4 bits),
-    whose scales are E4M3 numbers.
+    whose scales are E4M3 numbers. nested: the scales of a channel's blocks are 1 .. 16 times one scale of the channel.
     """
 
     bits: int
     block: int | None
     symmetric: bool
     floating: bool = False
+    nested: bool = False
 
     def __str__(self) -> str:
         kind = "fp" if self.floating else "int"
-        share = "per channel" if self.block is None else f"block {self.block}"
+        share = "per channel" if self.block is None else f"block {self.block}{' of a channel' if self.nested else ''}"
         return f"{kind}{self.bits} {share}{'' if self.symmetric else ' with zero points'}"
 
 
@@ -36,7 +37,7 @@ class Target:
     with one scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
     megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
     to megrez.compile.precision. min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None
-    for other devices.
+    for other devices. default_context: tokens, where a user asks for none.
     """
 
     name: str
@@ -52,6 +53,17 @@ class Target:
     algorithm: str = "rtn"
     finer: frozenset[str] | None = None
     min_capability: int | None = None
+    default_context: int = 4096
+
+    @property
+    def dequantizes(self) -> bool:
+        """Whether its weights are stored for DequantizeLinear: whole blocks, symmetric, with positive scales."""
+        return self.dialect in ("portable", "qnn")
+
+    @property
+    def observes(self) -> bool:
+        """Whether every value of its graph is rounded, to a range that a text shows."""
+        return self.dialect == "qnn"
 
     @property
     def half(self) -> bool:
@@ -60,16 +72,17 @@ class Target:
 
     @property
     def runs_here(self) -> bool:
-        """Whether a CPU runs the bundle: engines for GPUs do not, and NVFP4's operators are TensorRT's own."""
-        return self.engine in ("ort", "portable") and self.inputs != "fp4"
+        """Whether a CPU runs the bundle: none for a device does, nor NVFP4, whose operators are TensorRT's own."""
+        return self.engine not in STAGED and not self.half and self.inputs != "fp4"
 
     def staged(self) -> "Target":
-        """This target without its engine: the calibrated graph, in float32, which any CPU runs as a reference."""
-        if self.engine != "tensorrt":
+        """This target without its engine: the calibrated graph, which any CPU runs as a reference."""
+        if self.engine not in STAGED:
             raise UsageError(
                 f"--stage onnx stops before an engine is built, {self.name} has no such step: leave it out"
             )
-        return replace(self, engine="portable", kv_dtype="float32")
+        reference = STAGED[self.engine]
+        return replace(self, engine=reference, kv_dtype="float32" if reference == "portable" else self.kv_dtype)
 
     def check_capabilities(self, capabilities: Collection[int]) -> None:
         """Raise UsageError for devices that lack the numbers this target multiplies, saying which have them."""
@@ -93,7 +106,7 @@ class Target:
         """What a budget may spend on a projection: 8 bits in place of 4, none of either in place of 8 or of E2M1."""
         if self.weights is None or self.weights.bits == 8 or self.weights.floating:
             return None
-        return INT8_CHANNELS if self.dialect == "portable" else INT8
+        return INT8_CHANNELS if self.dequantizes else INT8
 
     def with_finer(self, names: frozenset[str]) -> "Target":
         """This target with the projections `names`, and no others, in its finer format."""
@@ -107,8 +120,11 @@ class Target:
             )
         return replace(self, head=self.weights if self.weights.bits == 8 or self.weights.floating else INT8_CHANNELS)
 
-    def with_block(self, block: int) -> "Target":
-        """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint."""
+    def with_block(self, block: int | None) -> "Target":
+        """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint.
+
+        None: one scale per output channel, which NPUs alone take for 4 bits.
+        """
         if self.weights is None:
             raise UsageError(f"--block-size is for quantised weights, {self.name} keeps {self.kv_dtype}: leave it out")
         if self.weights.block is None or self.weights.floating:
@@ -116,13 +132,20 @@ class Target:
                 f"--block-size is for weights in blocks to choose, {self.name} has {self.weights}: leave it out"
             )
 
+        if block is None and self.dialect != "qnn":
+            raise UsageError(f"--block-size {CHANNEL} is for NPUs, {self.name} has blocks: choose a number")
+
         def resized(form: WeightFormat | None) -> WeightFormat | None:
-            return form if form is None or form.block is None else replace(form, block=block)
+            nested = form is not None and form.nested and block is not None
+            return form if form is None or form.block is None else replace(form, block=block, nested=nested)
 
         weights, sensitive, head = map(resized, (self.weights, self.sensitive, self.head))
         return replace(self, weights=weights, sensitive=sensitive, head=head)
 
 
+# Engines that are built from a graph, and the engine that runs the graph itself.
+STAGED = {"tensorrt": "portable", "qnn": "qdq"}
+CHANNEL = "channel"
 BLOCK_SIZES = ("16", "32", "64", "128")
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
@@ -133,6 +156,8 @@ INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
 FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 NVFP4_BLOCKS = WeightFormat(bits=4, block=16, symmetric=True, floating=True)
 INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
+# What Hexagon NPUs multiply: the scales of a matrix per output channel, or such a scale times 1 .. 16 per block.
+LPBQ = WeightFormat(bits=4, block=64, symmetric=True, nested=True)
 
 CUDA = Target(
     name="cuda-fp16",
@@ -158,6 +183,19 @@ TENSORRT = Target(
     kv_dtype="float16",
     devices="NVIDIA GPUs of SM75 and later",
     min_capability=75,
+)
+
+QNN = Target(
+    name="qnn-w8a16",
+    engine="qnn",
+    dialect="qnn",
+    weights=INT8_CHANNELS,
+    sensitive=INT8_CHANNELS,
+    head=INT8_CHANNELS,
+    activations="uint16 per tensor, calibrated",
+    kv_dtype="uint8",
+    devices="Snapdragon NPUs of v73 and later",
+    default_context=1024,
 )
 
 TARGETS = (
@@ -246,6 +284,8 @@ TARGETS = (
         algorithm="gptq",
         min_capability=100,
     ),
+    QNN,
+    replace(QNN, name="qnn-w4a16", weights=LPBQ, sensitive=LPBQ, algorithm="gptq"),
 )
 
 

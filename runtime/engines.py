@@ -11,6 +11,8 @@ MODULES = {
     "ort": "megrez.engines.ort.session",
     "ort-cuda": "megrez.engines.ort.cuda",
     "portable": "megrez.engines.portable.session",
+    "qdq": "megrez.engines.qnn.reference",
+    "qnn": "megrez.engines.qnn.session",
     "tensorrt": "megrez.engines.tensorrt.session",
 }
 

@@ -36,3 +36,8 @@ class MissingExtraError(MegrezError):
         super().__init__(
             f"{needed_for} needs {library}, which is not installed: run  pip install 'megrez-compile[{extra}]'"
         )
+
+
+def first_line(error: Exception) -> str:
+    """What a library said, without what follows: our messages are one line."""
+    return str(error).strip().split("\n", 1)[0]

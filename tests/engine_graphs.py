@@ -7,7 +7,7 @@ import onnx_ir as ir
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
 from megrez.compile.passes.half_precision import HalfPrecision
-from megrez.compile.passes.static_capacity import StaticCapacity
+from megrez.compile.passes.static_shapes import StaticShapes
 from megrez.engines.targets import find_target
 from tests.graphs import canonical
 
@@ -21,7 +21,7 @@ def engine_graph(folder: Path, target: str) -> ir.Model:
     checkpoint = open_checkpoint(str(folder))
     model = canonical(checkpoint, CAPACITY)
     lower(model, checkpoint, find_target(target), lambda name: 0.02)
-    for one in (HalfPrecision(), StaticCapacity(CAPACITY)):
+    for one in (HalfPrecision(), StaticShapes({"capacity": CAPACITY})):
         one(model)
     return model
 

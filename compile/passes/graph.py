@@ -27,7 +27,7 @@ def shape_of(value: ir.Value) -> ir.Shape:
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...]:
-    """The shape of a weight, which has no symbolic dimension."""
+    """The shape of a value without symbolic dimensions, such as a weight."""
     assert value.shape is not None and value.shape.is_static(), f"{value.name} has no static shape"
     return value.shape.numpy()
 

@@ -56,7 +56,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         inputs = [*_packed(q, k, v), *caches, *lengths[:2], *tables]
         if len(lengths) > 2:
             # position_ids, attention_bias, head_sink, k_scale, v_scale, and q and k norms that CPUs do not take
-            inputs += [None] * 7 + lengths[2:]
+            inputs += [*[None] * 7, *lengths[2:]]
         node = ir.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, num_outputs=3)
         merged = only_consumer(_only(attention.outputs[0], "Transpose").outputs[0], "Reshape")
         assert merged is not None

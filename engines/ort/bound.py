@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.library import first_line, load_library, open_model
+from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.errors import EngineError, UsageError, first_line
 from megrez.runtime.session import Lengths, Logits, Tokens
 from megrez.runtime.threads import default_threads
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
 
-DATA_FILE = "model.onnx.data"
 # Below this a tensor stays inside the graph, where ONNX Runtime's shape inference can see it.
 EMBEDDED_BYTES = 1024
 # External data is mapped into memory: every tensor starts on a page.
@@ -22,20 +21,25 @@ PAGE = 4096
 Progress = Callable[[int], None]
 
 
-def build(model: ir.Model, folder: Path, *, progress: Progress = lambda written: None) -> None:
-    """Write `model` into `folder`; its initializers are replaced by references to them.
+def build(
+    model: ir.Model, folder: Path, *, name: str = Path(MODEL_FILE).stem, progress: Progress = lambda written: None
+) -> None:
+    """Write `model` into `folder` as NAME.onnx and its data; its initializers are replaced by references to them.
 
-    `progress` is told of every tensor's bytes once they are written.
+    Tensors that lie in a file of `folder` already stay there. `progress` is told of every tensor's bytes once they are
+    written.
     """
-    with (folder / DATA_FILE).open("wb") as data:
+    with (folder / f"{name}.onnx.data").open("wb") as data:
         for value, tensor in _tensors(model):
+            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
+                continue
             if tensor.nbytes <= EMBEDDED_BYTES:
                 # Made here and not by ir.save, which would wrap the checkpoint's own errors.
                 value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
                 continue
             value.const_value = _append(data, tensor, folder)
             progress(tensor.nbytes)
-    ir.save(model, folder / MODEL_FILE)
+    ir.save(model, folder / f"{name}.onnx")
 
 
 def data_bytes(model: ir.Model) -> int:
@@ -57,7 +61,13 @@ def _append(data: BinaryIO, tensor: ir.TensorProtocol, folder: Path) -> ir.Exter
     data.seek(offset)
     data.write(_stored(array, tensor.dtype))
     return ir.ExternalTensor(
-        DATA_FILE, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(shape), name=tensor.name or "", base_dir=folder
+        Path(data.name).name,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(shape),
+        name=tensor.name or "",
+        base_dir=folder,
     )
 
 

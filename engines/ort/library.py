@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from megrez.runtime.errors import EngineError, MissingExtraError
+from megrez.runtime.errors import EngineError, MissingExtraError, first_line
 
 ERRORS_ONLY = 3
 
@@ -30,7 +30,3 @@ def open_model(onnxruntime: ModuleType, path: Path, options: Any, providers: lis
     except Exception as error:
         said = first_line(error)
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {said}") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

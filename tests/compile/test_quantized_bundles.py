@@ -132,7 +132,7 @@ def test_a_gpus_graph_computes_the_decoded_weights_in_float16(
 
 
 def test_what_a_cpu_measures_of_a_gpus_bundle_is_called_a_simulation(
-    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, tmp_path: Path
 ) -> None:
     options = ("--target", "cuda-int8", "-o", tmp_path / "b", "--context", 64, "--fidelity-tokens", 128)
     assert megrez_compile(checkpoint_of(), *options).code == 0
@@ -140,6 +140,8 @@ def test_what_a_cpu_measures_of_a_gpus_bundle_is_called_a_simulation(
     assert (manifest.engine, manifest.device) == ("ort-cuda", None)
     assert manifest.measured is not None and manifest.measured.of == "simulation"
     assert manifest.measured.fidelity.tokens == 128 and 0 < manifest.measured.fidelity.kl_mean < 0.01
+    code, out, err = megrez("run", tmp_path / "b", "hello")
+    assert (code, out) == (1, "") and err.startswith("error: this bundle needs onnxruntime-gpu, the onnxruntime 1.")
 
 
 @pytest.mark.parametrize("arch", ["h100", "native"])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
 from megrez.compile.passes.half_precision import HalfPrecision
-from megrez.compile.passes.static_capacity import StaticCapacity
+from megrez.compile.passes.static_shapes import StaticShapes
 from megrez.engines.targets import find_target
 from tests.graphs import IDS, canonical, ragged
 from tests.portable import decoded, linear_layers, rounded
@@ -45,7 +45,7 @@ def lowered(folder: Path, target: str, scale: float | None, arithmetic: str) -> 
     model = canonical(checkpoint, CAPACITY)
     lower(model, checkpoint, row, lambda name: scale)
     if arithmetic == "float16":
-        for one in (HalfPrecision(), StaticCapacity(CAPACITY)):
+        for one in (HalfPrecision(), StaticShapes({"capacity": CAPACITY})):
             one(model)
     return model
 

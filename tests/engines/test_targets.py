@@ -119,5 +119,6 @@ def test_nvidia_devices_are_not_for_other_targets() -> None:
 def test_a_cpu_runs_what_needs_no_device_of_its_own() -> None:
     here = {target.name for target in TARGETS if target.runs_here}
     assert here == {"cpu-fp32", "cpu-int8", "cpu-int4"}
+    assert find_target("qnn-w8a16").staged().runs_here
     assert find_target("trt-int8").staged().runs_here and not find_target("trt-nvfp4").staged().runs_here
     assert {target.name for target in TARGETS if target.half} == {"cuda-fp16", "cuda-int8", "cuda-int4"}

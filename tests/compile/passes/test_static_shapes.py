@@ -1,8 +1,8 @@
-"""The caches' symbolic capacity becomes a number, everywhere and nowhere else."""
+"""Symbolic dimensions become numbers: those that are named, and no others."""
 
 import onnx_ir as ir
 
-from megrez.compile.passes.static_capacity import StaticCapacity
+from megrez.compile.passes.static_shapes import StaticShapes
 from tests.graphs import HEADER
 
 GRAPH = "agraph (float[batch,2,capacity,4] past, float[batch,sequence] x) => (float[batch,2,capacity,4] present) {"
@@ -10,7 +10,7 @@ GRAPH = "agraph (float[batch,2,capacity,4] past, float[batch,sequence] x) => (fl
 
 def test_only_the_capacity_is_fixed() -> None:
     model = ir.from_onnx_text(f"{HEADER}{GRAPH} present = Identity(past) }}")
-    assert StaticCapacity(48)(model).modified
+    assert StaticShapes({"capacity": 48})(model).modified
     past, x = model.graph.inputs
     assert [str(dim) for dim in past.shape or ()] == ["batch", "2", "48", "4"]
     assert [str(dim) for dim in model.graph.outputs[0].shape or ()] == ["batch", "2", "48", "4"]
@@ -20,4 +20,4 @@ def test_only_the_capacity_is_fixed() -> None:
 
 def test_without_a_capacity_nothing_is_changed() -> None:
     model = ir.from_onnx_text(f"{HEADER}agraph (float[batch] x) => (float[batch] y) {{ y = Identity(x) }}")
-    assert not StaticCapacity(48)(model).modified
+    assert not StaticShapes({"capacity": 48})(model).modified

@@ -1,0 +1,46 @@
+"""Numbers as unsigned codes with one scale and zero point: how tensors travel to and from an NPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[Any]
+TYPES = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """x = (code - zero_point) * scale, with codes of 8 or 16 bits."""
+
+    bits: int
+    scale: float
+    zero_point: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return TYPES[self.bits]
+
+    def encode(self, x: NDArray[np.floating[Any]]) -> Codes:
+        """Codes of x, rounded to nearest even and clipped, as ONNX's QuantizeLinear does."""
+        codes = np.rint(x / np.float32(self.scale)) + self.zero_point
+        return codes.clip(0, (1 << self.bits) - 1).astype(self.dtype)
+
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        y: NDArray[np.float32] = (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        return y
+
+
+def affine_of(low: float, high: float, bits: int = 16) -> Affine:
+    """The codes that hold low .. high, and 0 exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    steps = (1 << bits) - 1
+    scale = float(np.float32((high - low) / steps)) or 1.0  # a tensor of zeros
+    return Affine(bits=bits, scale=scale, zero_point=min(round(-low / scale), steps))
+
+
+def symmetric_of(largest: float, bits: int = 8) -> Affine:
+    """The codes that hold -largest .. largest, with 0 in their middle."""
+    middle = 1 << (bits - 1)
+    return Affine(bits=bits, scale=float(np.float32(largest / (middle - 1))) or 1.0, zero_point=middle)
