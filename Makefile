@@ -1,7 +1,7 @@
 # make demo   a real model, compiled and answering, in a few minutes
 # make test   the quick test suite
 # make slow   the tests that need minutes: SmolLM2 against transformers
-# make gpu-check  every TensorRT target on this machine's GPU, in pieces of ten minutes: run it until nothing is left
+# make gpu-check  every trt-* and cuda-* target on this machine's GPU, in pieces of ten minutes: until nothing is left
 # make check  ruff and mypy --strict
 # All of them work in an environment of their own, .venv; name another with VENV=.
 
@@ -28,8 +28,8 @@ test: $(VENV)/dev
 slow: $(VENV)/dev $(SMOLLM2)
 	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -q -m slow
 
-gpu-check: $(VENV)/dev
-	$(BIN)/python benchmarks/gpu_check.py --cache $(CACHE)/gpu-check
+gpu-check: $(VENV)/dev $(VENV)-cuda/cuda
+	$(BIN)/python benchmarks/gpu_check.py --cache $(CACHE)/gpu-check --cuda-python $(VENV)-cuda/bin/python
 
 check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
 	$(BIN)/python -m ruff check .
@@ -61,6 +61,12 @@ $(VENV)/cpu: pyproject.toml | $(VENV)/python
 
 $(VENV)/dev: pyproject.toml | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,dev]'
+	touch $@
+
+# onnxruntime and onnxruntime-gpu lie in one folder: the latter gets an environment of its own.
+$(VENV)-cuda/cuda: pyproject.toml
+	python3 -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/python -m pip install --editable '.[cuda]'
 	touch $@
 
 # mypy does not follow an editable install's folder mapping: these links show it the packages under their names.

@@ -1,13 +1,16 @@
 """Every target that this machine's GPU takes, built, held to a CPU and timed: one JSON file and one table.
 
-python benchmarks/gpu_check.py [--model tiny …] [--target trt-fp16 …] [--minutes 9] [--cache FOLDER]
+python benchmarks/gpu_check.py [--model tiny …] [--target trt-fp16 …] [--minutes 9] [--cache FOLDER] [--cuda-python P]
 
 Models are random weights in the shapes of a tiny Llama, SmolLM2-135M and Megrez-3B. The reference is the float32
-bundle for trt-fp16, and for the others the staged graph, quantised alike, both on ONNX Runtime's CPU kernels; Megrez's
-shape is timed only. What is done is kept in FOLDER: a run that stops after --minutes is taken up by the next one.
+bundle for *-fp16; for other trt-* the staged graph, and for other cuda-* the bundle's own codes and scales in float32:
+each on ONNX Runtime's CPU kernels. Megrez's shape is timed only. --cuda-python: a Python whose onnxruntime is
+onnxruntime-gpu, which cannot lie beside onnxruntime. What is done is kept in FOLDER: a run that stops after --minutes
+is taken up by the next one, and a target that fails is a row that says so.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +21,15 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
+from gpu_judge import judge, table
 
 from megrez.engines.targets import TARGETS
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
+# Seconds for one command: what takes longer is given up, so that a run ends in time.
+LIMIT = 500
 CONTEXT = 1024
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5, "head_dim": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -55,113 +62,159 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 TIMED_ONLY = "megrez"
-COLUMNS = ("model", "target", "logits off by", "ids equal", "prefill 1", "decode 1", "8", "32", "of bandwidth", "said")
+GPUS = tuple(target.name for target in TARGETS if target.engine in ("tensorrt", "ort-cuda"))
 
 
-def run(*command: object) -> str | None:
-    """The last line that a failed command said, None after success."""
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+class Failed(Exception):
+    """A command did; the one line that it said."""
+
+
+def run(*command: object) -> str:
+    """What a command printed; raises Failed with the last line it said."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise Failed(f"{Path(words[0]).name}: {error.__class__.__name__}, {LIMIT} s at most") from error
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+    if done.returncode != 0:
+        raise Failed(re.sub(r"^[\w.]+Error: ", "", lines[-1]) if lines else f"exit code {done.returncode}")
+    return done.stdout
 
 
-def build(model: str, target: str, output: Path, *options: object) -> str | None:
+def build(model: str, target: str, output: Path, *options: object) -> Path:
     config = output.with_name(f"{model}.json")
     config.write_text(json.dumps({**COMMON, **MODELS[model], "max_position_embeddings": CONTEXT}), encoding="utf-8")
     command = (BIN / "megrez-compile", config, "--dummy-weights", "--target", target, "--context", CONTEXT)
-    return run(*command, *options, "-o", output)
+    run(*command, *options, "-o", output)
+    return output
 
 
-def reference(model: str, target: str, folder: Path) -> dict[str, Any] | None:
+def reference(model: str, target: str, bundle: Path, folder: Path) -> dict[str, Any] | None:
     """Logits and ids on the CPU; None where nothing here computes them."""
     if model == TIMED_ONLY or target == "trt-nvfp4":
         return None
-    exact = not target.startswith("trt-") or target == "trt-fp16"
-    options: tuple[object, ...] = () if exact else ("--stage", "onnx")
     folder.mkdir()
-    said = build(model, "cpu-fp32" if exact else target, folder / "bundle", *options)
-    said = said or run(sys.executable, HERE / "gpu_probe.py", folder / "bundle", folder, "--output-tokens", 2)
-    if said is not None:
-        raise click.ClickException(f"the reference of {model} {target} failed: {said}")
+    exact, options = folder / "bundle", ()
+    if target.endswith("-fp16") or target.startswith("cpu-"):
+        build(model, "cpu-fp32", exact)
+    elif target.startswith("cuda-"):
+        run(sys.executable, HERE / "gpu_reference.py", bundle, exact)
+        options = ("--cpu",)
+    else:
+        build(model, target, exact, "--stage", "onnx")
+    run(sys.executable, HERE / "gpu_probe.py", exact, folder, "--output-tokens", 2, *options)
     return read_probe(folder)
 
 
 def read_probe(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
-    return {**found, "logits": np.load(folder / "logits.npy")}
+    return {**found, "logits": np.load(folder / "logits.npy"), "steps": np.load(folder / "steps.npy")}
 
 
-def check(model: str, target: str, batches: tuple[int, ...], options: tuple[object, ...], work: Path) -> dict[str, Any]:
+def check(
+    model: str, target: str, batches: tuple[int, ...], devices: dict[str, Any], pythons: dict[str, Any], work: Path
+) -> dict[str, Any]:
     """One row; `said` is what went wrong, None where nothing did."""
     row: dict[str, Any] = {"model": model, "target": target, "said": None}
-    expected = reference(model, target, work / "reference")
-    started = time.perf_counter()
-    row["said"] = build(model, target, work / "bundle", *options)
-    row["build_seconds"] = time.perf_counter() - started
-    if row["said"] is not None:
-        return row
-    batch = [word for size in batches for word in ("--batch", size)]
-    row["said"] = run(sys.executable, HERE / "gpu_probe.py", work / "bundle", work, *batch)
-    if row["said"] is not None:
-        return row
-    found = read_probe(work)
-    row |= {key: value for key, value in found.items() if key != "logits"}
-    if expected is not None:
-        off = np.abs(found["logits"] - expected["logits"]).max() / np.abs(expected["logits"]).max()
-        same = np.cumprod(np.array(found["ids"]) == np.array(expected["ids"])).sum()
-        row |= {"logits_off": float(off), "ids_equal": int(same), "ids_of": len(expected["ids"])}
+    family = target.split("-")[0]
+    try:
+        if (missing := devices.get(family, {}).get("said")) is not None:
+            row["no_device"] = True
+            raise Failed(missing)
+        started = time.perf_counter()
+        options = ("--arch", "native", "--batch", max(batches)) if family == "trt" else ()
+        bundle = build(model, target, work / "bundle", *options)
+        row["build_seconds"] = time.perf_counter() - started
+        batch = [word for size in batches for word in ("--batch", size)]
+        run(pythons.get(family, sys.executable), HERE / "gpu_probe.py", bundle, work, *batch)
+        found = read_probe(work)
+        row |= {key: value for key, value in found.items() if key not in ("logits", "steps")}
+        if "1" in found["speed"]:
+            row["bytes_per_step"] = bytes_per_step(bundle, model)
+            row["bandwidth_share"] = found["speed"]["1"]["decode"] * row["bytes_per_step"] / found["bandwidth"]
+        if (expected := reference(model, target, bundle, work / "reference")) is not None:
+            row |= judge(found, expected)
+    except Failed as failed:
+        row["said"] = str(failed)
     return row
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    for row in rows:
-        speeds = row.get("speed", {})
-        decode = [f"{speeds[size]['decode']:.1f}" if size in speeds else "" for size in ("1", "8", "32")]
-        lines.append(
-            [
-                row["model"],
-                row["target"],
-                f"{row['logits_off']:.2e}" if "logits_off" in row else "",
-                f"{row['ids_equal']} of {row['ids_of']}" if "ids_equal" in row else "",
-                f"{speeds['1']['prefill']:.0f}" if "1" in speeds else "",
-                *decode,
-                f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "",
-                row["said"] or "",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def bytes_per_step(bundle: Path, model: str) -> int:
+    """Weights that a step of any width reads: all but the embedding, which is looked up, unless it is the head too."""
+    shape = MODELS[model]
+    if (graph := bundle / "model.onnx").exists():
+        weights = onnx.load(graph, load_external_data=False).graph.initializer
+        read = [one for one in weights if shape["tie_word_embeddings"] or not one.name.startswith("model.embed_tokens")]
+        return sum(int(entry.value) for one in read for entry in one.external_data if entry.key == "length")
+    return (bundle / "model.plan").stat().st_size - 2 * shape["vocab_size"] * shape["hidden_size"]
+
+
+def find_devices(pythons: dict[str, Any]) -> dict[str, Any]:
+    """By family of targets: the GPU as its library sees it, or what is said where it does not."""
+    found: dict[str, Any] = {}
+    for family, extra in (("trt", "rtx"), ("cuda", "cuda")):
+        try:
+            found[family] = json.loads(run(pythons[family], HERE / "gpu_device.py", extra))
+        except Failed as failed:
+            found[family] = {"said": str(failed)}
+    return found
+
+
+def answer(devices: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The first question, in one line: does TensorRT-RTX run on this GPU at all?"""
+    gpu = devices["trt"]
+    if "said" in gpu:
+        return f"TensorRT-RTX: {gpu['said']}"
+    first = next((row for row in rows if row["target"] == "trt-fp16"), None)
+    said = "not tried yet" if first is None else first["said"]
+    verdict = "runs" if said is None else f"does not run: {said}"
+    return f"{gpu['library']} on {gpu['name']} ({gpu['capability']}): {verdict}"
 
 
 @click.command()
 @click.option("--model", "models", type=click.Choice(tuple(MODELS)), multiple=True, default=tuple(MODELS))
-@click.option("--target", "targets", multiple=True, default=tuple(t.name for t in TARGETS if t.engine == "tensorrt"))
+@click.option("--target", "targets", multiple=True, default=sorted(GPUS, key=lambda name: name != "trt-fp16"))
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 8, 32), show_default=True)
 @click.option("--minutes", type=float, default=9.0, show_default=True, help="Begin nothing after so long.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/gpu-check"), show_default=True)
+@click.option("--cuda-python", default=sys.executable, help="Runs cuda-*; by default this one.")
 def main(
-    models: tuple[str, ...], targets: tuple[str, ...], batches: tuple[int, ...], minutes: float, cache: Path
+    models: tuple[str, ...],
+    targets: tuple[str, ...],
+    batches: tuple[int, ...],
+    minutes: float,
+    cache: Path,
+    cuda_python: str,
 ) -> None:
     """Print a row for every model and target, and keep them as results.json and results.md."""
     began = time.monotonic()
     cache.mkdir(parents=True, exist_ok=True)
     results = cache / "results.json"
-    rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+    rows = [row for row in rows if not row.get("no_device")]
+    pythons = {"trt": sys.executable, "cuda": cuda_python}
+    devices = find_devices(pythons)
     done = {(row["model"], row["target"]) for row in rows}
     left = [(model, target) for model in models for target in targets if (model, target) not in done]
     while left and time.monotonic() - began < 60 * minutes:
         model, target = left.pop(0)
         click.echo(f"checking {model} {target}", err=True)
-        options = ("--arch", "native", "--batch", max(batches)) if target.startswith("trt-") else ()
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            rows.append(check(model, target, batches, options, Path(work)))
-        partial = results.with_suffix(".partial")
-        partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        shutil.move(partial, results)
-        results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
-    click.echo(table(rows))
+            rows.append(check(model, target, batches, devices, pythons, Path(work)))
+        if target == "trt-fp16":
+            click.echo(answer(devices, rows), err=True)
+        write(results, devices, rows)
+    click.echo(f"{answer(devices, rows)}\n\n{table(rows)}")
     if left:
         click.echo(f"{len(left)} of them are left: run this again", err=True)
+
+
+def write(results: Path, devices: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    partial = results.with_suffix(".partial")
+    partial.write_text(json.dumps({"devices": devices, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    shutil.move(partial, results)
+    results.with_suffix(".md").write_text(f"{answer(devices, rows)}\n\n{table(rows)}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What one bundle computes and how fast, as JSON; a process of its own, so that a crash ends nothing else.
 
-python benchmarks/gpu_probe.py BUNDLE FOLDER [--batch 1 --batch 8] [--prompt-tokens 128] [--output-tokens 64]
+python benchmarks/gpu_probe.py BUNDLE FOLDER [--batch 1 --batch 8] [--prompt-tokens 128] [--output-tokens 64] [--cpu]
 
-Writes FOLDER/logits.npy, of every token of a fixed random prompt, and FOLDER/probe.json: greedy ids after that prompt,
-tokens a second with so many sequences at once, and the share of measured memory bandwidth that decoding one of them
-takes.
+Writes FOLDER/logits.npy, of every token of a fixed random prompt; FOLDER/steps.npy, the logits of greedy steps after
+it; and FOLDER/probe.json: the ids of those steps, tokens a second with so many sequences at once, and memory bandwidth.
+--cpu: a cuda-* bundle on CPU kernels.
 """
 
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ import click
 import numpy as np
 from bandwidth import read_bandwidth
 
+from megrez.engines.cuda_runtime import Cuda
+from megrez.engines.ort.cuda import open_on_cpu
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
-from megrez.runtime.generate import generate
-from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.session import Session
 
 # Short enough for every bundle that is checked; long enough for several pieces of a prompt.
 CHECKED, GENERATED = 96, 32
 COPIED = 1 << 30
-WEIGHTS = (".plan", ".data")
+EXTRAS = {"tensorrt": "rtx", "ort-cuda": "cuda"}
+Opener = Callable[..., Session]
 
 
 def checked_ids(vocab_size: int) -> list[int]:
@@ -34,19 +36,24 @@ def checked_ids(vocab_size: int) -> list[int]:
     return found
 
 
-def compute(bundle: Bundle, folder: Path) -> dict[str, Any]:
-    """Logits of a prompt read at once, to a file; and what is generated after it."""
-    with contextlib.closing(open_session(bundle, threads=None)) as session:
-        ids = checked_ids(session.vocab_size)
-        rows = np.arange(CHECKED)
-        np.save(folder / "logits.npy", session.step(np.array([ids]), np.zeros(1, np.int32), rows))
-        steps = generate(session, ids, SamplingParams(temperature=0.0), stop_ids=(), max_tokens=GENERATED)
-        return {"ids": [step.token for step in steps]}
+def compute(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
+    """Logits of a prompt read at once, and of every greedy step after it, to files; the steps' ids."""
+    with contextlib.closing(opener(bundle, threads=None)) as session:
+        prompt = checked_ids(session.vocab_size)
+        logits = np.array(session.step(np.array([prompt]), np.zeros(1, np.int32), np.arange(CHECKED)))
+        np.save(folder / "logits.npy", logits)
+        steps, ids = [logits[-1]], [int(logits[-1].argmax())]
+        for at in range(CHECKED, CHECKED + GENERATED - 1):
+            tokens, lengths = np.array([ids[-1:]]), np.array([at], np.int32)
+            steps.append(np.array(session.step(tokens, lengths, np.zeros(1, np.int64))[0]))
+            ids.append(int(steps[-1].argmax()))
+        np.save(folder / "steps.npy", np.array(steps))
+        return {"ids": ids}
 
 
-def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int) -> dict[str, float]:
+def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int, opener: Opener) -> dict[str, float]:
     """Tokens a second of `batch` sequences in step; the first time through is a warm-up."""
-    with contextlib.closing(open_session(bundle, threads=None, slots=batch)) as session:
+    with contextlib.closing(opener(bundle, threads=None, slots=batch)) as session:
         timed = [_run(session, prompt_tokens, output_tokens) for _ in range(3)][1:]
     prefill, decode = (min(run[part] for run in timed) for part in range(2))
     return {"prefill": batch * prompt_tokens / prefill, "decode": batch * output_tokens / decode}
@@ -67,21 +74,11 @@ def _run(session: Session, prompt_tokens: int, output_tokens: int) -> tuple[floa
     return read - started, time.perf_counter() - read
 
 
-def bytes_per_step(bundle: Bundle) -> int:
-    """Weights that a step of any width reads: all but the embedding, which is looked up, unless it is the head too."""
-    manifest, architecture = bundle.manifest, bundle.manifest.architecture
-    files = sum(file.size for file in manifest.files if file.path.endswith(WEIGHTS))
-    number = 2 if manifest.kv_cache.dtype == "float16" else 4
-    return files - number * architecture.vocab_size * architecture.hidden_size
-
-
 def bandwidth(bundle: Bundle) -> float:
     """Bytes a second: of copies on the device, each byte read and written, or of reads by this CPU."""
-    if bundle.manifest.device is None:
+    if bundle.manifest.engine not in EXTRAS:
         return read_bandwidth(2)
-    from megrez.engines.tensorrt.cuda import Cuda
-
-    cuda = Cuda(bundle.manifest.device.library)
+    cuda = Cuda(EXTRAS[bundle.manifest.engine])
     source, to = (cuda("cudaMalloc", COPIED) for _ in range(2))
     kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
     best = float("inf")
@@ -101,14 +98,15 @@ def bandwidth(bundle: Bundle) -> float:
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True)
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
-def main(bundle_folder: str, folder: Path, batch: tuple[int, ...], prompt_tokens: int, output_tokens: int) -> None:
-    bundle = open_bundle(bundle_folder)
-    found = compute(bundle, folder)
-    found["speed"] = {str(size): speed(bundle, size, prompt_tokens, output_tokens) for size in batch}
-    if "1" in found["speed"]:
-        rate = found["speed"]["1"]["decode"]
-        found |= {"bandwidth": bandwidth(bundle), "bytes_per_step": bytes_per_step(bundle)}
-        found["bandwidth_share"] = rate * found["bytes_per_step"] / found["bandwidth"]
+@click.option("--cpu", is_flag=True, help="A cuda-* bundle on CPU kernels.")
+def main(
+    bundle_folder: str, folder: Path, batch: tuple[int, ...], prompt_tokens: int, output_tokens: int, cpu: bool
+) -> None:
+    bundle, opener = open_bundle(bundle_folder), open_on_cpu if cpu else open_session
+    found = compute(bundle, folder, opener)
+    found["speed"] = {str(size): speed(bundle, size, prompt_tokens, output_tokens, opener) for size in batch}
+    if not cpu:
+        found["bandwidth"] = bandwidth(bundle)
     (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
 
 

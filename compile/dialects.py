@@ -10,10 +10,11 @@ from megrez.compile.passes.all_positions import AllPositions
 from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.graph import MICROSOFT
 from megrez.compile.passes.group_query_attention import GroupQueryAttention
+from megrez.compile.passes.half_precision import HalfPrecision
 from megrez.compile.passes.name_boundaries import NameBoundaries
 from megrez.compile.passes.name_layers import NameLayers
 from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
-from megrez.compile.passes.quantize_weights import QuantizeWeights
+from megrez.compile.passes.quantize_weights import INT8_ARITHMETIC, QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
 from megrez.compile.passes.split_rotary import SplitRotary
 from megrez.compile.precision import Precision
@@ -35,14 +36,17 @@ def lower(model: ir.Model, checkpoint: Checkpoint, target: Target, input_scale: 
 
 
 def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
+    """For GPUs in float16, with what their kernels take: rows of one length each, products of rounded weights alone."""
     precision = Precision(checkpoint, target)
-    return [
+    on_gpu = target.half
+    passes = [
         FuseProjections(checkpoint, precision.group),
-        GroupQueryAttention(checkpoint.config),
+        GroupQueryAttention(checkpoint.config, ragged=not on_gpu),
         SkipNorm(),
-        QuantizeWeights(Quantizer(checkpoint), precision),
+        QuantizeWeights(Quantizer(checkpoint), precision, accuracy_level=0 if on_gpu else INT8_ARITHMETIC),
         DeclareMicrosoft(),
     ]
+    return [*passes, HalfPrecision()] if on_gpu else passes
 
 
 def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:

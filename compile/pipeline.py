@@ -120,7 +120,7 @@ def _lowered(prepared: Prepared, context: int) -> ir.Model:
 
 def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report: Report) -> Measured | None:
     held_out = prepared.held_out
-    if held_out is None or not prepared.target.runs_here:
+    if held_out is None or not (prepared.target.runs_here or prepared.target.half):
         return None
     report.stage(f"measuring fidelity on {held_out.tokens.size} tokens of {held_out.source}")
     return measure_bundle(bundle, checkpoint, held_out)

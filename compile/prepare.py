@@ -161,8 +161,9 @@ class Preparation:
         return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out)
 
     def _held_out(self, request: TextRequest) -> HeldOut | None:
-        """None for float32, which the graph's own tests hold, and where there is no text to read."""
-        wanted = self.request.weights == "checkpoint" and self.target.weights is not None
+        """None for unrounded weights, which the graph's own tests hold, and where no CPU or no text is to judge by."""
+        judged = self.target.runs_here or self.target.half
+        wanted = self.request.weights == "checkpoint" and self.target.weights is not None and judged
         if not wanted or self.checkpoint.text is None or request.fidelity_tokens == 0:
             return None
         text = read_text(self.checkpoint.text, request, self.context)

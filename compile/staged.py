@@ -64,11 +64,14 @@ def _target(staged: Bundle, asked: str | None) -> Target:
 def _manifest(staged: Manifest, target: Target) -> Manifest:
     cache = staged.kv_cache
     per_token = cache.bytes_per_token // BYTES[cache.dtype] * BYTES[target.kv_dtype]
+    stated = staged.provenance
+    # What is not rounded takes the type of the caches: float32 while it is staged, the engine's own after that.
+    quantization = stated.quantization.replace(f"head {cache.dtype}", f"head {target.kv_dtype}")
     return replace(
         staged,
         engine=target.engine,
         kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=per_token),
-        provenance=replace(staged.provenance, tools={**staged.provenance.tools, **tool_versions()}),
+        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions()}),
         measured=None if staged.measured is None else _as_simulated(staged.measured),
     )
 

@@ -66,9 +66,14 @@ class Target:
         return self.dialect == "qnn"
 
     @property
+    def half(self) -> bool:
+        """Whether the graph itself is of float16; TensorRT's becomes so when its engine is built."""
+        return self.engine == "ort-cuda"
+
+    @property
     def runs_here(self) -> bool:
-        """Whether ONNX Runtime has all its operators: NVFP4's are TensorRT's own."""
-        return self.engine not in STAGED and self.inputs != "fp4"
+        """Whether a CPU runs the bundle: none for a device does, nor NVFP4, whose operators are TensorRT's own."""
+        return self.engine not in STAGED and not self.half and self.inputs != "fp4"
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, which any CPU runs as a reference."""
@@ -84,6 +89,11 @@ class Target:
         least = self.min_capability
         if least is None:
             raise UsageError(f"--arch names NVIDIA devices, {self.name} is for {self.devices}: leave it out")
+        if self.half:
+            raise UsageError(
+                f"--arch is for engines that are built for a device, a {self.name} bundle runs on all {self.devices}: "
+                "leave it out"
+            )
         if lacking := sorted(capability for capability in capabilities if capability < least):
             able = sorted({capability for capability in CAPABILITIES.values() if capability >= least})
             raise UsageError(
@@ -149,6 +159,19 @@ INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
 # What Hexagon NPUs multiply: the scales of a matrix per output channel, or such a scale times 1 .. 16 per block.
 LPBQ = WeightFormat(bits=4, block=64, symmetric=True, nested=True)
 
+CUDA = Target(
+    name="cuda-fp16",
+    engine="ort-cuda",
+    dialect="ort",
+    weights=None,
+    sensitive=None,
+    head=None,
+    activations="float16",
+    kv_dtype="float16",
+    devices="NVIDIA GPUs of SM75 and later, through ONNX Runtime",
+    min_capability=75,
+)
+
 TENSORRT = Target(
     name="trt-fp16",
     engine="tensorrt",
@@ -208,6 +231,16 @@ TARGETS = (
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
+        algorithm="gptq",
+    ),
+    CUDA,
+    replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8),
+    replace(
+        CUDA,
+        name="cuda-int4",
+        weights=WeightFormat(bits=4, block=32, symmetric=False),
+        sensitive=INT8,
+        head=INT8_COARSE,
         algorithm="gptq",
     ),
     TENSORRT,

@@ -9,6 +9,7 @@ from megrez.runtime.session import Session
 
 MODULES = {
     "ort": "megrez.engines.ort.session",
+    "ort-cuda": "megrez.engines.ort.cuda",
     "portable": "megrez.engines.portable.session",
     "qdq": "megrez.engines.qnn.reference",
     "qnn": "megrez.engines.qnn.session",

@@ -111,8 +111,8 @@ class Fidelity:
 class Measured:
     """The fidelity to the checkpoint in float32, on a part of `text` that was not calibrated on.
 
-    of: "bundle" as its own engine ran it, or "simulation" where the quantised model was computed in float32 because
-    the engine needs a device.
+    of: "bundle" as its own engine ran it, or "simulation" where a CPU computed the quantised model in its place,
+    because the engine needs a device.
     """
 
     of: str

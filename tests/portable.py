@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
@@ -69,3 +70,28 @@ def decoded(model: ir.Model, stem: str, block: int | None) -> NDArray[np.float64
     """The matrix [K, N] that the initializers tell, codes times the scale of their column or block."""
     codes, scales = (array_of(model, f"{stem}.{part}").astype(np.float64) for part in ("codes", "scales"))
     return codes * (scales if block is None else np.repeat(scales, block, axis=0)[: len(codes)])
+
+
+def linear_layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
+    """For each product with a rounded matrix: its sources and stem, what it reads before and after any rounding (x and
+    read), and what it makes.
+    """
+    maker = {output: node for node in graph.node for output in node.output}
+    names = {tensor.name for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        weight = maker.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        x, y, read = node.input[0], node.output[0], node.input[0]
+        if x in maker and maker[x].op_type == "DequantizeLinear":
+            x = maker[maker[x].input[0]].input[0]
+        stem = weight.input[0].removesuffix(".codes")
+        first, *others = stem.split("+")
+        first = first.removesuffix(".weight")
+        prefix = first[: first.rindex(".") + 1] if others else ""
+        sources = [f"{first}.weight", *(f"{prefix}{other}.weight" for other in others)]
+        bias = next((n for n in graph.node if n.op_type == "Add" and y in n.input and set(n.input) & names), None)
+        y = y if bias is None else bias.output[0]
+        found.append({"sources": sources, "stem": stem, "x": x, "read": read, "y": y, "bias": bias is not None})
+    return found

@@ -20,15 +20,17 @@ class GroupQueryAttention(ir.passes.InPlacePass):
     """The input write_indices [B] gives way to int32 inputs:
 
     seqlens_k [B]: tokens in each row's cache after this step, less one. total_sequence_length []: the most of any row.
-    query_seqlens [B]: how many of the row's T new tokens are valid.
+    query_seqlens [B]: how many of the row's T new tokens are valid; without `ragged` there is no such input, and rows
+    of several tokens after a cached one must come alone.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, ragged: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.inputs = INPUTS if ragged else INPUTS[:2]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        lengths = [ir.Value(name=n, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(s)) for n, s in INPUTS]
+        lengths = [ir.Value(name=n, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(s)) for n, s in self.inputs]
         attentions = [node for node in model.graph if node.op_type == "Attention"]
         for node, window in zip(attentions, self.config.sliding_windows, strict=True):
             self._lower(model, node, window, lengths)
@@ -50,10 +52,11 @@ class GroupQueryAttention(ir.passes.InPlacePass):
             "do_rotary": 1,
             "local_window_size": -1 if window is None else window,
         }
-        # position_ids, attention_bias, head_sink, k_scale, v_scale, and q and k norms that CPUs do not take
-        unused = [None] * 7
         caches = [scatter_k.inputs[0], scatter_v.inputs[0]]
-        inputs = [*_packed(q, k, v), *caches, *lengths[:2], *tables, *unused, lengths[2]]
+        inputs = [*_packed(q, k, v), *caches, *lengths[:2], *tables]
+        if len(lengths) > 2:
+            # position_ids, attention_bias, head_sink, k_scale, v_scale, and q and k norms that CPUs do not take
+            inputs += [*[None] * 7, *lengths[2:]]
         node = ir.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, num_outputs=3)
         merged = only_consumer(_only(attention.outputs[0], "Transpose").outputs[0], "Reshape")
         assert merged is not None

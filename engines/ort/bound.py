@@ -1,45 +1,64 @@
 """A model in ONNX Runtime, its KV cache bound once and written in place; knows no prompt, checkpoint or dialect."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
+from megrez.engines.ort.library import load_library, open_model
+from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
+from megrez.runtime.errors import EngineError, UsageError, first_line
 from megrez.runtime.session import Lengths, Logits, Tokens
 from megrez.runtime.threads import default_threads
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingExtraError(needed_for="opening this bundle", library="onnxruntime", extra="cpu") from error
-
-ERRORS_ONLY = 3
-# From the slots' lengths [slots] and the step's width: the inputs by which a dialect is told of them.
-LengthInputs = Callable[[Lengths, int], dict[str, NDArray[Any]]]
+# From the slots' lengths [slots], the step's width and the capacity: the inputs by which a dialect is told of them.
+LengthInputs = Callable[[Lengths, int, int], dict[str, Array]]
 
 
-def open_bound(
-    bundle: Bundle,
-    length_inputs: LengthInputs,
-    *,
-    threads: int | None,
-    slots: int,
-    capacity: int | None,
-    basic: bool = False,
-) -> "OrtSession":
-    """Load the bundle's graph for `slots` sequences of up to `capacity` tokens, by default its context length, each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """How a dialect is told of lengths. on_host: inputs that kernels read on the host, wherever the rest lies.
 
-    threads: for one operator; by default the physical cores this process may use. basic: let ONNX Runtime rewrite
-    only what leaves every number as it is. Raises UsageError when the capacity is not within the context, EngineError
-    when ONNX Runtime refuses the graph.
+    ragged: whether several new tokens may follow cached ones in several slots at once; else one slot goes at a time.
+    """
+
+    length_inputs: LengthInputs
+    on_host: frozenset[str] = frozenset()
+    ragged: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """A key and a value per layer, each [slots, kv_heads, capacity, head_dim] of `dtype`, which logits have too."""
+
+    layers: int
+    slots: int
+    kv_heads: int
+    capacity: int
+    head_dim: int
+    dtype: np.dtype[Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{layer}.{kind}" for layer in range(self.layers) for kind in ("key", "value")]
+
+    @property
+    def one(self) -> tuple[int, ...]:
+        return self.slots, self.kv_heads, self.capacity, self.head_dim
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.names) * int(np.prod(self.one)) * self.dtype.itemsize
+
+
+def cache_shape(bundle: Bundle, slots: int, capacity: int | None) -> CacheShape:
+    """For `slots` sequences of up to `capacity` tokens, by default the bundle's context length, each.
+
+    Raises UsageError when the capacity is not within the context.
     """
     manifest = bundle.manifest
     longest = manifest.context_length
@@ -48,38 +67,48 @@ def open_bound(
             f"room for {capacity} tokens was asked for, the context of {bundle.path} takes 1 to {longest}: "
             "ask for one of these or compile with a larger --context"
         )
-    cache = CacheShape(
+    return CacheShape(
         layers=manifest.architecture.num_hidden_layers,
         slots=slots,
         kv_heads=manifest.architecture.num_key_value_heads,
         capacity=longest if capacity is None else capacity,
         head_dim=manifest.architecture.head_dim,
+        dtype=np.dtype(manifest.kv_cache.dtype),
     )
-    session = _load(bundle.path / MODEL_FILE, threads or default_threads(), basic)
-    return OrtSession(session, cache, manifest.architecture.vocab_size, length_inputs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheShape:
-    """A key and a value per layer, each float32 [slots, kv_heads, capacity, head_dim]."""
+def open_on_cpu(
+    bundle: Bundle,
+    interface: Interface,
+    *,
+    threads: int | None,
+    slots: int,
+    capacity: int | None,
+    basic: bool = False,
+) -> "OrtSession":
+    """Load the bundle's graph on ONNX Runtime's CPU kernels; see `cache_shape`.
 
-    layers: int
-    slots: int
-    kv_heads: int
-    capacity: int
-    head_dim: int
+    threads: for one operator; by default the physical cores this process may use. basic: let ONNX Runtime rewrite
+    only what leaves every number as it is. Raises EngineError when ONNX Runtime refuses the graph.
+    """
+    cache = cache_shape(bundle, slots, capacity)
+    onnxruntime = load_library("cpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    if basic:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
+    return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)
 
 
 class OrtSession:
-    """A Session. Every buffer is a numpy array of ours that ONNX Runtime reads and writes in place."""
+    """A Session. ONNX Runtime reads and writes its buffers where they lie; those of decoding steps are kept."""
 
-    def __init__(self, session: Any, cache: CacheShape, vocab_size: int, length_inputs: LengthInputs) -> None:
+    def __init__(self, session: Any, cache: CacheShape, vocab_size: int, interface: Interface, place: Place) -> None:
         self.slots, self.capacity, self.vocab_size = cache.slots, cache.capacity, vocab_size
-        self._session, self._length_inputs = session, length_inputs
-        shape = (cache.slots, cache.kv_heads, cache.capacity, cache.head_dim)
-        names = [f"{layer}.{kind}" for layer in range(cache.layers) for kind in ("key", "value")]
-        self._caches = {name: np.zeros(shape, np.float32) for name in names}
-        self._decode = self._bind(1, cache.slots)
+        self._session, self._interface, self._place, self._dtype = session, interface, place, cache.dtype
+        self._caches = {name: place.zeros(cache.one, cache.dtype) for name in cache.names}
+        self._decode: dict[int, _Binding] = {}  # by the number of rows
 
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
         """See megrez.runtime.session.Session."""
@@ -89,66 +118,73 @@ class OrtSession:
                 f"{int(lengths.max())} tokens are cached and {width} more were given, the context holds "
                 f"{self.capacity}: shorten the prompt or compile with a larger --context"
             )
-        fits = (width, len(rows)) == (1, self.slots)
-        bound = self._decode if fits else self._bind(width, len(rows))
-        inputs = {"input_ids": tokens, "logits_index": rows, **self._length_inputs(lengths, width)}
-        return bound.run(self._session, inputs)
+        if width == 1 or self._interface.ragged or self.slots == 1 or not lengths.any():
+            return self._run(0, tokens, lengths, rows)
+        slots, columns = np.divmod(rows, width)
+        logits = np.empty((len(rows), self.vocab_size), np.float32)
+        for slot in range(self.slots):
+            here = np.flatnonzero(slots == slot)
+            logits[here] = self._run(slot, tokens[slot : slot + 1], lengths[slot : slot + 1], columns[here])
+        return logits
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""
         self._caches.clear()
-        del self._decode, self._session
+        self._decode.clear()
+        del self._session
 
-    def _bind(self, width: int, rows: int) -> "_Binding":
-        inputs: dict[str, NDArray[Any]] = {
-            "input_ids": np.zeros((self.slots, width), np.int64),
-            "logits_index": np.zeros(rows, np.int64),
-            **self._length_inputs(np.zeros(self.slots, np.int32), width),
+    def _run(self, first: int, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
+        """A step of the slots from `first` on; the graph gives one row of logits at least."""
+        (slots, width), wanted = tokens.shape, len(rows)
+        index = rows if wanted else np.zeros(1, np.int64)
+        told = self._interface.length_inputs(lengths, width, self.capacity)
+        inputs: dict[str, Array] = {"input_ids": tokens, "logits_index": index, **told}
+        bound = self._decode.get(len(index)) if width == 1 else None
+        if bound is None:
+            bound = self._bind(first, slots, inputs, recording=len(index) if width == 1 else None)
+        if width == 1:
+            self._decode[len(index)] = bound
+        return bound.run(self._session, inputs)[:wanted].astype(np.float32, copy=False)
+
+    def _bind(self, first: int, slots: int, inputs: dict[str, Array], recording: int | None) -> "_Binding":
+        """Inputs and outputs of one shape of step, in memory of their own but for the caches of its slots."""
+        fixed = {
+            name: (HOST if name in self._interface.on_host else self._place).zeros(array.shape, array.dtype)
+            for name, array in inputs.items()
         }
-        return _Binding(self._session, self._caches, inputs, np.zeros((rows, self.vocab_size), np.float32))
+        logits = self._place.zeros((len(inputs["logits_index"]), self.vocab_size), self._dtype)
+        io = self._session.io_binding()
+        for name, buffer in fixed.items():
+            _bind(io.bind_input, name, buffer)
+        for name, cache in self._caches.items():
+            _bind(io.bind_input, f"past_key_values.{name}", cache, first, slots)
+            _bind(io.bind_output, f"present.{name}", cache, first, slots)
+        _bind(io.bind_output, "logits", logits)
+        return _Binding(inputs=fixed, logits=logits, io=io, options=self._place.run_options(recording))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Binding:
-    """One shape of step, its inputs and outputs bound to fixed memory."""
+    """One shape of step."""
 
-    def __init__(
-        self, session: Any, caches: dict[str, NDArray[np.float32]], inputs: dict[str, NDArray[Any]], logits: Logits
-    ) -> None:
-        self.inputs, self.logits = inputs, logits
-        self._io = session.io_binding()
-        for name, array in inputs.items():
-            _bind(self._io.bind_input, name, array)
-        for name, cache in caches.items():
-            _bind(self._io.bind_input, f"past_key_values.{name}", cache)
-            _bind(self._io.bind_output, f"present.{name}", cache)
-        _bind(self._io.bind_output, "logits", logits)
+    inputs: dict[str, Buffer]
+    logits: Buffer
+    io: Any
+    options: Any
 
-    def run(self, session: Any, inputs: dict[str, NDArray[Any]]) -> Logits:
-        for name, array in inputs.items():
-            self.inputs[name][...] = array
+    def run(self, session: Any, inputs: dict[str, Array]) -> NDArray[Any]:
         try:
-            session.run_with_iobinding(self._io)
+            for name, array in inputs.items():
+                self.inputs[name].write(array)
+            session.run_with_iobinding(self.io, self.options)
+            return self.logits.read()
         except Exception as error:
             width = self.inputs["input_ids"].shape[1]
-            raise EngineError(f"ONNX Runtime failed in a step of {width} tokens: {_first_line(error)}") from error
-        return self.logits
+            raise EngineError(f"ONNX Runtime failed in a step of {width} tokens: {first_line(error)}") from error
 
 
-def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def _load(path: Path, threads: int, basic: bool) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = ERRORS_ONLY
-    if basic:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _bind(bind: Any, name: str, buffer: Buffer, first: int = 0, count: int | None = None) -> None:
+    """Bind the `count` rows from `first` on, by default all."""
+    shape = buffer.shape if count is None else (count, *buffer.shape[1:])
+    row = int(np.prod(buffer.shape[1:])) * buffer.dtype.itemsize
+    bind(name, buffer.device, 0, buffer.dtype.type, shape, buffer.pointer + first * row)

@@ -1,21 +1,19 @@
 """A bundle's graph of the `ort` dialect, with every rewrite ONNX Runtime has; knows its inputs by name."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from megrez.engines.ort.bound import open_bound
+from megrez.engines.ort.bound import Interface, open_on_cpu
+from megrez.engines.ort.place import Array
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.session import Lengths, Session
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """See megrez.engines.ort.bound.open_bound."""
-    return open_bound(bundle, _length_inputs, threads=threads, slots=slots, capacity=capacity)
+    """See megrez.engines.ort.bound.open_on_cpu."""
+    return open_on_cpu(bundle, Interface(length_inputs=_length_inputs), threads=threads, slots=slots, capacity=capacity)
 
 
-def _length_inputs(lengths: Lengths, width: int) -> dict[str, NDArray[Any]]:
+def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
     """See megrez.compile.passes.group_query_attention."""
     return {
         "seqlens_k": (lengths + (width - 1)).astype(np.int32),

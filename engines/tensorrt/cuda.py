@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from megrez.engines.cuda_runtime import Cuda, check_memory
 from megrez.engines.tensorrt import PLAN_FILE
 from megrez.engines.tensorrt.device import Array
 from megrez.engines.tensorrt.library import EXTRAS, RTX, load_library
 from megrez.engines.tensorrt.log import open_log
 from megrez.engines.tensorrt.runtime_cache import RuntimeCache
-from megrez.engines.tensorrt.session import DECODE, PREFILL, check_memory
+from megrez.engines.tensorrt.session import DECODE, PREFILL
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError, MissingExtraError
+from megrez.runtime.errors import EngineError
 from megrez.runtime.manifest import Device as Needed
 
 ALIGNMENT = 256
@@ -36,55 +37,20 @@ def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
             f"{bundle.path} was built by {needed.library} {needed.version}, {library.__version__} is installed: "
             f"install that version, or compile the bundle again"
         )
-    cuda = Cuda(needed.library)
+    cuda = Cuda(EXTRAS[needed.library])
     found = f"sm_{cuda.capability()}"
     if needed.capabilities and found not in needed.capabilities:
         raise EngineError(
             f"{bundle.path} was built for {', '.join(needed.capabilities)}, this GPU is {found}: compile it with "
             f"--arch {found}, or choose a cuda-* target"
         )
-    check_memory(session_bytes + needed.memory_bytes, cuda.free_bytes())
+    check_memory(session_bytes + needed.memory_bytes, cuda.free_bytes(), "compile with a smaller --context or --batch")
     return CudaDevice(cuda, library, bundle, needed)
 
 
 def capability_at_hand(library: str) -> int:
     """Of this machine's GPU; raises EngineError where there is none."""
-    return Cuda(library).capability()
-
-
-class Cuda:
-    """CUDA's runtime API, every status checked."""
-
-    def __init__(self, library: str) -> None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError as error:
-            raise MissingExtraError(needed_for="this engine", library="cuda-bindings", extra=EXTRAS[library]) from error
-        self.runtime = runtime
-        try:
-            count = self("cudaGetDeviceCount")
-        except EngineError as error:
-            raise EngineError(f"no NVIDIA GPU can be used here ({error}): run this bundle where one is") from error
-        if count == 0:
-            raise EngineError("no NVIDIA GPU was found: run this bundle where one is, or compile for a cpu-* target")
-
-    def __call__(self, function: str, *args: Any) -> Any:
-        """What `function` returns beside its status; raises EngineError with CUDA's name of what went wrong."""
-        status, *values = getattr(self.runtime, function)(*args)
-        if status != self.runtime.cudaError_t.cudaSuccess:
-            raise EngineError(f"CUDA's {function} says {status.name}")
-        return values[0] if len(values) == 1 else tuple(values)
-
-    def capability(self) -> int:
-        attributes = self.runtime.cudaDeviceAttr
-        device = self("cudaGetDevice")
-        major = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
-        minor = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
-        return int(10 * major + minor)
-
-    def free_bytes(self) -> int:
-        free, _ = self("cudaMemGetInfo")
-        return int(free)
+    return Cuda(EXTRAS[library]).capability()
 
 
 class CudaDevice:
@@ -94,6 +60,7 @@ class CudaDevice:
         self.cuda, self.library = cuda, library
         self._memory: list[int] = []
         self._pinned: list[int] = []
+        self._graphs: list[CudaGraph] = []
         self.stream = cuda("cudaStreamCreate")
         self._log = open_log(library)
         self._runtime = library.Runtime(self._log)
@@ -142,12 +109,19 @@ class CudaDevice:
         self.synchronize()
         return CudaContext(self, context)
 
+    def keep(self, graph: "CudaGraph") -> None:
+        """Destroy `graph` when the device is closed."""
+        self._graphs.append(graph)
+
     def synchronize(self) -> None:
         self.cuda("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
         if self._cache is not None:
             self._cache.save()
+        for graph in self._graphs:
+            graph.destroy()
+        self._graphs.clear()
         for address in self._memory:
             self.cuda("cudaFree", address)
         for address in self._pinned:
@@ -195,8 +169,11 @@ class CudaContext:
             return None
         cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         self.enqueue()
-        graph = cuda("cudaStreamEndCapture", stream)
-        return CudaGraph(cuda, cuda("cudaGraphInstantiate", graph, 0), stream)
+        recorded = cuda("cudaStreamEndCapture", stream)
+        graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)
+        cuda("cudaGraphDestroy", recorded)  # the executable holds all that it needs
+        self._device.keep(graph)
+        return graph
 
 
 class CudaGraph:
@@ -207,3 +184,6 @@ class CudaGraph:
 
     def launch(self) -> None:
         self._cuda("cudaGraphLaunch", self._executable, self._stream)
+
+    def destroy(self) -> None:
+        self._cuda("cudaGraphExecDestroy", self._executable)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megrez.engines.tensorrt.device import Context, Device, Graph
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import BundleError, EngineError, UsageError
+from megrez.runtime.errors import BundleError, UsageError
 from megrez.runtime.manifest import Manifest
 from megrez.runtime.session import Lengths, Logits, Session, Tokens
 
@@ -193,12 +193,3 @@ class TensorRtSession:
         context.set_shape("input_ids", (self.slots, width))
         context.set_shape("logits_index", (rows,))
         context.enqueue()
-
-
-def check_memory(needed: int, free: int) -> None:
-    """Raise EngineError where a device has too little memory left."""
-    if needed > free:
-        raise EngineError(
-            f"the engine and its KV cache need {needed / 2**20:.0f} MiB, the GPU has {free / 2**20:.0f} MiB free: "
-            "free some, or compile with a smaller --context or --batch"
-        )

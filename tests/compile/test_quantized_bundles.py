@@ -16,8 +16,11 @@ import torch
 import transformers
 from onnx.numpy_helper import to_array
 
+from megrez.engines.ort.cuda import open_on_cpu
 from megrez.engines.ort.session import open_session
 from megrez.runtime.bundle import open_bundle
+from tests.graphs import IDS as RAGGED_IDS
+from tests.graphs import ragged
 from tests.quantized import decode
 from tests.reference import logits
 
@@ -39,7 +42,10 @@ MATRICES = {
         "mlp.down_proj": (("mlp.down_proj",), 4),
     },
 }
-HEAD_BLOCK = {"cpu-int8": 32, "cpu-int4": 128}
+MATRICES |= {"cuda-int8": MATRICES["cpu-int8"], "cuda-int4": MATRICES["cpu-int4"]}
+HEAD_BLOCK = {"cpu-int8": 32, "cpu-int4": 128, "cuda-int8": 32, "cuda-int4": 128}
+# float16 has 11 bits; logits here are up to 4, after two layers.
+HALF = 2e-2
 
 
 def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
@@ -102,3 +108,48 @@ def test_logits_are_those_of_the_decoded_weights(
     # And the weights are the checkpoint's, as near as so many bits allow: logits here are normal, of variance about 1.
     error = np.sqrt(((exact - logits(folder, IDS)) ** 2).mean() / (exact**2).mean())
     assert error < {"cpu-int8": 0.02, "cpu-int4": 0.4}[target]
+
+
+@pytest.mark.parametrize("target", ["cuda-int8", "cuda-int4"])
+@pytest.mark.parametrize("shape", [{}, {"family": "qwen2", "tied": True}], ids=["llama", "qwen2-tied"])
+def test_a_gpus_graph_computes_the_decoded_weights_in_float16(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str, shape: dict[str, Any]
+) -> None:
+    """Its activations are not rounded further: no int8 arithmetic. Two rows of different lengths, in chunks."""
+    folder = checkpoint_of(**shape)
+    options = ("--target", target, "-o", tmp_path / "b", "--context", 64, "--algorithm", "rtn")
+    assert megrez_compile(folder, *options, "--fidelity-tokens", 0).code == 0
+    session = open_on_cpu(open_bundle(tmp_path / "b"), threads=1, slots=2)
+    model = decoded_model(folder, tmp_path / "b", target)
+
+    def step(tokens: Any, lengths: Any, rows: Any) -> Any:
+        return np.array(session.step(np.array(tokens), np.array(lengths, np.int32), np.array(rows, np.int64)))
+
+    for row, ids in zip(ragged(step), RAGGED_IDS, strict=True):
+        with torch.no_grad():
+            exact = model(torch.tensor([ids[: len(row)]])).logits[0].numpy()
+        np.testing.assert_allclose(row, exact, rtol=0, atol=HALF)
+
+
+def test_what_a_cpu_measures_of_a_gpus_bundle_is_called_a_simulation(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, tmp_path: Path
+) -> None:
+    options = ("--target", "cuda-int8", "-o", tmp_path / "b", "--context", 64, "--fidelity-tokens", 128)
+    assert megrez_compile(checkpoint_of(), *options).code == 0
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert (manifest.engine, manifest.device) == ("ort-cuda", None)
+    assert manifest.measured is not None and manifest.measured.of == "simulation"
+    assert manifest.measured.fidelity.tokens == 128 and 0 < manifest.measured.fidelity.kl_mean < 0.01
+    code, out, err = megrez("run", tmp_path / "b", "hello")
+    assert (code, out) == (1, "") and err.startswith("error: this bundle needs onnxruntime-gpu, the onnxruntime 1.")
+
+
+@pytest.mark.parametrize("arch", ["h100", "native"])
+def test_a_bundle_for_every_gpu_is_built_for_none(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, arch: str
+) -> None:
+    done = megrez_compile(checkpoint_of(), "--target", "cuda-fp16", "-o", tmp_path / "b", "--arch", arch)
+    assert done.code == 2 and done.err.startswith(
+        "error: --arch is for engines that are built for a device, a cuda-fp16 bundle runs on all NVIDIA GPUs of "
+        "SM75 and later, through ONNX Runtime: leave it out"
+    )

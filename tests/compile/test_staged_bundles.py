@@ -20,7 +20,7 @@ from megrez.calibration.record import Record, read_record
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.text_records import Tokenizer, read_file
 from megrez.runtime.bundle import open_bundle
-from tests.portable import rounded
+from tests.portable import linear_layers, rounded
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-biases": {"biases": True},
@@ -86,29 +86,6 @@ def decode(form: dict[str, Any], codes: NDArray[np.uint8], scales: NDArray[np.fl
     return np.asarray(values * np.repeat(scales, form["block"], axis=1)[:, :columns])
 
 
-def linear_layers(path: Path) -> list[dict[str, Any]]:
-    """For each product with a rounded matrix: its sources, what it reads before any rounding, and what it makes."""
-    graph = onnx.load(path, load_external_data=False).graph
-    maker = {output: node for node in graph.node for output in node.output}
-    names = {tensor.name for tensor in graph.initializer}
-    found = []
-    for node in graph.node:
-        weight = maker.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.op_type != "DequantizeLinear":
-            continue
-        x, y = node.input[0], node.output[0]
-        if x in maker and maker[x].op_type == "DequantizeLinear":
-            x = maker[maker[x].input[0]].input[0]
-        stem = weight.input[0].removesuffix(".codes")
-        first, *others = stem.split("+")
-        first = first.removesuffix(".weight")
-        prefix = first[: first.rindex(".") + 1] if others else ""
-        sources = [f"{first}.weight", *(f"{prefix}{other}.weight" for other in others)]
-        bias = next((n for n in graph.node if n.op_type == "Add" and y in n.input and set(n.input) & names), None)
-        found.append({"sources": sources, "x": x, "y": y if bias is None else bias.output[0], "bias": bias is not None})
-    return found
-
-
 def point_of(source: str) -> str:
     if not source.startswith("model.layers."):
         return "lm_head"
@@ -128,7 +105,7 @@ def test_every_linear_layer_computes_what_the_scales_say(
     assert megrez_compile(folder, *options, "--fidelity-tokens", 0).code == 0
     record, checkpoint = read_record(scales), open_checkpoint(str(folder))
     matrices, tensors = stored(record, tmp_path)
-    layers = linear_layers(bundle / "model.onnx")
+    layers = linear_layers(onnx.load(bundle / "model.onnx", load_external_data=False).graph)
     told = {source for layer in layers for source in layer["sources"]}
     assert told == set(matrices) and len(layers) == 2 * 4 + bool(head)
     values = run_with(bundle / "model.onnx", [layer[key] for layer in layers for key in ("x", "y")], layers=2)

@@ -36,8 +36,12 @@ def step(session: Any, tokens: list[list[int]], lengths: list[int], rows: list[i
 
 
 def soil(session: Any, value: float) -> None:
-    for cache in session._caches.values():
+    for cache in caches(session).values():
         cache.fill(value)
+
+
+def caches(session: Any) -> dict[str, NDArray[Any]]:
+    return {name: buffer.read() for name, buffer in session._caches.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,14 +95,14 @@ def test_a_step_without_rows_only_fills_the_cache(bundle_of: Any) -> None:
 def test_the_cache_is_written_in_place_where_the_new_tokens_belong(bundle_of: Any) -> None:
     session: Any = opened(bundle_of()[1], slots=2)
     soil(session, 5.0)
-    arrays = dict(session._caches)
+    arrays = caches(session)
     places = {name: array.ctypes.data for name, array in arrays.items()}
     step(session, [IDS[0][:3], IDS[1][:3]], [2, 9], [])
     step(session, [[4], [4]], [5, 12], [0, 1])
-    assert {name: array.ctypes.data for name, array in session._caches.items()} == places
+    assert {name: array.ctypes.data for name, array in caches(session).items()} == places
     assert len(arrays) == 4
     for name, array in arrays.items():
-        assert session._caches[name] is array and array.shape == (2, 2, 24, 32)
+        assert caches(session)[name] is array and array.shape == (2, 2, 24, 32)
         written = (array != 5.0).any(axis=(1, 3))  # [slots, capacity]
         assert [np.flatnonzero(row).tolist() for row in written] == [[2, 3, 4, 5], [9, 10, 11, 12]]
 
@@ -118,13 +122,13 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bundle_of: Any, length
     soil(session, 5.0)
     with pytest.raises(UsageError, match=rf"^{length} tokens are cached and {width} more .* holds 24: .*--context"):
         step(session, [[1] * width], [length], [0])
-    assert all((cache == 5.0).all() for cache in session._caches.values())
+    assert all((cache == 5.0).all() for cache in caches(session).values())
 
 
 def test_a_smaller_capacity_computes_the_same(bundle_of: Any) -> None:
     folder, bundle = bundle_of()
     session: Any = open_session(open_bundle(bundle), threads=1, capacity=16)
-    assert session.capacity == 16 and {cache.shape for cache in session._caches.values()} == {(1, 2, 16, 32)}
+    assert session.capacity == 16 and {cache.shape for cache in caches(session).values()} == {(1, 2, 16, 32)}
     np.testing.assert_allclose(step(session, [IDS[0]], [0], [15]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
     with pytest.raises(UsageError, match=r"^16 tokens are cached and 1 more were given"):
         step(session, [[1]], [16], [0])
@@ -160,16 +164,18 @@ def test_a_failure_inside_a_step_is_told_in_one_line(bundle_of: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_without_onnxruntime_the_extra_is_named() -> None:
+@pytest.mark.parametrize(("extra", "library"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")])
+def test_without_onnxruntime_the_extra_is_named(extra: str, library: str) -> None:
     program = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from megrez.runtime.errors import MissingExtraError\n"
-        "try: import megrez.engines.ort.session\n"
+        "from megrez.engines.ort.library import load_library\n"
+        "try: load_library(sys.argv[1])\n"
         "except MissingExtraError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, extra], capture_output=True, text=True)
     assert done.stdout == (
-        "opening this bundle needs onnxruntime, which is not installed: run  pip install 'megrez-compile[cpu]'\n"
+        f"opening this bundle needs {library}, which is not installed: run  pip install 'megrez-compile[{extra}]'\n"
     ), done.stderr
 
 

@@ -50,8 +50,12 @@ def step(session: Any, tokens: list[list[int]], lengths: list[int], rows: list[i
 
 def soil(session: Any) -> None:
     """Rubbish, but finite: attention weighs what it must not see by 0."""
-    for seed, cache in enumerate(session._caches.values()):
+    for seed, cache in enumerate(caches(session).values()):
         cache[:] = np.random.default_rng(seed).normal(0, 30, cache.shape)
+
+
+def caches(session: Any) -> dict[str, NDArray[Any]]:
+    return {name: buffer.read() for name, buffer in session._caches.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -78,12 +82,12 @@ def test_decoding_token_by_token_equals_reading_at_once(bundle_of: Any, name: st
 def test_the_cache_is_written_in_place_where_the_new_tokens_belong(bundle_of: Any) -> None:
     session: Any = opened(bundle_of()[1], slots=2)
     soil(session)
-    before = {name: cache.copy() for name, cache in session._caches.items()}
-    places = {name: cache.ctypes.data for name, cache in session._caches.items()}
+    before = {name: cache.copy() for name, cache in caches(session).items()}
+    places = {name: cache.ctypes.data for name, cache in caches(session).items()}
     step(session, [IDS[0][:3], IDS[1][:3]], [2, 9], [])
     step(session, [[4], [4]], [5, 12], [0, 1])
-    assert {name: cache.ctypes.data for name, cache in session._caches.items()} == places and len(places) == 4
-    for name, cache in session._caches.items():
+    assert {name: cache.ctypes.data for name, cache in caches(session).items()} == places and len(places) == 4
+    for name, cache in caches(session).items():
         written = (cache != before[name]).any(axis=(1, 3))  # [slots, capacity]
         assert [np.flatnonzero(row).tolist() for row in written] == [[2, 3, 4, 5], [9, 10, 11, 12]]
 
@@ -92,7 +96,7 @@ def test_the_engine_is_found_by_the_manifest_and_holds_as_much_as_was_asked(bund
     folder, bundle = bundle_of()
     session: Any = engines.open_session(open_bundle(bundle), threads=1, capacity=16)
     assert isinstance(session, OrtSession) and session.capacity == 16
-    assert {cache.shape for cache in session._caches.values()} == {(1, 2, 16, 32)}
+    assert {cache.shape for cache in caches(session).values()} == {(1, 2, 16, 32)}
     np.testing.assert_allclose(step(session, [IDS[0]], [0], [15]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
     with pytest.raises(UsageError, match=r"^16 tokens are cached and 1 more were given"):
         step(session, [[1]], [16], [0])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import tensorrt_rtx
 from cuda import bindings
 from cuda.bindings import runtime  # noqa: F401 - the package must have it before a test replaces it
 
-from megrez.engines.tensorrt.cuda import CudaDevice, open_log
+from megrez.engines.tensorrt.cuda import CudaContext, CudaDevice, open_log
 from megrez.engines.tensorrt.runtime_cache import cache_path
 from megrez.engines.tensorrt.session import open_session
 from megrez.runtime.bundle import Bundle
@@ -94,7 +95,10 @@ def test_another_capability_is_told_with_what_to_compile_for(tmp_path: Path, mon
 def test_too_little_memory_is_told_with_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(monkeypatch, OneGpu(free=4 << 20))
     said = opened(monkeypatch, bundle(tmp_path, memory_bytes=10 << 20))
-    assert said.startswith("the engine and its KV cache need 10 MiB, the GPU has 4 MiB free: ")
+    assert said == (
+        "the model and its KV cache need 10 MiB, the GPU has 4 MiB free: free some, or compile with a smaller "
+        "--context or --batch"
+    )
 
 
 def test_a_plan_that_is_no_engine(tmp_path: Path) -> None:
@@ -137,3 +141,33 @@ def test_a_bundle_without_a_device_is_not_whole(tmp_path: Path) -> None:
 
 def test_compiled_kernels_are_kept_beside_the_bundle_and_not_in_it(tmp_path: Path) -> None:
     assert cache_path(tmp_path / "b") == tmp_path / ".b.runtime-cache"
+
+
+class Noted:
+    """CUDA's runtime, called and not there: what was asked of it, in order."""
+
+    runtime = SimpleNamespace(
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+    )
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, function: str, *args: Any) -> Any:
+        self.calls.append((function, *args))
+        return {"cudaStreamEndCapture": "graph", "cudaGraphInstantiate": "executable"}.get(function)
+
+
+def test_a_recorded_step_is_destroyed_once_with_its_device() -> None:
+    cuda = Noted()
+    device = object.__new__(CudaDevice)
+    device.cuda, device.stream = cuda, 7  # type: ignore[assignment]
+    device._cache, device._memory, device._pinned, device._graphs = None, [], [], []
+    accepting = SimpleNamespace(execute_async_v3=lambda stream: True)
+    graph = CudaContext(device, accepting).capture()
+    assert graph is not None
+    graph.launch()
+    assert cuda.calls[-2:] == [("cudaGraphDestroy", "graph"), ("cudaGraphLaunch", "executable", 7)]
+    cuda.calls.clear()
+    device.close()
+    assert cuda.calls == [("cudaGraphExecDestroy", "executable"), ("cudaStreamDestroy", 7)]

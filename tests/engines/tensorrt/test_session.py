@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megrez.engines.tensorrt.numpy_device import NumpyDevice
-from megrez.engines.tensorrt.session import PlanShape, TensorRtSession, check_memory, session_bytes
-from megrez.runtime.errors import EngineError, UsageError
+from megrez.engines.tensorrt.session import PlanShape, TensorRtSession, session_bytes
+from megrez.runtime.errors import UsageError
 from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.session import FakeSession
@@ -143,9 +143,3 @@ def test_close_frees_the_device() -> None:
     step(session, [[1]], [0], [0])
     session.close()
     assert device.closed and device.free_bytes() == device.memory
-
-
-def test_memory_that_is_missing_is_told_with_how_much_is_needed() -> None:
-    check_memory(100 << 20, 100 << 20)
-    with pytest.raises(EngineError, match=r"^the engine and its KV cache need 101 MiB, the GPU has 100 MiB free: "):
-        check_memory(101 << 20, 100 << 20)

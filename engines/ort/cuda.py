@@ -1,0 +1,141 @@
+"""The `ort` dialect in float16 on an NVIDIA GPU: buffers on the device, decoding replayed from CUDA graphs.
+
+Not run on a GPU yet: which steps are bound, recorded and copied is tested on CPU kernels, see `open_on_cpu`; the rest
+is written to onnxruntime's documentation.
+"""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from megrez.engines.cuda_runtime import Cuda, check_memory
+from megrez.engines.ort import MODEL_FILE, bound
+from megrez.engines.ort.bound import CacheShape, Interface, OrtSession, cache_shape
+from megrez.engines.ort.library import load_library, open_model
+from megrez.engines.ort.place import Array
+from megrez.engines.targets import find_target
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.errors import EngineError
+from megrez.runtime.session import Lengths, Session
+
+EXTRA, PROVIDER = "cuda", "CUDAExecutionProvider"
+INSTALL = "pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'"
+# Steps of this number are not recorded; see the CUDA execution provider's `gpu_graph_id`.
+NEVER = -1
+SILENT = 4
+
+
+def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
+    """Open the bundle on the GPU at hand; `threads` has no meaning there.
+
+    Raises UsageError for more room than its context, MissingExtraError where a library is not there, EngineError where
+    it is another one, or the GPU or its memory is not what the bundle needs: each before a weight is read.
+    """
+    cache = cache_shape(bundle, slots, capacity)
+    onnxruntime = load_library(EXTRA)
+    _check_library(onnxruntime)
+    _check_gpu(bundle, cache)
+    _check_provider(onnxruntime)
+    options = onnxruntime.SessionOptions()
+    providers = [(PROVIDER, {"device_id": "0", "enable_cuda_graph": "1"})]
+    session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, providers)
+    return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, INTERFACE, OnGpu(onnxruntime))
+
+
+def open_on_cpu(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
+    """The same bundle, told of lengths in the same way, on ONNX Runtime's CPU kernels: slow, but right."""
+    return bound.open_on_cpu(bundle, INTERFACE, threads=threads, slots=slots, capacity=capacity)
+
+
+def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
+    """See megrez.compile.passes.group_query_attention. A decoding step is told the capacity for the longest row.
+
+    The kernels take their number of threads from that, which a recorded step keeps; each row's own length is what they
+    read, on the device. Equal to the width, it says that nothing is cached.
+    """
+    longest = capacity if width == 1 else int(lengths.max()) + width
+    return {
+        "seqlens_k": (lengths + (width - 1)).astype(np.int32),
+        "total_sequence_length": np.array(longest, np.int32),
+    }
+
+
+# CUDA's GroupQueryAttention reads this scalar on the host, and takes one row where several tokens follow cached ones.
+INTERFACE = Interface(length_inputs=_length_inputs, on_host=frozenset({"total_sequence_length"}), ragged=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBuffer:
+    value: Any
+    dtype: np.dtype[Any]
+    device: str = "cuda"
+
+    @property
+    def pointer(self) -> int:
+        return int(self.value.data_ptr())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape())
+
+    def write(self, array: Array) -> None:
+        self.value.update_inplace(np.ascontiguousarray(array, self.dtype))
+
+    def read(self) -> Array:
+        found: Array = self.value.numpy()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """A megrez.engines.ort.place.Place."""
+
+    onnxruntime: ModuleType
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> GpuBuffer:
+        value = self.onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", 0)
+        return GpuBuffer(value, np.dtype(dtype))
+
+    def run_options(self, recording: int | None) -> Any:
+        options = self.onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(NEVER if recording is None else recording))
+        return options
+
+
+def _check_library(onnxruntime: ModuleType) -> None:
+    """onnxruntime and onnxruntime-gpu lie in one folder: the one installed last is there."""
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f"this bundle needs onnxruntime-gpu, the onnxruntime {onnxruntime.__version__} that is installed in its "
+            f"place has no CUDA: run  {INSTALL}"
+        )
+
+
+def _check_gpu(bundle: Bundle, cache: CacheShape) -> None:
+    cuda, target = Cuda(EXTRA), find_target(bundle.manifest.target)
+    capability, least = cuda.capability(), target.min_capability or 0
+    if capability < least:
+        raise EngineError(
+            f"{target.name} needs {target.devices}, this GPU is sm_{capability}: run this bundle on another one, or "
+            "compile for a cpu-* target"
+        )
+    needed = cache.nbytes + sum(file.size for file in bundle.manifest.files if file.path.startswith(MODEL_FILE))
+    check_memory(needed, cuda.free_bytes(), "choose a smaller target, a smaller --context or fewer sequences")
+
+
+def _check_provider(onnxruntime: ModuleType) -> None:
+    """Without CUDA's libraries ONNX Runtime would run the graph on the CPU, and say so among its own messages."""
+    onnxruntime.set_default_logger_severity(SILENT)
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+    try:
+        OnGpu(onnxruntime).zeros((1,), np.float16)
+    except Exception as error:
+        raise EngineError(
+            f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, CUDA or cuDNN is missing or of "
+            f"another version: run  {INSTALL}"
+        ) from error
