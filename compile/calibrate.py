@@ -126,14 +126,14 @@ def _record(
 def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
     """What calibration rounds: matrices in the target's format, but for those whose own blocks are carried over.
 
-    The head is left to the build, unless its input needs a static scale.
+    A head of 8 bits is left to the build, unless its input needs a static scale: rounding to nearest costs it nothing.
     """
     precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dialect == "portable")
     shapes = expected_tensors(checkpoint.config)
 
     def form(name: str) -> WeightFormat | None:
         wanted = precision.wanted(name)
-        if wanted is None or (name in HEAD and target.inputs is None):
+        if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
             return None
         rows, columns = shapes[name]
         return None if quantizer.plan((name,), rows, columns, wanted).carried else wanted

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.engine import ANY_DEVICE, EngineOptions, build_engine, disk_bytes, plan_request
 from megrez.compile.held_out import measure_bundle
+from megrez.compile.lowered import lowered
+from megrez.compile.own_words import forget_words
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
 from megrez.engines.targets import Target
@@ -56,7 +56,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
         report=report,
     ).run()
     report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers for {request.target.name}")
-    model = _lowered(prepared, context)
+    model = lowered(prepared.checkpoint, prepared.target, context, prepared.input_scale)
     check_space(request.output, disk_bytes(model, plan))
     content = Content(
         checkpoint=checkpoint,
@@ -74,19 +74,8 @@ def compile_bundle(request: Request, report: Report) -> Path:
     )
     if prepared.record is not None and request.calibration.scales is None:
         discard(work)
+        forget_words(work)
     return request.output
-
-
-def _lowered(prepared: Prepared, context: int) -> ir.Model:
-    """The graph in the target's dialect. torch takes seconds to import: what can be refused is refused before."""
-    from megrez.compile.dialects import lower
-    from megrez.compile.export.trace import trace
-    from megrez.compile.weights import bind
-
-    model = trace(prepared.checkpoint.config, context)
-    bind(model, prepared.checkpoint, context)
-    lower(model, prepared.checkpoint, prepared.target, prepared.input_scale)
-    return model
 
 
 def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report: Report) -> Measured | None:

@@ -45,14 +45,19 @@ class Precision:
         self._checkpoint, self._target = checkpoint, target
 
     def wanted(self, name: str) -> WeightFormat | None:
-        """The format of the checkpoint's tensor `name`; None leaves it in float32."""
+        """The format of the checkpoint's tensor `name` where it is multiplied; None leaves it in float32."""
         target = self._target
-        if name in HEAD:
-            return target.head
         own = self._checkpoint.block_format(name)
+        if name in HEAD:
+            finer = target.embedding is not None and own is not None and own.bits == target.embedding.bits
+            return target.embedding if finer else target.head  # blocks that are carried over lose nothing
         if target.weights is None or (own is not None and own.bits == target.weights.bits):
             return target.weights  # blocks that are carried over lose nothing
         return target.sensitive if self._is_sensitive(name) else target.weights
+
+    def looked_up(self) -> WeightFormat | None:
+        """The format of the embedding where tokens are looked up in it."""
+        return self._target.embedding
 
     def group(self, name: str) -> object:
         """Equal for tensors that can be stored as one matrix."""

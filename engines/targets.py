@@ -32,7 +32,7 @@ class Target:
     """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
-    head: the embedding and the lm_head. inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too,
+    head: the lm_head. embedding: the table that tokens are looked up in. inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too,
     with one scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
     megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
     to megrez.compile.precision. min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None
@@ -45,6 +45,7 @@ class Target:
     weights: WeightFormat | None
     sensitive: WeightFormat | None
     head: WeightFormat | None
+    embedding: WeightFormat | None
     activations: str
     kv_dtype: str
     devices: str
@@ -109,13 +110,14 @@ class Target:
         def resized(form: WeightFormat | None) -> WeightFormat | None:
             return form if form is None or form.block is None else replace(form, block=block)
 
-        weights, sensitive, head = map(resized, (self.weights, self.sensitive, self.head))
-        return replace(self, weights=weights, sensitive=sensitive, head=head)
+        weights, sensitive, head, embedding = map(resized, (self.weights, self.sensitive, self.head, self.embedding))
+        return replace(self, weights=weights, sensitive=sensitive, head=head, embedding=embedding)
 
 
 BLOCK_SIZES = ("16", "32", "64", "128")
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
+INT4 = WeightFormat(bits=4, block=128, symmetric=False)
 # Beside 4-bit projections a coarser head costs next to nothing, and it is an eighth of what a step reads.
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
 # What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
@@ -131,6 +133,7 @@ TENSORRT = Target(
     weights=None,
     sensitive=None,
     head=None,
+    embedding=None,
     activations="float16",
     kv_dtype="float16",
     devices="NVIDIA GPUs of SM75 and later",
@@ -145,6 +148,7 @@ TARGETS = (
         weights=None,
         sensitive=None,
         head=None,
+        embedding=None,
         activations="float32",
         kv_dtype="float32",
         devices="any CPU",
@@ -156,6 +160,7 @@ TARGETS = (
         weights=INT8,
         sensitive=INT8,
         head=INT8,
+        embedding=INT8,
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
@@ -164,9 +169,10 @@ TARGETS = (
         name="cpu-int4",
         engine="ort",
         dialect="ort",
-        weights=WeightFormat(bits=4, block=32, symmetric=False),
+        weights=INT4,
         sensitive=INT8,
-        head=INT8_COARSE,
+        head=INT4,
+        embedding=INT8_COARSE,
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",

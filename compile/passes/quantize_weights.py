@@ -22,6 +22,7 @@ from megrez.compile.passes.graph import (
 from megrez.compile.precision import EMBEDDING, Precision
 from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
+from megrez.engines.targets import WeightFormat
 
 # MatMulNBits quantises its input to int8 per block and multiplies integers; level 0 would be 12 times slower.
 INT8_ARITHMETIC = 4
@@ -45,22 +46,28 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self.quantizer, self.precision = quantizer, precision
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        made: dict[str, Matrix] = {}
+        made: dict[MatrixPlan, Matrix] = {}
+        floats: set[str] = set()
         for node in list(model.graph):
             weight = _weight(node)
-            wanted = None if weight is None else self.precision.wanted(weight.meta[SOURCES][0])
+            wanted = None if weight is None else self._wanted(node, weight)
             if weight is None or wanted is None:
                 continue
             name = name_of(weight)
-            if name not in made:
-                n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
-                plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
-                made[name] = self._matrix(model, name.removesuffix(".weight"), plan)
+            floats.add(name)
+            n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
+            plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
+            if plan not in made:
+                tied_head = name == EMBEDDING and node.op_type == "MatMul"
+                made[plan] = self._matrix(model, "lm_head" if tied_head else name.removesuffix(".weight"), plan)
             lower = _lower_gather if node.op_type == "Gather" else _lower_matmul
-            lower(model, node, made[name])
-        for name in made:
+            lower(model, node, made[plan])
+        for name in floats:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(made))
+
+    def _wanted(self, node: ir.Node, weight: ir.Value) -> WeightFormat | None:
+        return self.precision.looked_up() if node.op_type == "Gather" else self.precision.wanted(weight.meta[SOURCES][0])
 
     def _matrix(self, model: ir.Model, stem: str, plan: MatrixPlan) -> Matrix:
         make, n, blocks = self.quantizer, plan.n, plan.blocks
