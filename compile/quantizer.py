@@ -22,7 +22,7 @@ T = TypeVar("T", bound=np.generic)
 class MatrixPlan:
     """How one matrix [n, k] will be stored.
 
-    carried: the checkpoint's own blocks are kept, code for code. folded: their offsets are k's last columns, which
+    first: which of the stacked sources' rows is its first. carried: the checkpoint's own blocks are kept, code for code. folded: their offsets are k's last columns, which
     multiply the means of x over each block: the product takes [x, means] instead of x.
     """
 
@@ -35,10 +35,15 @@ class MatrixPlan:
     carried: bool
     folded: bool
     floating: bool = False
+    first: int = 0
 
     @property
     def blocks(self) -> int:
         return -(-self.k // self.block)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.n)
 
     @property
     def per_channel(self) -> bool:
@@ -86,7 +91,7 @@ class Quantizer:
         return self._last[1]
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
-        matrix = stack(self.checkpoint, plan.sources)
+        matrix = stack(self.checkpoint, plan.sources)[plan.rows]
         if self.exact and plan.per_channel:
             return quantize_channels(matrix, floating=plan.floating)
         if plan.floating:
@@ -100,10 +105,10 @@ class Quantizer:
         whole = BlockQuantized(
             bits=plan.bits,
             block=plan.block,
-            codes=np.concatenate([part.codes for part in parts]),
-            scales=np.concatenate([part.scales for part in parts]),
-            zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None]),
-            offsets=_concatenate([part.offsets for part in parts if part.offsets is not None]),
+            codes=np.concatenate([part.codes for part in parts])[plan.rows],
+            scales=np.concatenate([part.scales for part in parts])[plan.rows],
+            zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None], plan.rows),
+            offsets=_concatenate([part.offsets for part in parts if part.offsets is not None], plan.rows),
             floating=plan.floating,
         )
         return fold_offsets(whole) if plan.folded else whole
@@ -120,5 +125,5 @@ def block_format_of(form: WeightFormat, columns: int) -> BlockFormat:
     )
 
 
-def _concatenate(parts: list[NDArray[T]]) -> NDArray[T] | None:
-    return np.concatenate(parts) if parts else None
+def _concatenate(parts: list[NDArray[T]], rows: slice) -> NDArray[T] | None:
+    return np.concatenate(parts)[rows] if parts else None

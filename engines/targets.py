@@ -87,8 +87,8 @@ class Target:
         return INT8_CHANNELS if self.dialect == "portable" else INT8
 
     def with_finer(self, names: frozenset[str]) -> "Target":
-        """This target with the projections `names`, and no others, in its finer format."""
-        return replace(self, sensitive=self.finer_format, finer=names)
+        """This target with the projections `names`, and no others, in its finer format; the head is the embedding's."""
+        return replace(self, sensitive=self.finer_format, finer=names, head=self.embedding or self.head)
 
     def with_head(self) -> "Target":
         """This target with its projections' format for the lm_head too, but int8 in place of int4."""
