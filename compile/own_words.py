@@ -55,7 +55,7 @@ def calibration_text(
         partial.replace(kept)
     tokens = np.load(kept)
     digest = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
-    return dataclasses.replace(text, tokens=tokens, source=SOURCE, sha256=digest, seed=seed)
+    return dataclasses.replace(text, tokens=tokens, source=SOURCE, sha256=digest)
 
 
 def forget_words(work: Path) -> None:

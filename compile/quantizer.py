@@ -22,8 +22,9 @@ T = TypeVar("T", bound=np.generic)
 class MatrixPlan:
     """How one matrix [n, k] will be stored.
 
-    first: which of the stacked sources' rows is its first. carried: the checkpoint's own blocks are kept, code for code. folded: their offsets are k's last columns, which
-    multiply the means of x over each block: the product takes [x, means] instead of x.
+    first: which of the stacked sources' rows is its first. carried: the checkpoint's own blocks are kept, code for
+    code. folded: their offsets are k's last columns, which multiply the means of x over each block: the product takes
+    [x, means] instead of x.
     """
 
     sources: tuple[str, ...]
