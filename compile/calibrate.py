@@ -19,6 +19,7 @@ from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, model_of
+from megrez.compile.own_words import forget_words
 from megrez.compile.precision import HEAD, Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target, WeightFormat
@@ -84,6 +85,7 @@ def calibrate_checkpoint(
 def discard(work: Path) -> None:
     """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
     work.unlink(missing_ok=True)
+    forget_words(work)
     for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 

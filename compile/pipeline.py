@@ -10,7 +10,6 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.engine import ANY_DEVICE, EngineOptions, build_engine, disk_bytes, plan_request
 from megrez.compile.held_out import measure_bundle
 from megrez.compile.lowered import lowered
-from megrez.compile.own_words import forget_words
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
 from megrez.engines.targets import Target
@@ -74,7 +73,6 @@ def compile_bundle(request: Request, report: Report) -> Path:
     )
     if prepared.record is not None and request.calibration.scales is None:
         discard(work)
-        forget_words(work)
     return request.output
 
 

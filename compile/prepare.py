@@ -129,6 +129,8 @@ class Preparation:
     def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
         if not rounds_anything(self.checkpoint, self.target.with_finer(frozenset())):
             raise UsageError(f"--max-kl needs something to round, {self.target.name} rounds nothing here: leave it out")
+        if self.request.text.fidelity_tokens == 0:
+            raise UsageError("--max-kl is measured on held-out text, --fidelity-tokens is 0: give it some")
         text = self._text(algorithm)
         found = calibrate_within(self.checkpoint, self.target, algorithm, text, self.work, max_kl, self._stage)
         layers = self.checkpoint.config.num_hidden_layers
