@@ -26,7 +26,9 @@ from megrez.runtime.errors import UsageError
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    rows = [("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING", "HEAD", "ACTIVATIONS", "DEVICES")]
+    rows: list[tuple[str, ...]] = [
+        ("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING", "HEAD", "ACTIVATIONS", "DEVICES")
+    ]
     for target in TARGETS:
         forms = (target.weights, target.sensitive, target.embedding, target.head)
         formats = (str(form or target.kv_dtype) for form in forms)
