@@ -22,7 +22,8 @@ def fit_blocks(target: Target, config: ModelConfig, *, asked: bool) -> Target:
     widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
     if target.dialect != "portable" or block is None or all(width % block == 0 for width in widths):
         return target
-    largest = max((int(one) for one in BLOCK_SIZES if all(width % int(one) == 0 for width in widths)), default=None)
+    sizes = [size for size in map(int, BLOCK_SIZES) if size <= block]
+    largest = max((size for size in sizes if all(width % size == 0 for width in widths)), default=None)
     if asked and target.engine == "portable":
         return target
     if asked or largest is None:

@@ -106,6 +106,10 @@ class Target:
             raise UsageError(
                 f"--block-size is for weights in blocks to choose, {self.name} has {self.weights}: leave it out"
             )
+        if block > 128 and self.dialect == "portable":
+            raise UsageError(
+                f"--block-size {block} is for ONNX Runtime's targets, {self.name} is none: take 128 or less"
+            )
 
         def resized(form: WeightFormat | None) -> WeightFormat | None:
             return form if form is None or form.block is None else replace(form, block=block)
@@ -114,7 +118,7 @@ class Target:
         return replace(self, weights=weights, sensitive=sensitive, head=head, embedding=embedding)
 
 
-BLOCK_SIZES = ("16", "32", "64", "128")
+BLOCK_SIZES = ("16", "32", "64", "128", "256")
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
 # A float32 scale and ONNX Runtime's sum for every 32 weights would be a third of what a step reads, for 128 a ninth.
