@@ -9,6 +9,8 @@ from megrez.runtime.errors import UsageError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = ("lm_head.weight", EMBEDDING)
+# TensorRT's kernels for 4 bits know no larger blocks.
+LARGEST_PORTABLE = 128
 LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight")
 
 
@@ -19,6 +21,8 @@ def fit_blocks(target: Target, config: ModelConfig, *, asked: bool) -> Target:
     graph that stays a reference.
     """
     block = None if target.weights is None else target.weights.block
+    if asked and block is not None and block > LARGEST_PORTABLE and target.dialect == "portable":
+        raise UsageError(f"--block-size {block} is for cpu targets: {target.name} takes {LARGEST_PORTABLE} or less")
     widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
     if target.dialect != "portable" or block is None or all(width % block == 0 for width in widths):
         return target

@@ -106,10 +106,6 @@ class Target:
             raise UsageError(
                 f"--block-size is for weights in blocks to choose, {self.name} has {self.weights}: leave it out"
             )
-        if block > 128 and self.dialect == "portable":
-            raise UsageError(
-                f"--block-size {block} is for ONNX Runtime's targets, {self.name} is none: take 128 or less"
-            )
 
         def resized(form: WeightFormat | None) -> WeightFormat | None:
             return form if form is None or form.block is None else replace(form, block=block)

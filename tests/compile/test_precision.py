@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from megrez.calibration.blocks import BlockFormat
-from megrez.compile.precision import Precision
+from megrez.compile.precision import Precision, fit_blocks
 from megrez.engines.targets import find_target
+from megrez.runtime.errors import UsageError
 
 Q4_1 = BlockFormat(bits=4, block=32, zero_points=True, offsets=True)
 Q8_0 = BlockFormat(bits=8, block=32, zero_points=False, offsets=False)
@@ -60,6 +61,14 @@ def test_a_head_of_eight_bits_in_its_file_stays_as_it_is() -> None:
     assert bits("cpu-int4", name, {name: Q8_0}) == 8
     assert precision("cpu-int4", {name: Q8_0}).common_rows(name, 160) == 0
     assert bits("cpu-fp32", name, {name: Q8_0}) is None
+
+
+def test_blocks_of_256_are_for_cpus() -> None:
+    config: Any = SimpleNamespace(hidden_size=256, intermediate_size=512, num_attention_heads=4, head_dim=64)
+    wide = find_target("cpu-int4").with_block(256)
+    assert fit_blocks(wide, config, asked=True) == wide and str(wide.weights) == "int4 block 256 with zero points"
+    with pytest.raises(UsageError, match=r"^--block-size 256 is for cpu targets: trt-int4 takes 128 or less"):
+        fit_blocks(find_target("trt-int4").with_block(256), config, asked=True)
 
 
 def test_blocks_of_the_targets_bits_stay_as_they_are() -> None:

@@ -65,14 +65,6 @@ def test_a_target_with_other_blocks_has_them_everywhere() -> None:
     assert [(form.bits, form.block) for form in forms if form is not None] == [(4, 32), (8, 32), (4, 32), (8, 32)]
 
 
-def test_blocks_of_256_are_onnx_runtimes_alone() -> None:
-    assert str(find_target("cpu-int4").with_block(256).weights) == "int4 block 256 with zero points"
-    with pytest.raises(
-        UsageError, match=r"^--block-size 256 is for ONNX Runtime's targets, trt-int4 is none: take 128"
-    ):
-        find_target("trt-int4").with_block(256)
-
-
 def test_a_budget_for_accuracy_leaves_the_head_as_fine_as_the_embedding() -> None:
     chosen = find_target("cpu-int4").with_finer(frozenset({"a"}))
     assert chosen.head == chosen.embedding == find_target("cpu-int4").embedding
