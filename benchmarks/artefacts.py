@@ -37,12 +37,12 @@ def checkpoint(cache: Path, layers: int) -> Path:
 
 
 def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path:
-    """Compiled anew each time: one in the cache could be an older compiler's."""
+    """Compiled anew each time: one in the cache could be an older compiler's. Random weights gain by no calibration."""
     source = checkpoint(cache, layers)
     bundle = cache / "-".join(["megrez-int4", str(layers), *map(str, options)])
     shutil.rmtree(bundle, ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
-    command = compiler, source, "--target", "cpu-int4", "--context", CONTEXT, *options
+    command = compiler, source, "--target", "cpu-int4", "--algorithm", "rtn", "--context", CONTEXT, *options
     return made(bundle, lambda part: run(*command, "-o", part))
 
 

@@ -167,11 +167,11 @@ def _quantization(target: Target) -> str:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
     inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
+    head, embedding = (target.kv_dtype if form is None else form for form in (target.head, target.embedding))
     if target.observes:
-        inputs = f", all activations {target.activations}"
-    head = f"head {target.kv_dtype}" if target.head is None else f"head {target.head}"
+        inputs, embedding = f", all activations {target.activations}", "uint16"
     kept = "; the checkpoint's own blocks kept" if target.inputs is None and not target.observes else ""
-    return f"projections {target.weights}{sensitive}{inputs}; embedding and {head}{kept}"
+    return f"projections {target.weights}{sensitive}{inputs}; embedding {embedding}, head {head}{kept}"
 
 
 GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)

@@ -19,6 +19,7 @@ from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, model_of
+from megrez.compile.own_words import forget_words
 from megrez.compile.precision import HEAD, Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target, WeightFormat
@@ -84,6 +85,7 @@ def calibrate_checkpoint(
 def discard(work: Path) -> None:
     """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
     work.unlink(missing_ok=True)
+    forget_words(work)
     for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,14 +128,14 @@ def _record(
 def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
     """What calibration rounds: matrices in the target's format, but for those whose own blocks are carried over.
 
-    The head is left to the build, unless its input needs a static scale.
+    A head of 8 bits is left to the build, unless its input needs a static scale: rounding to nearest costs it nothing.
     """
     precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
     shapes = expected_tensors(checkpoint.config)
 
     def form(name: str) -> WeightFormat | None:
         wanted = precision.wanted(name)
-        if wanted is None or (name in HEAD and target.inputs is None):
+        if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
             return None
         rows, columns = shapes[name]
         return None if quantizer.plan((name,), rows, columns, wanted).carried else wanted

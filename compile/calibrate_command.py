@@ -8,9 +8,9 @@ import click
 from megrez.calibration.record import Record
 from megrez.compile.calibrate import calibrate_checkpoint, rounds_anything
 from megrez.compile.calibration_options import calibration_options, text_request
-from megrez.compile.calibration_text import read_text
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.console_report import ConsoleReport
+from megrez.compile.own_words import calibration_text, forget_words
 from megrez.compile.precision import fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
@@ -56,11 +56,13 @@ def calibrate_command(
         if row.weights is None or not rounds_anything(checkpoint, row):
             raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
-        ids = read_text(checkpoint.text, request, checkpoint.config.max_position_embeddings)
+        longest = checkpoint.config.max_position_embeddings
+        ids = calibration_text(checkpoint, row, request, longest, output, report)
         chosen = algorithm or row.algorithm
         report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
         progress = report.layers(checkpoint.config.num_hidden_layers)
         record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
+        forget_words(output)
     _tell(record, output)
 
 

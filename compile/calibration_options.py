@@ -24,7 +24,7 @@ def calibration_options(command: Command) -> Command:
                 "--calib",
                 metavar="FILE",
                 type=click.Path(path_type=Path),
-                help="Text or .jsonl to calibrate on [Python's own documentation].",
+                help="Text or .jsonl to calibrate on [the model's own words, or for trt-* Python's documentation].",
             ),
             click.option(
                 "--calib-samples", type=int, default=DEFAULT.samples, show_default=True, help="Samples to read."

@@ -25,10 +25,13 @@ from megrez.runtime.errors import UsageError
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    rows = [("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING, HEAD", "ACTIVATIONS", "DEVICES")]
+    rows: list[tuple[str, ...]] = [
+        ("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING", "HEAD", "ACTIVATIONS", "DEVICES")
+    ]
     for target in TARGETS:
-        formats = [str(form or target.kv_dtype) for form in (target.weights, target.sensitive, target.head)]
-        rows.append((target.name, formats[0], formats[1], formats[2], target.activations, target.devices))
+        forms = (target.weights, target.sensitive, target.embedding, target.head)
+        formats = (str(form or target.kv_dtype) for form in forms)
+        rows.append((target.name, *formats, target.activations, target.devices))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -42,7 +45,9 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option(
     "--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096; NPUs 1024]."
 )
-@click.option("--block-size", type=click.Choice((*BLOCK_SIZES, CHANNEL)), help="Weights that share a scale [32].")
+@click.option(
+    "--block-size", type=click.Choice((*BLOCK_SIZES, CHANNEL)), help="Weights that share a scale [the target's]."
+)
 @click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
 @click.option("--quantize-head", is_flag=True, help="For targets that leave the lm_head as it is: 8 bits.")
 @click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")

@@ -4,8 +4,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
@@ -13,6 +11,7 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.engine import Plan, build_engine, disk_bytes, plan_request
 from megrez.compile.engine_options import ANY_DEVICE, EngineOptions
 from megrez.compile.held_out import measure_bundle
+from megrez.compile.lowered import lowered
 from megrez.compile.npu import ContextsPlan, GraphsPlan
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
@@ -61,7 +60,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
         report=report,
     ).run()
     report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers for {request.target.name}")
-    model = _lowered(prepared, context)
+    model = lowered(prepared.checkpoint, prepared.target, context, prepared.input_scale)
     check_space(request.output, disk_bytes(model, plan))
     content = Content(
         checkpoint=checkpoint,
@@ -104,18 +103,6 @@ def _through_graphs(request: Request, report: Report) -> Path:
         return build_staged(str(compile_bundle(staged, report)), None, request.output, engine, report)
     finally:
         shutil.rmtree(graphs, ignore_errors=True)
-
-
-def _lowered(prepared: Prepared, context: int) -> ir.Model:
-    """The graph in the target's dialect. torch takes seconds to import: what can be refused is refused before."""
-    from megrez.compile.dialects import lower
-    from megrez.compile.export.trace import trace
-    from megrez.compile.weights import bind
-
-    model = trace(prepared.checkpoint.config, context)
-    bind(model, prepared.checkpoint, context)
-    lower(model, prepared.checkpoint, prepared.target, prepared.input_scale)
-    return model
 
 
 def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report: Report) -> Measured | None:

@@ -16,6 +16,7 @@ from megrez.compile.calibration_text import CalibrationText, TextRequest, read_t
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, read_held_out
+from megrez.compile.own_words import calibration_text
 from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
@@ -95,8 +96,7 @@ class Preparation:
             return self._within_budget(algorithm, request.max_kl)
         if (algorithm == "rtn" and blind) or not rounds_anything(self.checkpoint, target):
             return Prepared(checkpoint=self.checkpoint, target=target, held_out=self._held_out(request.text))
-        text = read_text(self.checkpoint.text, request.text, self.context)
-        self._tell(algorithm, text)
+        text = self._text(algorithm)
         record, held_out = calibrate_checkpoint(
             self.checkpoint, target, algorithm, text, self.work, self._layers(), reuse=True
         )
@@ -142,8 +142,9 @@ class Preparation:
     def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
         if not rounds_anything(self.checkpoint, self.target.with_finer(frozenset())):
             raise UsageError(f"--max-kl needs something to round, {self.target.name} rounds nothing here: leave it out")
-        text = read_text(self.checkpoint.text, self.request.text, self.context)
-        self._tell(algorithm, text)
+        if self.request.text.fidelity_tokens == 0:
+            raise UsageError("--max-kl is measured on held-out text, --fidelity-tokens is 0: give it some")
+        text = self._text(algorithm)
         found = calibrate_within(self.checkpoint, self.target, algorithm, text, self.work, max_kl, self._stage)
         layers = self.checkpoint.config.num_hidden_layers
         self.report.stage("what rounding each point alone costs, in millinats of KL divergence; * stays finer")
@@ -170,8 +171,11 @@ class Preparation:
         self.report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the exact model")
         return read_held_out(self.checkpoint, text, self._layers())
 
-    def _tell(self, algorithm: str, text: CalibrationText) -> None:
+    def _text(self, algorithm: str) -> CalibrationText:
+        request = self.request.text
+        text = calibration_text(self.checkpoint, self.target, request, self.context, self.work, self.report)
         self.report.stage(f"calibrating by {algorithm} on {text.tokens.size} tokens of {text.source}")
+        return text
 
     def _stage(self, name: str) -> Progress:
         self.report.stage(name)

@@ -22,9 +22,9 @@ T = TypeVar("T", bound=np.generic)
 class MatrixPlan:
     """How one matrix [n, k] will be stored.
 
-    carried: the checkpoint's own blocks are kept, code for code. folded: their offsets are k's last columns, which
-    multiply the means of x over each block: the product takes [x, means] instead of x. nested: see WeightFormat.
-    per_channel: a block is a whole row.
+    first: which of the stacked sources' rows is its first. carried: the checkpoint's own blocks are kept, code for
+    code. folded: their offsets are k's last columns, which multiply the means of x over each block: the product takes
+    [x, means] instead of x. nested: see WeightFormat. per_channel: a block is a whole row.
     """
 
     sources: tuple[str, ...]
@@ -38,10 +38,15 @@ class MatrixPlan:
     floating: bool = False
     nested: bool = False
     per_channel: bool = False
+    first: int = 0
 
     @property
     def blocks(self) -> int:
         return -(-self.k // self.block)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.n)
 
 
 class Quantizer:
@@ -87,7 +92,7 @@ class Quantizer:
         return self._last[1]
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
-        matrix = stack(self.checkpoint, plan.sources)
+        matrix = stack(self.checkpoint, plan.sources)[plan.rows]
         if self.exact and plan.per_channel and plan.bits == 8:
             return quantize_channels(matrix, floating=plan.floating)
         if plan.floating or plan.nested:
@@ -106,10 +111,10 @@ class Quantizer:
         whole = BlockQuantized(
             bits=plan.bits,
             block=plan.block,
-            codes=np.concatenate([part.codes for part in parts]),
-            scales=np.concatenate([part.scales for part in parts]),
-            zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None]),
-            offsets=_concatenate([part.offsets for part in parts if part.offsets is not None]),
+            codes=np.concatenate([part.codes for part in parts])[plan.rows],
+            scales=np.concatenate([part.scales for part in parts])[plan.rows],
+            zero_points=_concatenate([part.zero_points for part in parts if part.zero_points is not None], plan.rows),
+            offsets=_concatenate([part.offsets for part in parts if part.offsets is not None], plan.rows),
             floating=plan.floating,
         )
         return fold_offsets(whole) if plan.folded else whole
@@ -126,5 +131,5 @@ def block_format_of(form: WeightFormat, columns: int) -> BlockFormat:
     )
 
 
-def _concatenate(parts: list[NDArray[T]]) -> NDArray[T] | None:
-    return np.concatenate(parts) if parts else None
+def _concatenate(parts: list[NDArray[T]], rows: slice) -> NDArray[T] | None:
+    return np.concatenate(parts)[rows] if parts else None

@@ -66,7 +66,9 @@ def _manifest(staged: Manifest, target: Target) -> Manifest:
     per_token = cache.bytes_per_token // BYTES[cache.dtype] * BYTES[target.kv_dtype]
     stated = staged.provenance
     # What is not rounded takes the type of the caches: float32 while it is staged, the engine's own after that.
-    quantization = stated.quantization.replace(f"head {cache.dtype}", f"head {target.kv_dtype}")
+    quantization = stated.quantization
+    for part in ("embedding", "head"):
+        quantization = quantization.replace(f"{part} {cache.dtype}", f"{part} {target.kv_dtype}")
     return replace(
         staged,
         engine=target.engine,

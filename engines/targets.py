@@ -33,11 +33,12 @@ class Target:
     """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
-    head: the embedding and the lm_head. inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too,
-    with one scale per tensor that calibration measures. algorithm: the default one of calibration, of those in
-    megrez.compile.calibrate; "rtn" rounds to nearest. finer: the tensors that get `sensitive`; None leaves the choice
-    to megrez.compile.precision. min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None
-    for other devices. default_context: tokens, where a user asks for none.
+    head: the lm_head. embedding: the table that tokens are looked up in, and a coarser head's most common rows.
+    inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
+    calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate; "rtn" rounds
+    to nearest. finer: the tensors that get `sensitive`; None leaves the choice to megrez.compile.precision.
+    min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None for other devices.
+    default_context: tokens, where a user asks for none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     weights: WeightFormat | None
     sensitive: WeightFormat | None
     head: WeightFormat | None
+    embedding: WeightFormat | None
     activations: str
     kv_dtype: str
     devices: str
@@ -109,8 +111,8 @@ class Target:
         return INT8_CHANNELS if self.dequantizes else INT8
 
     def with_finer(self, names: frozenset[str]) -> "Target":
-        """This target with the projections `names`, and no others, in its finer format."""
-        return replace(self, sensitive=self.finer_format, finer=names)
+        """This target with the projections `names`, and no others, in its finer format; the head is the embedding's."""
+        return replace(self, sensitive=self.finer_format, finer=names, head=self.embedding or self.head)
 
     def with_head(self) -> "Target":
         """This target with its projections' format for the lm_head too, but int8 in place of int4."""
@@ -139,17 +141,18 @@ class Target:
             nested = form is not None and form.nested and block is not None
             return form if form is None or form.block is None else replace(form, block=block, nested=nested)
 
-        weights, sensitive, head = map(resized, (self.weights, self.sensitive, self.head))
-        return replace(self, weights=weights, sensitive=sensitive, head=head)
+        weights, sensitive, head, embedding = map(resized, (self.weights, self.sensitive, self.head, self.embedding))
+        return replace(self, weights=weights, sensitive=sensitive, head=head, embedding=embedding)
 
 
 # Engines that are built from a graph, and the engine that runs the graph itself.
 STAGED = {"tensorrt": "portable", "qnn": "qdq"}
 CHANNEL = "channel"
-BLOCK_SIZES = ("16", "32", "64", "128")
+BLOCK_SIZES = ("16", "32", "64", "128", "256")
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
-# Beside 4-bit projections a coarser head costs next to nothing, and it is an eighth of what a step reads.
+# A float32 scale and ONNX Runtime's sum for every 32 weights would be a third of what a step reads, for 128 a ninth.
+INT4 = WeightFormat(bits=4, block=128, symmetric=False)
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
 # What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
 INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
@@ -166,6 +169,7 @@ CUDA = Target(
     weights=None,
     sensitive=None,
     head=None,
+    embedding=None,
     activations="float16",
     kv_dtype="float16",
     devices="NVIDIA GPUs of SM75 and later, through ONNX Runtime",
@@ -179,6 +183,7 @@ TENSORRT = Target(
     weights=None,
     sensitive=None,
     head=None,
+    embedding=None,
     activations="float16",
     kv_dtype="float16",
     devices="NVIDIA GPUs of SM75 and later",
@@ -192,6 +197,7 @@ QNN = Target(
     weights=INT8_CHANNELS,
     sensitive=INT8_CHANNELS,
     head=INT8_CHANNELS,
+    embedding=None,
     activations="uint16 per tensor, calibrated",
     kv_dtype="uint8",
     devices="Snapdragon NPUs of v73 and later",
@@ -206,6 +212,7 @@ TARGETS = (
         weights=None,
         sensitive=None,
         head=None,
+        embedding=None,
         activations="float32",
         kv_dtype="float32",
         devices="any CPU",
@@ -217,6 +224,7 @@ TARGETS = (
         weights=INT8,
         sensitive=INT8,
         head=INT8,
+        embedding=INT8,
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
@@ -225,22 +233,24 @@ TARGETS = (
         name="cpu-int4",
         engine="ort",
         dialect="ort",
-        weights=WeightFormat(bits=4, block=32, symmetric=False),
-        sensitive=INT8,
-        head=INT8_COARSE,
+        weights=INT4,
+        sensitive=INT8_COARSE,
+        head=INT4,
+        embedding=INT8_COARSE,
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
         algorithm="gptq",
     ),
     CUDA,
-    replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8),
+    replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8, embedding=INT8),
     replace(
         CUDA,
         name="cuda-int4",
-        weights=WeightFormat(bits=4, block=32, symmetric=False),
-        sensitive=INT8,
-        head=INT8_COARSE,
+        weights=INT4,
+        sensitive=INT8_COARSE,
+        head=INT4,
+        embedding=INT8_COARSE,
         algorithm="gptq",
     ),
     TENSORRT,

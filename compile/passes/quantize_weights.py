@@ -3,6 +3,7 @@
 Reads no weight: the new initializers are recipes that quantise when they are written.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from megrez.compile.passes.graph import (
 from megrez.compile.precision import EMBEDDING, Precision
 from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
+from megrez.engines.targets import WeightFormat
 
 # On a CPU, MatMulNBits then quantises its input to int8 per block and multiplies integers, 12 times as fast as without.
 INT8_ARITHMETIC = 4
@@ -45,24 +47,48 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self.quantizer, self.precision, self.accuracy_level = quantizer, precision, accuracy_level
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        made: dict[str, Matrix] = {}
+        made: dict[MatrixPlan, Matrix] = {}
+        floats: set[str] = set()
         for node in list(model.graph):
             weight = _weight(node)
-            wanted = None if weight is None else self.precision.wanted(weight.meta[SOURCES][0])
+            wanted = None if weight is None else self._wanted(node, weight)
             if weight is None or wanted is None:
                 continue
             name = name_of(weight)
-            if name not in made:
-                n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
-                plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
-                made[name] = self._matrix(model, name.removesuffix(".weight"), plan)
+            floats.add(name)
+            parts = self._parts(node, weight, wanted)
+            for part, plan in parts.items():
+                if plan not in made:
+                    made[plan] = self._matrix(model, part, plan)
+            matrices = [made[plan] for plan in parts.values()]
             if node.op_type == "Gather":
-                _lower_gather(model, node, made[name])
+                _lower_gather(model, node, matrices)
             else:
-                _lower_matmul(model, node, made[name], self.accuracy_level)
-        for name in made:
+                _lower_matmul(model, node, matrices, self.accuracy_level)
+        for name in floats:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(made))
+
+    def _wanted(self, node: ir.Node, weight: ir.Value) -> WeightFormat | None:
+        return (
+            self.precision.looked_up() if node.op_type == "Gather" else self.precision.wanted(weight.meta[SOURCES][0])
+        )
+
+    def _parts(self, node: ir.Node, weight: ir.Value, wanted: WeightFormat) -> dict[str, MatrixPlan]:
+        """The plans of the rows of `weight`, in their order, by the names of the matrices that they become."""
+        name, sources = name_of(weight), weight.meta[SOURCES]
+        n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
+        stem = "lm_head" if name == EMBEDDING and node.op_type == "MatMul" else name.removesuffix(".weight")
+        common = 0 if node.op_type == "Gather" else self.precision.common_rows(sources[0], n)
+        plan = self.quantizer.plan(sources, n, k, wanted)
+        if not common:
+            return {stem: plan}
+        finer = self.precision.looked_up()
+        assert finer is not None
+        return {
+            f"{stem}.common": self.quantizer.plan(sources, common, k, finer),
+            stem: dataclasses.replace(plan, n=n - common, first=common),
+        }
 
     def _matrix(self, model: ir.Model, stem: str, plan: MatrixPlan) -> Matrix:
         make, n, blocks = self.quantizer, plan.n, plan.blocks
@@ -89,10 +115,21 @@ def _weight(node: ir.Node) -> ir.Value | None:
     return value if SOURCES in value.meta else None
 
 
-def _lower_matmul(model: ir.Model, node: ir.Node, matrix: Matrix, accuracy_level: int) -> None:
+def _lower_matmul(model: ir.Model, node: ir.Node, parts: list[Matrix], accuracy_level: int) -> None:
     add = only_consumer(node.outputs[0], "Add")
     bias = operand(add, 1) if add is not None and SOURCES in operand(add, 1).meta else None
     end = node if add is None or bias is None else add
+    products = [_product(model, node, matrix, bias, accuracy_level) for matrix in parts]
+    if len(products) == 1:
+        replace(model, [end.outputs[0]], products[0].outputs, at=end, node=products[0])
+        return
+    assert bias is None, "only a head has parts, and no bias"
+    model.graph.insert_before(end, products)
+    whole = ir.node("Concat", [product.outputs[0] for product in products], {"axis": -1})
+    replace(model, [end.outputs[0]], whole.outputs, at=end, node=whole)
+
+
+def _product(model: ir.Model, node: ir.Node, matrix: Matrix, bias: ir.Value | None, accuracy_level: int) -> ir.Node:
     plan = matrix.plan
     x = _with_means(model, node, plan) if plan.folded else operand(node, 0)
     attributes = {
@@ -105,8 +142,7 @@ def _lower_matmul(model: ir.Model, node: ir.Node, matrix: Matrix, accuracy_level
     inputs = [x, matrix.codes, matrix.scales, matrix.zero_points, None, bias]
     while inputs[-1] is None:
         inputs.pop()
-    fused = ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
-    replace(model, [end.outputs[0]], fused.outputs, at=end, node=fused)
+    return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
 
 def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
@@ -126,8 +162,9 @@ def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
     return added[-1].outputs[0]
 
 
-def _lower_gather(model: ir.Model, node: ir.Node, matrix: Matrix) -> None:
+def _lower_gather(model: ir.Model, node: ir.Node, parts: list[Matrix]) -> None:
     """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; scales follow by Reshape."""
+    (matrix,) = parts
     plan, stem = matrix.plan, name_of(matrix.codes).removesuffix(".codes")
     assert matrix.zero_points is None and not plan.folded
     shape = constant(model, f"{stem}.scales_shape", ir.tensor([plan.n, plan.blocks, 1], dtype=ir.DataType.INT64))

@@ -60,9 +60,15 @@ def test_only_targets_that_multiply_small_inputs_need_their_ranges() -> None:
 
 
 def test_a_target_with_other_blocks_has_them_everywhere() -> None:
-    coarse = find_target("cpu-int4").with_block(128)
-    forms = (coarse.weights, coarse.sensitive, coarse.head)
-    assert [(form.bits, form.block) for form in forms if form is not None] == [(4, 128), (8, 128), (8, 128)]
+    fine = find_target("cpu-int4").with_block(32)
+    forms = (fine.weights, fine.sensitive, fine.head, fine.embedding)
+    assert [(form.bits, form.block) for form in forms if form is not None] == [(4, 32), (8, 32), (4, 32), (8, 32)]
+
+
+def test_a_budget_for_accuracy_leaves_the_head_as_fine_as_the_embedding() -> None:
+    chosen = find_target("cpu-int4").with_finer(frozenset({"a"}))
+    assert chosen.head == chosen.embedding == find_target("cpu-int4").embedding
+    assert find_target("trt-int8").with_head().with_finer(frozenset()).head == find_target("trt-int8").weights
 
 
 def test_blocks_are_resized_where_there_are_any() -> None:

@@ -54,20 +54,20 @@ def stored(model: ir.Model, stem: str, bits: int, block: int) -> NDArray[np.floa
     return decode(arrays["codes"], arrays["scales"], arrays["zero_points"], bits=bits, block=block)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("target", "bits"), [("cpu-int8", 8), ("cpu-int4", 4)])
+@pytest.mark.parametrize(("target", "bits", "block"), [("cpu-int8", 8, 32), ("cpu-int4", 4, 128)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_projection(target: str, bits: int, bias: bool) -> None:
+def test_a_projection(target: str, bits: int, block: int, bias: bool) -> None:
     nodes = f'm = MatMul(x, "{PROJ}") y = Add(m, "{BIAS}")' if bias else f'y = MatMul(x, "{PROJ}")'
     model, _ = quantize(f"{PROJECT} {{ {nodes} }}", target)
     assert op_counts(model) == {"MatMulNBits": 1}
     (node,) = model.graph
-    weights = stored(model, "l.q_proj", bits, 32)
+    weights = stored(model, "l.q_proj", bits, block)
     # Two steps of the coarsest block: a code in the wrong place is off by far more.
     assert np.abs(weights - TENSORS[PROJ]).max() < 2 * np.abs(TENSORS[PROJ]).max() / 2 ** (bits - 1)
     assert (len(node.inputs), node.attributes["accuracy_level"].as_int()) == (6 if bias else 4 - (bits == 8), 4)
     expected = X.astype(np.float64) @ weights.T + (TENSORS[BIAS] if bias else 0)
     error = np.abs(run(model, {"x": X})["y"] - expected)
-    assert (error <= activation_error(X, weights, 32)).all()
+    assert (error <= activation_error(X, weights, block)).all()
 
 
 def test_the_float_matrix_is_gone_and_a_residual_is_no_bias() -> None:
@@ -80,17 +80,44 @@ def test_the_float_matrix_is_gone_and_a_residual_is_no_bias() -> None:
     assert set(model.graph.initializers) == {f"l.q_proj.{part}" for part in ("codes", "scales", "zero_points")}
 
 
+def head_of(model: ir.Model, k: int) -> NDArray[np.float64]:
+    """A 4-bit head [40, k]: the first sixteenth of its rows has 8 bits."""
+    common, rest = stored(model, "lm_head.common", 8, 128), stored(model, "lm_head", 4, 128)
+    assert (len(common), len(rest)) == (2, 38)
+    return np.concatenate([common, rest])[:, :k]
+
+
+def assert_near(weights: NDArray[np.float64], matrix: NDArray[np.float32], bits: int) -> None:
+    assert np.abs(weights - matrix).max() < 2 * np.abs(matrix).max() / 2 ** (bits - 1)
+
+
 @pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 128)])
-def test_a_head_is_stored_in_eight_bits(target: str, block: int) -> None:
+def test_a_head(target: str, block: int) -> None:
     text = f'agraph (float[N,{K}] x, float[{K},40] "{HEAD}") => (float[N,40] y) {{ y = MatMul(x, "{HEAD}") }}'
     model, _ = quantize(text, target)
-    weights = stored(model, "lm_head", 8, block)
+    weights = stored(model, "lm_head", 8, block) if target == "cpu-int8" else head_of(model, K)
+    assert_near(weights[:2], TENSORS[HEAD][:2], 8)
+    assert_near(weights, TENSORS[HEAD], 8 if target == "cpu-int8" else 4)
     error = np.abs(run(model, {"x": X[0]})["y"] - X[0].astype(np.float64) @ weights.T)
     assert (error <= activation_error(X[0], weights, block)).all()
 
 
-@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32), ("cpu-int4", 128)])
 @pytest.mark.parametrize("k", [K, 96])
+def test_a_coarser_tied_head_leaves_the_embedding_in_eight_bits(k: int) -> None:
+    matrix = TENSORS[EMBED][:, :k]
+    model, _ = quantize(tied(k), "cpu-int4", FakeCheckpoint({EMBED: matrix}))
+    table, weights = stored(model, "model.embed_tokens", 8, 128)[:, :k], head_of(model, k)
+    assert_near(table, matrix, 8)
+    assert_near(weights, matrix, 4)
+    ids = np.array([[0, 39, 7], [7, 21, 1]])
+    found = run(model, {"ids": ids})
+    np.testing.assert_allclose(found["e"], table[ids], rtol=0, atol=1e-6)
+    error = np.abs(found["y"] - table[ids] @ weights.T)
+    assert (error <= activation_error(found["e"], weights, 128)).all()
+
+
+@pytest.mark.parametrize(("target", "block"), [("cpu-int8", 32)])
+@pytest.mark.parametrize("k", [K, 96, 80])
 def test_a_tied_head_shares_the_embeddings_codes(target: str, block: int, k: int) -> None:
     matrix = TENSORS[EMBED][:, :k]
     model, _ = quantize(tied(k), target, FakeCheckpoint({EMBED: matrix}))
