@@ -16,6 +16,7 @@ from megrez.calibration.caches import KINDS, CacheObservers
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.parts import LayerRange, head_part, layers_part
 from megrez.compile.passes.explicit_attention import mask_name
+from megrez.compile.passes.graph import static_shape
 from megrez.compile.passes.quantize_activations import PAST, Ranges
 from megrez.compile.precision import EMBEDDING
 from megrez.compile.rope import rotary_tables
@@ -140,7 +141,7 @@ class _Runner:
         known = set(graph.outputs)
         values = [value for node in graph if node.op_type != "DequantizeLinear" for value in node.outputs]
         graph.outputs.extend(value for value in values if value not in known)
-        caches = {str(v.name): np.zeros(v.shape.numpy(), np.float32) for v in graph.inputs if _is_cache(v)}
+        caches = {str(v.name): np.zeros(static_shape(v), np.float32) for v in graph.inputs if _is_cache(v)}
         wanted = {str(value.name) for value in graph.inputs}
         write_onnx(self._part, Path(self._folder.name))
         options = onnxruntime.SessionOptions()

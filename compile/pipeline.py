@@ -4,6 +4,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
@@ -84,12 +86,13 @@ def compile_bundle(request: Request, report: Report) -> Path:
 def _build(
     model: ir.Model, prepared: Prepared, folder: Path, context: int, plan: Plan | None, report: Report
 ) -> Device | None:
-    if not isinstance(plan, GraphsPlan):
-        return build_engine(model, folder, context, plan, report)
-    from megrez.compile.static_graphs import write_static_graphs
+    if isinstance(plan, GraphsPlan):
+        from megrez.compile.static_graphs import write_static_graphs
 
-    write_static_graphs(model, prepared, folder, context, plan.chunk, report)
-    return None
+        write_static_graphs(model, prepared, folder, context, plan.chunk, report)
+        return None
+    assert not isinstance(plan, ContextsPlan), "contexts are built from graphs"
+    return build_engine(model, folder, context, plan, report)
 
 
 def _through_graphs(request: Request, report: Report) -> Path:

@@ -13,6 +13,7 @@ from megrez.compile.npu import ContextsPlan, build_contexts
 from megrez.compile.report import Report
 from megrez.engines.ort import MODEL_FILE
 from megrez.engines.targets import STAGED, Target, find_target
+from megrez.engines.tensorrt.plan import PlanRequest
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import Bundle, open_bundle
@@ -44,6 +45,7 @@ def build_staged(model: str, target: str | None, output: Path, options: EngineOp
         check_space(output, staged.size * (1 if plan.share_weights else 2))
         write_bundle(output, manifest, text, lambda folder: build_contexts(staged.path, folder, plan, report))
         return output
+    assert isinstance(plan, PlanRequest), "only engines and contexts are built from what was staged"
     graph = ir.load(staged.path / MODEL_FILE)
     check_space(output, disk_bytes(graph, plan))
     write_bundle(output, manifest, text, lambda folder: build_engine(graph, folder, context, plan, report))

@@ -54,7 +54,7 @@ def megrez_compile(
     def run(*args: object) -> Done:
         from megrez.compile.cli import main
 
-        staged = (Path(str(args[0])) / "manifest.json").exists()
+        staged = bool(args) and (Path(str(args[0])) / "manifest.json").exists()
         # What args say after them counts.
         brief = [] if staged else ["--calib-samples", "2", "--fidelity-tokens", "64"]
         monkeypatch.setattr(sys, "argv", ["megrez-compile", *brief, *map(str, args)])

@@ -54,8 +54,8 @@ def _add_mask(model: ir.Model, attention: ir.Node, window: int | None) -> ir.Val
 
 
 def _lower(model: ir.Model, attention: ir.Node, mask: ir.Value, scale: ir.Value) -> None:
-    scatters = [producer(attention.inputs[index], "TensorScatter") for index in (1, 2)]
-    assert scatters[0] is not None and scatters[1] is not None
+    scatters = [node for index in (1, 2) if (node := producer(attention.inputs[index], "TensorScatter")) is not None]
+    assert len(scatters) == 2, f"{attention.name} does not read two caches"
     _, heads, tokens, width = static_shape(operand(attention, 0))
     _, kv_heads, capacity, _ = static_shape(operand(scatters[0], 0))
     stem, total, rows = name_of(attention.outputs[0]), capacity + tokens, heads // kv_heads * tokens

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from megrez.compile.passes.explicit_attention import is_mask
-from megrez.compile.passes.graph import constant, name_of
+from megrez.compile.passes.graph import constant, name_of, operand
 from megrez.engines.qnn.affine import Affine, affine_of
 
 # Tensors that only move keep their codes: what these read and give has one scale.
@@ -48,7 +48,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
             for value in filter(_is_float, node.outputs):
                 emit.output(node, value, affines[value])
             if node.op_type == "Identity":
-                node.outputs[0].replace_all_uses_with(node.inputs[0])
+                node.outputs[0].replace_all_uses_with(operand(node, 0))
                 model.graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=True)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
 
+DATA_FILE = f"{MODEL_FILE}.data"
 # Below this a tensor stays inside the graph, where ONNX Runtime's shape inference can see it.
 EMBEDDED_BYTES = 1024
 # External data is mapped into memory: every tensor starts on a page.

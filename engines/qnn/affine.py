@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[Any]
-TYPES = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
+TYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,9 @@ class Affine:
 
     def encode(self, x: NDArray[np.floating[Any]]) -> Codes:
         """Codes of x, rounded to nearest even and clipped, as ONNX's QuantizeLinear does."""
-        codes = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return codes.clip(0, (1 << self.bits) - 1).astype(self.dtype)
+        steps = np.rint(x / np.float32(self.scale)) + self.zero_point
+        codes: Codes = steps.clip(0, (1 << self.bits) - 1).astype(self.dtype)
+        return codes
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         y: NDArray[np.float32] = (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
