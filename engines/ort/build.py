@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megrez.engines.ort import MODEL_FILE
 
-DATA_FILE = f"{MODEL_FILE}.data"
+DATA_FILE = "{}.data"
 # Below this a tensor stays inside the graph, where ONNX Runtime's shape inference can see it.
 EMBEDDED_BYTES = 1024
 # External data is mapped into memory: every tensor starts on a page.
@@ -22,25 +22,27 @@ PAGE = 4096
 Progress = Callable[[int], None]
 
 
-def build(
-    model: ir.Model, folder: Path, *, name: str = Path(MODEL_FILE).stem, progress: Progress = lambda written: None
-) -> None:
-    """Write `model` into `folder` as NAME.onnx and its data; its initializers are replaced by references to them.
+def build(model: ir.Model, folder: Path, *, file: str = MODEL_FILE, progress: Progress = lambda written: None) -> None:
+    """Write `model` into `folder` as `file` and its data; its initializers are replaced by references to them.
 
     Tensors that lie in a file of `folder` already stay there. `progress` is told of every tensor's bytes once they are
     written.
     """
-    with (folder / f"{name}.onnx.data").open("wb") as data:
-        for value, tensor in _tensors(model):
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
-                continue
-            if tensor.nbytes <= EMBEDDED_BYTES:
-                # Made here and not by ir.save, which would wrap the checkpoint's own errors.
-                value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
-                continue
-            value.const_value = _append(data, tensor, folder)
-            progress(tensor.nbytes)
-    ir.save(model, folder / f"{name}.onnx")
+    large = []
+    for value, tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
+            continue
+        if tensor.nbytes > EMBEDDED_BYTES:
+            large.append((value, tensor))
+        else:
+            # Made here and not by ir.save, which would wrap the checkpoint's own errors.
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+    if large:
+        with (folder / DATA_FILE.format(file)).open("wb") as data:
+            for value, tensor in large:
+                value.const_value = _append(data, tensor, folder)
+                progress(tensor.nbytes)
+    ir.save(model, folder / file)
 
 
 def data_bytes(model: ir.Model) -> int:

@@ -67,7 +67,7 @@ def test_blocks_of_256_are_for_cpus() -> None:
     config: Any = SimpleNamespace(hidden_size=256, intermediate_size=512, num_attention_heads=4, head_dim=64)
     wide = find_target("cpu-int4").with_block(256)
     assert fit_blocks(wide, config, asked=True) == wide and str(wide.weights) == "int4 block 256 with zero points"
-    with pytest.raises(UsageError, match=r"^--block-size 256 is for cpu targets: trt-int4 takes 128 or less"):
+    with pytest.raises(UsageError, match=r"^--block-size 256 is for cpu and cuda targets: trt-int4 takes 128 or less"):
         fit_blocks(find_target("trt-int4").with_block(256), config, asked=True)
 
 

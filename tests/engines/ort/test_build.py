@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
 from megrez.compile.weights import add_lazy
-from megrez.engines.ort.build import DATA_FILE, EMBEDDED_BYTES, MODEL_FILE, PAGE, build, data_bytes
+from megrez.engines.ort.build import EMBEDDED_BYTES, MODEL_FILE, PAGE, build, data_bytes
 
+DATA_FILE = "model.onnx.data"
 SHAPES = {"a": (40, 30), "b": (16, 16), "c": (70, 40), "small": (16, 16)}
 DTYPES = {"a": np.float32, "b": np.float32, "c": np.uint8, "small": np.uint8}
 ARRAYS: dict[str, NDArray[Any]] = {
