@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
 from megrez.compile.observe import CAPACITY, Observed, assumed, observe
-from megrez.compile.parts import head_part, layers_part, split_layers
+from megrez.compile.parts import LayerRange, head_part, layers_part, split_layers
 from megrez.compile.passes.explicit_attention import ExplicitAttention, is_mask
 from megrez.compile.passes.graph import name_of, operand
 from megrez.compile.passes.quantize_activations import QuantizeActivations
@@ -55,11 +55,12 @@ def write_static_graphs(
     checkpoint = prepared.checkpoint
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
     observed = assumed(layers) if prepared.observed is None else _observe(model, prepared, report)
-    total = data_bytes(model)
+    steps = {DECODE: static_graph(model, config, 1, context), PREFILL: static_graph(model, config, chunk, context)}
+    one_layer = max(1, data_bytes(layers_part(steps[DECODE], LayerRange(first=0, stop=1))))
+    ranges = split_layers(layers, one_layer, PART_BYTES)
+    total = layers * one_layer + data_bytes(head_part(steps[DECODE], layers))
     report.stage(f"writing {total / 1e9:.2f} GB of weights as graphs of {chunk} tokens and of one")
     written = report.weights(total)
-    steps = {DECODE: static_graph(model, config, 1, context), PREFILL: static_graph(model, config, chunk, context)}
-    ranges = split_layers(layers, max(1, total // layers), PART_BYTES)
     quantize = QuantizeActivations(observed.ranges, observed.caches, _masked(steps[DECODE], observed))
     for index, part in enumerate(ranges):
         decode, prefill = (layers_part(steps[kind], part) for kind in (DECODE, PREFILL))
