@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
 from megrez.calibration.number_formats import FLOATS, block_unit
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
 

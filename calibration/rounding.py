@@ -11,7 +11,7 @@ from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
 from megrez.calibration.inputs import align_channels, choose_scale, round_to, search_rows
 from megrez.calibration.recipe import Recipe
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

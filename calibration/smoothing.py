@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.grids import fit_grid
 from megrez.calibration.inputs import choose_scale, round_to, search_rows
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
 EXPONENTS = {

@@ -22,7 +22,8 @@ from megrez.compile.held_out import HeldOut, model_of
 from megrez.compile.own_words import forget_words
 from megrez.compile.precision import HEAD, Precision
 from megrez.compile.quantizer import Quantizer
-from megrez.engines.targets import Target, WeightFormat
+from megrez.engines.targets import Target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError, MegrezError, UsageError
 
 # Name on the command line -> smoothing, and whether GPTQ rounds the weights.

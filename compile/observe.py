@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.caches import KINDS, CacheObservers
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.parts import LayerRange, head_part, layers_part
+from megrez.compile.parts import ROTARY, LayerRange, head_part, layers_part
 from megrez.compile.passes.explicit_attention import mask_name
 from megrez.compile.passes.graph import static_shape
 from megrez.compile.passes.quantize_activations import PAST, Ranges
@@ -64,37 +64,36 @@ def observe(
 
     Raises CheckpointError where a value is not finite.
     """
-    config = checkpoint.config
-    layers = config.num_hidden_layers
+    config, ranges = checkpoint.config, _Hulls()
     embedding = checkpoint.read(EMBEDDING)
-    ranges = _Hulls()
     ranges.see("hidden.0", embedding)
     hidden = embedding[tokens]
     del embedding
+    for name, table in zip(ROTARY, rotary_tables(config, config.max_position_embeddings), strict=True):
+        ranges.see(name, table)  # whatever the context, and however short the samples
     shared = _shared_inputs(checkpoint, tokens.shape[1])
-    for name, array in shared.items():
-        ranges.see(name, array)
     caches: dict[str, Affine] = {}
-    for layer in range(layers):
-        observers = CacheObservers()
-        with _Runner(layers_part(model, LayerRange(first=layer, stop=layer + 1))) as run:
-            for sample, states in enumerate(hidden):
-                found = run({f"hidden.{layer}": states[None], **shared})
-                for name, array in found.items():
-                    ranges.see(name, array)
-                for kind in KINDS:
-                    observers.update(kind, _by_position(found[f"present.{layer}.{kind}"], kind))
-                hidden[sample] = found[f"hidden.{layer + 1}"][0]
-        scales = observers.scales("")
-        caches |= {
-            f"{layer}.{kind}": Affine(bits=CACHE_BITS, scale=scales[kind].int8, zero_point=128) for kind in KINDS
-        }
+    for layer in range(config.num_hidden_layers):
+        caches |= _observe_layer(model, layer, hidden, shared, ranges)
         progress(layer + 1)
-    with _Runner(head_part(model, layers)) as run:
+    with _Runner(head_part(model, config.num_hidden_layers)) as run:
         for states in hidden:
-            for name, array in run({f"hidden.{layers}": states[None]}).items():
-                ranges.see(name, array)
+            ranges.see_all(run({f"hidden.{config.num_hidden_layers}": states[None]}))
     return Observed(ranges=ranges.found, caches=caches)
+
+
+def _observe_layer(model: ir.Model, layer: int, hidden: Float32, shared: Feeds, ranges: "_Hulls") -> dict[str, Affine]:
+    """The codes of the layer's caches; hidden [S, T, H] becomes what leaves the layer."""
+    observers = CacheObservers()
+    with _Runner(layers_part(model, LayerRange(first=layer, stop=layer + 1))) as run:
+        for sample, states in enumerate(hidden):
+            found = run({f"hidden.{layer}": states[None], **shared})
+            ranges.see_all(found)
+            for kind in KINDS:
+                observers.update(kind, _by_position(found[f"present.{layer}.{kind}"], kind))
+            hidden[sample] = found[f"hidden.{layer + 1}"][0]
+    scales = observers.scales("")
+    return {f"{layer}.{kind}": Affine(bits=CACHE_BITS, scale=scales[kind].int8, zero_point=128) for kind in KINDS}
 
 
 def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
@@ -104,7 +103,7 @@ def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
         mask_name(window): np.where(visible(0, length, CAPACITY, window), np.float32(0), MASKED)[None, None]
         for window in set(config.sliding_windows)
     }
-    return {"rotary_cos": cos[None], "rotary_sin": sin[None], **masks}
+    return {**dict(zip(ROTARY, (cos[None], sin[None]), strict=True)), **masks}
 
 
 def _by_position(cache: Float32, kind: str) -> Float32:
@@ -118,6 +117,10 @@ class _Hulls:
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[float, float]] = {}
+
+    def see_all(self, arrays: Feeds) -> None:
+        for name, array in arrays.items():
+            self.see(name, array)
 
     def see(self, name: str, array: Float32) -> None:
         low, high = float(array.min()), float(array.max())

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from megrez.compile.passes.explicit_attention import is_mask
 from megrez.compile.passes.graph import name_of
 
-SHARED_INPUTS = ("rotary_cos", "rotary_sin")
+ROTARY = ("rotary_cos", "rotary_sin")
 IR_VERSION = 11
 
 
@@ -31,7 +31,7 @@ def layers_part(model: ir.Model, layers: LayerRange) -> ir.Model:
     """hidden.<first>, the rotary tables' rows, masks and caches  ->  hidden.<stop> and the layers' new caches."""
     caches = [f"{layer}.{kind}" for layer in range(layers.first, layers.stop) for kind in ("key", "value")]
     outputs = [f"hidden.{layers.stop}", *(f"present.{cache}" for cache in caches)]
-    inputs = [f"hidden.{layers.first}", *SHARED_INPUTS, *(f"past_key_values.{cache}" for cache in caches)]
+    inputs = [f"hidden.{layers.first}", *ROTARY, *(f"past_key_values.{cache}" for cache in caches)]
     masks = [name_of(value) for value in model.graph.inputs if is_mask(value)]
     return _cut(model, inputs + masks, outputs)
 

@@ -4,7 +4,8 @@ import re
 
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
-from megrez.engines.targets import BLOCK_SIZES, Target, WeightFormat
+from megrez.engines.targets import BLOCK_SIZES, Target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -13,7 +13,7 @@ from megrez.calibration.offsets import fold_offsets, folded_columns
 from megrez.calibration.rtn import quantize_rtn
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.weights import stack
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 T = TypeVar("T", bound=np.generic)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
 from megrez.compile.observe import CAPACITY, Observed, assumed, observe
-from megrez.compile.parts import LayerRange, head_part, layers_part, split_layers
+from megrez.compile.parts import ROTARY, LayerRange, head_part, layers_part, split_layers
 from megrez.compile.passes.explicit_attention import ExplicitAttention, is_mask
 from megrez.compile.passes.graph import name_of, operand
 from megrez.compile.passes.quantize_activations import QuantizeActivations
@@ -107,7 +107,7 @@ def _write_tables(checkpoint: Checkpoint, observed: Observed, folder: Path, cont
     embedding = checkpoint.read(EMBEDDING)
     _write_codes(folder / EMBEDDING_FILE, embedding, observed.ranges["hidden.0"])
     del embedding
-    tables = zip(rotary_tables(checkpoint.config, context), ("rotary_cos", "rotary_sin"), strict=True)
+    tables = zip(rotary_tables(checkpoint.config, context), ROTARY, strict=True)
     codes = [affine_of(*observed.ranges[name]).encode(table) for table, name in tables]
     with (folder / ROTARY_FILE).open("wb") as file:
         np.lib.format.write_array(file, np.stack(codes), allow_pickle=False)

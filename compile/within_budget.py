@@ -20,7 +20,8 @@ from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.held_out import HeldOut, model_of
-from megrez.engines.targets import Target, WeightFormat
+from megrez.engines.targets import Target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
 
 # Tokens that rank the points; the result itself is measured on the held-out text.

@@ -23,7 +23,7 @@ from megrez.compile.passes.graph import (
 from megrez.compile.precision import EMBEDDING, Precision
 from megrez.compile.quantizer import MatrixPlan, Quantizer
 from megrez.compile.weights import SOURCES, add_lazy
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 # On a CPU, MatMulNBits then quantises its input to int8 per block and multiplies integers, 12 times as fast as without.
 INT8_ARITHMETIC = 4

@@ -9,7 +9,7 @@ from megrez.calibration import gptq
 from megrez.calibration.blocks import BlockQuantized
 from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 FORMATS = {
     "int4": WeightFormat(bits=4, block=32, symmetric=True),

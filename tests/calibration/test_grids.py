@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from megrez.calibration import grids
 from megrez.calibration.blocks import BlockQuantized
 from megrez.calibration.grids import fit_grid
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
 FORMATS = [

@@ -11,7 +11,7 @@ from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.rounding import Projection, Rounded, round_point, second_moments
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 
 Float64 = NDArray[np.float64]
 INT8 = WeightFormat(bits=8, block=None, symmetric=True)

@@ -12,7 +12,7 @@ from megrez.calibration.sensitivity import measure_sensitivity
 from megrez.calibration.sensitivity_report import draw, table
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.held_out import model_of
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 from tests import reference
 
 INT4 = WeightFormat(bits=4, block=32, symmetric=True)

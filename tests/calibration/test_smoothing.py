@@ -13,7 +13,7 @@ from megrez.calibration.model import Model
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.rounding import Projection, round_point
 from megrez.calibration.smoothing import Setting, search_smoothing
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 from tests.conftest import Make
 from tests.walked import open_model
 

@@ -21,7 +21,7 @@ from megrez.calibration.model import Model
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.store import Progress, Store
 from megrez.calibration.walk import Walked, calibrate
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError
 from tests import reference
 from tests.conftest import Make

@@ -13,7 +13,7 @@ from gguf.quants import dequantize, quantize
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.quantizer import Quantizer
-from megrez.engines.targets import WeightFormat
+from megrez.engines.weight_formats import WeightFormat
 from tests.gguf_models import make_gguf
 from tests.graphs import FakeCheckpoint
 

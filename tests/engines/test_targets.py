@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from megrez.engines.targets import TARGETS, WeightFormat, find_target
+from megrez.engines.targets import TARGETS, find_target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.engines import MODULES
 from megrez.runtime.errors import UsageError
 

@@ -12,7 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from megrez.calibration.grids import fit_grid
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
-from megrez.engines.targets import NVFP4_BLOCKS, find_target
+from megrez.engines.targets import find_target
+from megrez.engines.weight_formats import NVFP4_BLOCKS
 from tests.engine_graphs import SHAPE
 from tests.graphs import canonical
 

@@ -14,7 +14,8 @@ from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
-from megrez.engines.targets import Target, WeightFormat, find_target
+from megrez.engines.targets import Target, find_target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
 from tests.graphs import FakeCheckpoint, op_counts, parse
 from tests.portable import array_of, decoded, rounded, run_basic
