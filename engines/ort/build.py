@@ -3,6 +3,7 @@
 At any moment one weight is in memory: the one being written.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,20 +29,19 @@ def build(model: ir.Model, folder: Path, *, file: str = MODEL_FILE, progress: Pr
     Tensors that lie in a file of `folder` already stay there. `progress` is told of every tensor's bytes once they are
     written.
     """
-    large = []
-    for value, tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
-            continue
-        if tensor.nbytes > EMBEDDED_BYTES:
-            large.append((value, tensor))
-        else:
-            # Made here and not by ir.save, which would wrap the checkpoint's own errors.
-            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
-    if large:
-        with (folder / DATA_FILE.format(file)).open("wb") as data:
-            for value, tensor in large:
-                value.const_value = _append(data, tensor, folder)
-                progress(tensor.nbytes)
+    with contextlib.ExitStack() as stack:
+        data: BinaryIO | None = None
+        for value, tensor in _tensors(model):
+            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
+                continue
+            if tensor.nbytes <= EMBEDDED_BYTES:
+                # Made here and not by ir.save, which would wrap the checkpoint's own errors.
+                value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+                continue
+            if data is None:
+                data = stack.enter_context((folder / DATA_FILE.format(file)).open("wb"))
+            value.const_value = _append(data, tensor, folder)
+            progress(tensor.nbytes)
     ir.save(model, folder / file)
 
 
