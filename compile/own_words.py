@@ -5,6 +5,7 @@ LLM-QAT (2023). It is drawn from a draft of the model, rounded to nearest, that 
 """
 
 import dataclasses
+import glob
 import hashlib
 import tempfile
 from collections.abc import Collection
@@ -60,7 +61,7 @@ def calibration_text(
 
 def forget_words(work: Path) -> None:
     """Remove the words that were written for calibrations at `work`."""
-    for file in work.parent.glob(f"{work.stem}.words-*.npy"):
+    for file in work.parent.glob(f"{glob.escape(work.stem)}.words-*.npy"):
         file.unlink(missing_ok=True)
 
 
