@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import DataType
 
+from megrez.engines.onnx_files import write_onnx
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.build import build
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.manifest import FILE_NAME
 
@@ -28,7 +28,7 @@ def widen(bundle: Bundle, output: Path) -> Bundle:
         if value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
     output.mkdir()
-    build(model, output)
+    write_onnx(model, output)
     half = bundle.manifest.kv_cache
     cache = replace(half, dtype="float32", bytes_per_token=2 * half.bytes_per_token)
     manifest = replace(bundle.manifest, kv_cache=cache, files=())

@@ -10,8 +10,7 @@ from megrez.compile.passes.half_precision import HalfPrecision
 from megrez.compile.passes.static_shapes import StaticShapes
 from megrez.compile.report import Report
 from megrez.engines.devices import find_capabilities
-from megrez.engines.ort.build import build as write_onnx
-from megrez.engines.ort.build import data_bytes
+from megrez.engines.onnx_files import data_bytes, write_onnx
 from megrez.engines.targets import Target
 from megrez.engines.tensorrt.cuda import capability_at_hand
 from megrez.engines.tensorrt.library import RTX, buildable, check_buildable, choose_library, load_library

@@ -20,8 +20,8 @@ from megrez.compile.passes.graph import static_shape
 from megrez.compile.passes.quantize_activations import PAST, Ranges
 from megrez.compile.precision import EMBEDDING
 from megrez.compile.rope import rotary_tables
+from megrez.engines.onnx_files import write_onnx
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.build import build as write_onnx
 from megrez.engines.qnn.affine import Affine
 from megrez.engines.qnn.masks import visible
 from megrez.runtime.errors import CheckpointError

@@ -22,8 +22,7 @@ from megrez.compile.precision import EMBEDDING
 from megrez.compile.prepare import Prepared
 from megrez.compile.report import Report
 from megrez.compile.rope import rotary_tables
-from megrez.engines.ort.build import build as write_onnx
-from megrez.engines.ort.build import data_bytes
+from megrez.engines.onnx_files import data_bytes, write_onnx
 from megrez.engines.qnn import EMBEDDING_FILE, ROTARY_FILE
 from megrez.engines.qnn.affine import affine_of
 from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Layout, graph_name

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from megrez.compile.bundle_writer import Content, describe, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.dialects import lower
-from megrez.engines.ort.build import build
+from megrez.engines.onnx_files import write_onnx
 from megrez.engines.targets import Target, find_target
 from tests.graphs import canonical
 
@@ -35,7 +35,7 @@ def stage(
     model = canonical(checkpoint, context)
     lower(model, checkpoint, target, input_scale)
     content = Content(checkpoint=checkpoint, target=target, context=context, weights="checkpoint", record=None)
-    write_bundle(output, describe(content), checkpoint.text, lambda into: build(model, into))
+    write_bundle(output, describe(content), checkpoint.text, lambda into: write_onnx(model, into))
     return ir.load(output / "model.onnx")
 
 

@@ -13,7 +13,7 @@ import transformers
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.export.trace import trace
 from megrez.compile.weights import bind
-from megrez.engines.ort.build import build
+from megrez.engines.onnx_files import write_onnx
 from megrez.runtime import Model, SamplingParams
 from megrez.runtime.generate import generate
 
@@ -84,7 +84,7 @@ def test_the_canonical_graph_agrees_to_1e_4(smollm2_gguf: Path, reference: Any, 
     config, capacity = checkpoint.config, 128
     graph = trace(config, capacity)
     bind(graph, checkpoint, capacity)
-    build(graph, tmp_path)
+    write_onnx(graph, tmp_path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # TensorScatter warns that unbound caches are copied
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])

@@ -1,3 +1,3 @@
-"""ONNX Runtime: `build` writes what `session` opens."""
+"""ONNX Runtime: `session` opens what megrez.engines.onnx_files writes."""
 
 MODEL_FILE = "model.onnx"

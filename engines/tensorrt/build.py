@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from megrez.engines.onnx_files import write_onnx
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.build import build as write_onnx
 from megrez.engines.tensorrt import PLAN_FILE
 from megrez.engines.tensorrt.audit import audit
 from megrez.engines.tensorrt.graph import graph_faults, read_graph

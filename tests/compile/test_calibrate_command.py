@@ -130,7 +130,7 @@ def test_what_a_failed_build_calibrated_is_used_again(
 
     monkeypatch.setattr("megrez.compile.calibrate.calibrate", counting)
     with monkeypatch.context() as full:
-        full.setattr("megrez.engines.ort.build.DATA_FILE", "/dev/full")
+        full.setattr("megrez.engines.onnx_files.DATA_FILE", "/dev/full")
         assert_one_error(megrez_compile(*build, "-o", tmp_path / "b"), 1, "is full")
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name != "undisturbed")
     assert names(tmp_path) == sorted([folder.name, "b.calibration.json", "undisturbed"])

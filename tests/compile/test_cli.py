@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_leaves_nothing_new(
     if older:
         assert megrez_compile(checkpoint_of(), *target).code == 0
         before = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
-    monkeypatch.setattr("megrez.engines.ort.build.DATA_FILE", "/dev/full")
+    monkeypatch.setattr("megrez.engines.onnx_files.DATA_FILE", "/dev/full")
     done = megrez_compile(checkpoint_of(), *target)
     assert_one_error(done, 1, f"the disk of {tmp_path / 'b'} is full")
     assert names(tmp_path) == (["b"] if older else [])

@@ -19,7 +19,7 @@ from megrez.compile.dialects import lower
 from megrez.compile.export.trace import trace
 from megrez.compile.rope import rotary_tables
 from megrez.compile.weights import bind
-from megrez.engines.ort.build import build, data_bytes
+from megrez.engines.onnx_files import data_bytes, write_onnx
 from megrez.engines.targets import TARGETS
 from tests.graphs import CONTEXT, IDS, canonical, op_counts, ragged, traced
 from tests.reference import logits
@@ -72,7 +72,7 @@ def case(request: pytest.FixtureRequest, checkpoint_of: Any, tmp_path_factory: A
     """A checkpoint's folder, and one with its canonical graph."""
     folder = checkpoint_of(**CASES[request.param])
     written = tmp_path_factory.mktemp(request.param)
-    build(canonical(open_checkpoint(str(folder))), written)
+    write_onnx(canonical(open_checkpoint(str(folder))), written)
     yield folder, written
 
 
@@ -158,7 +158,7 @@ def test_no_weight_is_read_before_it_is_written(checkpoint_of: Any, tmp_path: Pa
     lower(model, checkpoint, target, lambda name: 0.1)
     assert data_bytes(model) > 0
     with pytest.raises(Exception, match="was read"):
-        build(model, tmp_path)
+        write_onnx(model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
 from megrez.compile.weights import add_lazy
-from megrez.engines.ort.build import EMBEDDED_BYTES, MODEL_FILE, PAGE, build, data_bytes
+from megrez.engines.onnx_files import EMBEDDED_BYTES, PAGE, data_bytes, write_onnx
+from megrez.engines.ort import MODEL_FILE
 
 DATA_FILE = "model.onnx.data"
 SHAPES = {"a": (40, 30), "b": (16, 16), "c": (70, 40), "small": (16, 16)}
@@ -44,7 +45,7 @@ def external(path: Path) -> dict[str, ExternalDataInfo]:
 
 
 def test_the_files_hold_what_the_recipes_made(tmp_path: Path) -> None:
-    build(model(), tmp_path)
+    write_onnx(model(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {MODEL_FILE, DATA_FILE}
     raw = (tmp_path / DATA_FILE).read_bytes()
     for name, info in external(tmp_path / MODEL_FILE).items():
@@ -56,7 +57,7 @@ def test_the_files_hold_what_the_recipes_made(tmp_path: Path) -> None:
 
 
 def test_tensors_start_on_pages_and_small_ones_stay_in_the_graph(tmp_path: Path) -> None:
-    build(model(), tmp_path)
+    write_onnx(model(), tmp_path)
     infos = external(tmp_path / MODEL_FILE)
     # 4800 bytes take two pages. b's 1024 bytes are no more than EMBEDDED_BYTES.
     assert {name: (info.offset, info.length) for name, info in infos.items()} == {"a": (0, 4800), "c": (8192, 2800)}
@@ -76,7 +77,7 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
         return array
 
     built = model(recipe)
-    build(built, tmp_path)
+    write_onnx(built, tmp_path)
     assert len(alive) == 2 and set(others) == {0}
     assert all(ref() is None for ref in alive)
 
@@ -86,19 +87,19 @@ def test_the_size_is_known_before_anything_is_made(tmp_path: Path) -> None:
         raise AssertionError("made")
 
     assert data_bytes(model(recipe)) == 8192 + 4096
-    build(model(), tmp_path)
+    write_onnx(model(), tmp_path)
     assert (tmp_path / DATA_FILE).stat().st_size == 8192 + 2800
 
 
 def test_progress_is_told_of_every_tensor(tmp_path: Path) -> None:
     told: list[int] = []
-    build(model(), tmp_path, progress=told.append)
+    write_onnx(model(), tmp_path, progress=told.append)
     assert told == [4800, 2800]
 
 
 def test_a_recipe_of_another_shape_is_our_own_bug(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"a is float32 \(30, 40\)"):
-        build(model(lambda name: ARRAYS[name].T.copy()), tmp_path)
+        write_onnx(model(lambda name: ARRAYS[name].T.copy()), tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.int4, np.int8])
@@ -112,7 +113,7 @@ def test_small_types_are_stored_as_onnx_has_them(tmp_path: Path, dtype: Any, sha
     graph.graph.append(node)
     graph.graph.outputs.append(node.outputs[0])
     told: list[int] = []
-    build(graph, tmp_path, progress=told.append)
+    write_onnx(graph, tmp_path, progress=told.append)
     size = -(-array.size // 2) if dtype is ml_dtypes.int4 else array.size
     assert told == ([size] if size > EMBEDDED_BYTES else [])
     (stored,) = onnx.load(tmp_path / MODEL_FILE).graph.initializer

@@ -1,4 +1,4 @@
-"""Write an ONNX Runtime model: the graph in one file, its weights streamed into another; knows no checkpoint.
+"""Write an ONNX model: the graph in one file, its weights streamed into another; knows no checkpoint and no engine.
 
 At any moment one weight is in memory: the one being written.
 """
@@ -23,7 +23,9 @@ PAGE = 4096
 Progress = Callable[[int], None]
 
 
-def build(model: ir.Model, folder: Path, *, file: str = MODEL_FILE, progress: Progress = lambda written: None) -> None:
+def write_onnx(
+    model: ir.Model, folder: Path, *, file: str = MODEL_FILE, progress: Progress = lambda written: None
+) -> None:
     """Write `model` into `folder` as `file` and its data; its initializers are replaced by references to them.
 
     Tensors that lie in a file of `folder` already stay there. `progress` is told of every tensor's bytes once they are
