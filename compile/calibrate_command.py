@@ -12,6 +12,7 @@ from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.console_report import ConsoleReport
 from megrez.compile.own_words import calibration_text, forget_words
 from megrez.compile.precision import fit_blocks
+from megrez.compile.rotated_checkpoint import rotate_for
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
@@ -48,7 +49,7 @@ def calibrate_command(
     row = row.with_head() if quantize_head else row
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder: name the file to write, such as {output / 'scales.json'}")
-    checkpoint = open_checkpoint(model)
+    checkpoint = rotate_for(open_checkpoint(model), row)
     row = fit_blocks(row, checkpoint.config, asked=False)
     with ConsoleReport() as report:
         report.stage("checking the checkpoint")

@@ -17,6 +17,7 @@ from megrez.compile.lowered import lowered
 from megrez.compile.npu import ContextsPlan, GraphsPlan
 from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
 from megrez.compile.report import Report
+from megrez.compile.rotated_checkpoint import rotate_for
 from megrez.compile.staged import build_staged
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
@@ -44,7 +45,8 @@ def compile_bundle(request: Request, report: Report) -> Path:
     Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
     when the bundle cannot be written.
     """
-    checkpoint = request.checkpoint
+    dummy = request.calibration.weights == "dummy"  # which is as random in every direction
+    checkpoint = request.checkpoint if dummy else rotate_for(request.checkpoint, request.target)
     context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
     check_output(request.output)
     plan = plan_request(request.target, context, request.engine)

@@ -9,6 +9,7 @@ from megrez.engines.weight_formats import (
     FP8_CHANNELS,
     INT4,
     INT4_BLOCKS,
+    INT4_COARSE,
     INT8,
     INT8_CHANNELS,
     INT8_COARSE,
@@ -28,6 +29,7 @@ class Target:
     inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
     calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate; "rtn" rounds
     to nearest. finer: the tensors that get `sensitive`; None leaves the choice to megrez.compile.precision.
+    rotated: whether the residual stream is turned first, see megrez.compile.rotated_checkpoint.
     min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None for other devices.
     default_context: tokens, where a user asks for none.
     """
@@ -45,6 +47,7 @@ class Target:
     inputs: str | None = None
     algorithm: str = "rtn"
     finer: frozenset[str] | None = None
+    rotated: bool = False
     min_capability: int | None = None
     default_context: int = 4096
 
@@ -211,14 +214,15 @@ TARGETS = (
         name="cpu-int4",
         engine="ort",
         dialect="ort",
-        weights=INT4,
+        weights=INT4_COARSE,
         sensitive=INT8_COARSE,
-        head=INT4,
+        head=INT4_COARSE,
         embedding=INT8_COARSE,
         activations="int8 per block, at run time",
         kv_dtype="float32",
         devices="any CPU",
         algorithm="gptq",
+        rotated=True,
     ),
     CUDA,
     replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8, embedding=INT8),
@@ -230,6 +234,7 @@ TARGETS = (
         head=INT4,
         embedding=INT8_COARSE,
         algorithm="gptq",
+        rotated=True,
     ),
     TENSORRT,
     replace(

@@ -25,8 +25,9 @@ class WeightFormat:
 
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
-# A float32 scale and ONNX Runtime's sum for every 32 weights would be a third of what a step reads, for 128 a ninth.
+# A float32 scale and ONNX Runtime's sum for every 32 weights would be a third of what a step reads, for 256 a 17th.
 INT4 = WeightFormat(bits=4, block=128, symmetric=False)
+INT4_COARSE = WeightFormat(bits=4, block=256, symmetric=False)
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
 # What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
 INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
