@@ -70,7 +70,7 @@ def contestants(
     prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
     found: dict[str, tuple[Measure, int]] = {}
     options: tuple[object, ...]
-    for options in ((), ("--block-size", 256)):
+    for options in ((), ("--block-size", 128)):
         bundle = artefacts.megrez_bundle(cache, layers, options)
         found[" ".join(["megrez-compile cpu-int4", *map(str, options)])] = (
             functools.partial(measure_megrez, bundle, prompt_tokens, output_tokens, threads),

@@ -67,8 +67,8 @@ def test_the_manifest_tells_shape_cache_tokens_and_provenance(checkpoint_of: Any
     provenance = data["provenance"]
     assert (provenance["source"], provenance["weights"]) == (folder.name, "checkpoint")
     assert provenance["quantization"] == (
-        "projections int4 block 128 with zero points, the most sensitive int8 block 128; "
-        "embedding int8 block 128, head int4 block 128 with zero points; the checkpoint's own blocks kept"
+        "projections int4 block 256 with zero points, the most sensitive int8 block 128; "
+        "embedding int8 block 128, head int4 block 256 with zero points; the checkpoint's own blocks kept"
     )
     assert {"megrez-compile", "torch", "onnxruntime"} <= set(provenance["tools"])
 

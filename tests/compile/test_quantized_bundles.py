@@ -35,14 +35,21 @@ MATRICES = {
         "mlp.down_proj": (("mlp.down_proj",), 8),
     },
     "cpu-int4": {
-        f"{Q}.weight+k_proj+v_proj": ((Q, K, V), 8),
+        Q: ((Q,), 4),
+        f"{K}.weight+v_proj": ((K, V), 8),
         "self_attn.o_proj": (("self_attn.o_proj",), 4),
         "mlp.gate_proj.weight+up_proj": (("mlp.gate_proj", "mlp.up_proj"), 4),
         "mlp.down_proj": (("mlp.down_proj",), 4),
     },
 }
 MATRICES |= {"cuda-int8": MATRICES["cpu-int8"], "cuda-int4": MATRICES["cpu-int4"]}
-BLOCK = {"cpu-int8": 32, "cpu-int4": 128, "cuda-int8": 32, "cuda-int4": 128}
+# The block of a matrix of so many bits.
+BLOCK = {
+    "cpu-int8": {8: 32},
+    "cpu-int4": {4: 256, 8: 128},
+    "cuda-int8": {8: 32},
+    "cuda-int4": {4: 128, 8: 128},
+}
 # float16 has 11 bits; logits here are up to 4, after two layers.
 HALF = 2e-2
 
@@ -58,27 +65,34 @@ def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
     def parts(stem: str) -> list[Any]:
         return [stored.get(f"{stem}.{part}") for part in ("codes", "scales", "zero_points")]
 
-    def fill(stem: str, names: tuple[str, ...], bits: int, block: int) -> None:
+    def fill(stem: str, names: tuple[str, ...], bits: int) -> None:
+        block = BLOCK[target][bits]
         matrix = torch.from_numpy(decode(*parts(stem), bits=bits, block=block))
         for name, rows in zip(names, matrix.split([len(state[f"{name}.weight"]) for name in names]), strict=True):
             state[f"{name}.weight"].copy_(rows[:, : state[f"{name}.weight"].shape[1]])
 
+    for name in state:
+        if name in stored and stored[name].ndim == 1:  # norms and biases, some of them turned with the matrices
+            state[name].copy_(torch.from_numpy(stored[name]))
     for layer in range(2):
         prefix = f"model.layers.{layer}."
+        if f"{prefix}{K}.bias+v_proj" in stored:
+            both = torch.from_numpy(stored[f"{prefix}{K}.bias+v_proj"])
+            for name, part in zip((K, V), both.chunk(2), strict=True):
+                state[f"{prefix}{name}.bias"].copy_(part)
         for stem, (names, bits) in MATRICES[target].items():
-            fill(prefix + stem, tuple(prefix + name for name in names), bits, BLOCK[target])
+            fill(prefix + stem, tuple(prefix + name for name in names), bits)
     if "lm_head.common.codes" in stored:  # a 4-bit head: its first rows have 8 bits
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # no longer tied
-        common = decode(*parts("lm_head.common"), bits=8, block=BLOCK[target])
-        rest = decode(*parts("lm_head"), bits=4, block=BLOCK[target])
-        model.lm_head.weight.data = torch.from_numpy(np.concatenate([common, rest])).float()[
-            :, : model.config.hidden_size
-        ]
-        fill("model.embed_tokens", ("model.embed_tokens",), 8, BLOCK[target])
+        forms = {"lm_head.common": 8, "lm_head": 4}
+        width = model.config.hidden_size
+        rows = [decode(*parts(stem), bits=bits, block=BLOCK[target][bits])[:, :width] for stem, bits in forms.items()]
+        model.lm_head.weight.data = torch.from_numpy(np.concatenate(rows)).float()
+        fill("model.embed_tokens", ("model.embed_tokens",), 8)
         return model
     for stem in ("model.embed_tokens", "lm_head"):
         if f"{stem}.codes" in stored:
-            fill(stem, (stem,), 8, BLOCK[target])
+            fill(stem, (stem,), 8)
     return model
 
 
@@ -112,7 +126,9 @@ def test_logits_are_those_of_the_decoded_weights(
     model = decoded_model(folder, tmp_path / "b", target)
     with torch.no_grad():
         exact = model(torch.tensor([IDS])).logits[0].numpy()
-        round_inputs(model, lambda name: BLOCK[target])
+        round_inputs(
+            model, lambda name: BLOCK[target][8 if name.endswith(("k_proj", "v_proj")) else min(BLOCK[target])]
+        )
         rounded = model(torch.tensor([IDS])).logits[0].numpy()
     assert np.abs(ours - exact).max() <= 2 * np.abs(rounded - exact).max()
     # And the weights are the checkpoint's, as near as so many bits allow: logits here are normal, of variance about 1.
