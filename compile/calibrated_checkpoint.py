@@ -10,42 +10,25 @@ from megrez.calibration.decoder import POINTS
 from megrez.calibration.layer_file import LayerFile
 from megrez.calibration.record import Record
 from megrez.calibration.walk import LM_HEAD
-from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
-from megrez.compile.config import ModelConfig
+from megrez.compile.checkpoint.derived import DerivedCheckpoint
+from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.precision import HEAD
 
 POINT_OF = {name: point for point, names in POINTS.items() for name in names}
 
 
-class CalibratedCheckpoint:
+class CalibratedCheckpoint(DerivedCheckpoint):
     """The Checkpoint `original` with what `record`, whose files lie under `folder`, has in place of its own."""
 
     def __init__(self, original: Checkpoint, record: Record, folder: Path) -> None:
-        self.original, self.record = original, record
+        super().__init__(original)
+        self.record = record
         self._matrices: dict[str, LayerFile] = {}
         self._tensors: dict[str, LayerFile] = {}
         for file in record.files:
             layer = LayerFile(folder / file.path)
             self._matrices |= dict.fromkeys(layer.formats, layer)
             self._tensors |= dict.fromkeys(layer.tensors, layer)
-
-    @property
-    def source(self) -> str:
-        return self.original.source
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.original.config
-
-    @property
-    def text(self) -> TextAssets | None:
-        return self.original.text
-
-    def check(self) -> None:
-        self.original.check()
-
-    def fingerprint(self) -> str:
-        return self.original.fingerprint()
 
     def read(self, name: str) -> NDArray[np.float32]:
         """As the protocol says; of a rounded matrix, what it was before: a tied embedding is looked up exactly."""

@@ -13,23 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
-from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
+from megrez.calibration.decoder import NORMS, POINTS
+from megrez.calibration.model import EMBEDDING, FINAL_NORM, HEAD
+from megrez.compile.checkpoint.derived import DerivedCheckpoint
+from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.config import ModelConfig
-from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.engines.targets import Target
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-FINAL_NORM = "model.norm.weight"
-NORM_OF = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.k_proj": "input_layernorm",
-    "self_attn.v_proj": "input_layernorm",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.up_proj": "post_attention_layernorm",
-}
-NORMS = (FINAL_NORM, "input_layernorm.weight", "post_attention_layernorm.weight")
+NORM_OF = {name: norm for point, norm in NORMS.items() for name in POINTS[point]}
+NORM_WEIGHTS = (FINAL_NORM, *(f"{norm}.weight" for norm in NORMS.values()))
 # The largest power of two that is one factor of a rotation, and numbers turned at a time.
 LARGEST_FACTOR = 64
 CHUNK = 1 << 22
@@ -37,30 +32,17 @@ CHUNK = 1 << 22
 
 def rotate_for(checkpoint: Checkpoint, target: Target) -> Checkpoint:
     """`checkpoint`, turned where `target` asks for it and no blocks of its own would be carried over."""
-    stored = any(checkpoint.block_format(name) is not None for name in expected_tensors(checkpoint.config))
-    return RotatedCheckpoint(checkpoint) if target.rotated and not stored else checkpoint
+    if not target.rotated or any(checkpoint.block_format(name) for name in expected_tensors(checkpoint.config)):
+        return checkpoint
+    return RotatedCheckpoint(checkpoint)
 
 
-class RotatedCheckpoint:
+class RotatedCheckpoint(DerivedCheckpoint):
     """The Checkpoint `original`, turned; its lm_head is never tied, since only the embedding has no norm before it."""
 
-    def __init__(self, original: Checkpoint) -> None:
-        self.original = original
-        self.config: ModelConfig = dataclasses.replace(original.config, tie_word_embeddings=False)
-
     @property
-    def source(self) -> str:
-        return self.original.source
-
-    @property
-    def text(self) -> TextAssets | None:
-        return self.original.text
-
-    def check(self) -> None:
-        self.original.check()
-
-    def fingerprint(self) -> str:
-        return self.original.fingerprint()
+    def config(self) -> ModelConfig:
+        return dataclasses.replace(self.original.config, tie_word_embeddings=False)
 
     def block_format(self, name: str) -> BlockFormat | None:
         return None
@@ -70,9 +52,9 @@ class RotatedCheckpoint:
 
     def read(self, name: str) -> Float32:
         """See the protocol."""
-        if name.endswith(NORMS):
+        if name.endswith(NORM_WEIGHTS):
             return np.ones_like(self.original.read(name))
-        if name == HEAD[0]:
+        if name == HEAD:
             tied = self.original.config.tie_word_embeddings
             return self._input(self.original.read(EMBEDDING if tied else name), FINAL_NORM)
         found = self.original.read(name)

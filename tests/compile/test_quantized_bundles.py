@@ -73,7 +73,7 @@ def decoded_model(folder: Path, bundle: Path, target: str) -> Any:
 
     for name in state:
         if name in stored and stored[name].ndim == 1:  # norms and biases, some of them turned with the matrices
-            state[name].copy_(torch.from_numpy(stored[name]))
+            state[name].copy_(torch.tensor(stored[name]))
     for layer in range(2):
         prefix = f"model.layers.{layer}."
         if f"{prefix}{K}.bias+v_proj" in stored:
