@@ -1,7 +1,8 @@
 """Calibrate one layer: smooth it, choose the scales of its inputs, round its weights; knows no file and no other layer.
 
 Two streams of hidden states run through it side by side: the exact model's, and the one of the model rounded so far,
-which is what the layer will meet. Smoothing is judged on the first, scales and weights on the second.
+which is what the layer will meet. Smoothing is judged on the first, scales and weights on the second; GPTQ leads the
+second back to the first.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.caches import CacheObservers
 from megrez.calibration.decoder import NORMS, POINTS, DecoderShape, forward, linear_of
+from megrez.calibration.drift import Exact
 from megrez.calibration.layer_smoothing import smooth_layer
 from megrez.calibration.recipe import Calibrated, Point, Recipe
 from megrez.calibration.rounding import Projection, round_point
@@ -41,19 +43,25 @@ def calibrate_layer(
     exact_linear = linear_of(layer)
     caches = CacheObservers()
 
+    apart = streams.exact[: streams.learn] - streams.rounded[: streams.learn]
+    missing = {"o": apart.reshape(learn, -1)}  # by how much the sum that a product joins is below the exact model's
+
     def recording(point: str, x: Float32) -> Float32:
         inputs[point] = x[:learn]
-        return exact_linear(point, x)
+        y = exact_linear(point, x)
+        if point == "o":
+            missing["down"] = missing["o"] + y[:learn]
+        return y
 
     exact = forward(streams.exact, layer, shape, window, recording)
     if not np.isfinite(exact).all():
         raise CheckpointError(f"{prefix.rstrip('.')} makes of the text what is not finite: repair the checkpoint")
     smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs)
-    inputs.clear()
 
     def rounding(point: str, x: Float32) -> Float32:
         projections = [projection_of(prefix, smooth, name, recipe) for name in POINTS[point]]
-        rounded = round_point(x[:learn], projections, recipe, free=point in NORMS)
+        target = Exact(inputs=inputs.pop(point), missing=missing.get(point))
+        rounded = round_point(x[:learn], projections, recipe, free=point in NORMS, exact=target)
         if rounded.factors is not None:
             norm = f"{NORMS[point]}.weight"
             smooth[norm] = smooth[norm] * rounded.factors
@@ -65,7 +73,10 @@ def calibrate_layer(
             error=rounded.error,
             zeros=rounded.zeros,
         )
-        return rounded(x)
+        y = rounded(x)
+        if point == "o":
+            missing["down"] -= y[:learn]
+        return y
 
     rounded = forward(streams.rounded, smooth, shape, window, rounding, caches.update)
     found.caches = caches.scales(prefix)

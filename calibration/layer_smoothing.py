@@ -24,8 +24,8 @@ def smooth_layer(
 ) -> tuple[dict[str, Float32], dict[str, float | None]]:
     """The smoothed layer, equal to `layer` until it is rounded, and each point's exponent.
 
-    inputs: what each point reads on the calibration text, [tokens, K]. Tensors that did not change are the same
-    objects. A point stays as it is unless all its projections are rounded.
+    inputs: what each point reads on the calibration text, [tokens, K]; afterwards, what it reads in the smoothed layer.
+    Tensors that did not change are the same objects. A point stays as it is unless all its projections are rounded.
     """
     smooth, exponents = dict(layer), dict[str, float | None]()
     if recipe.smoothing is None:
@@ -45,6 +45,7 @@ def smooth_layer(
         exponents[point] = found.exponent
         if found.exponent is not None:
             _fold(smooth, point, found.factors, shape)
+            inputs[point] = inputs[point] / found.factors
     return smooth, exponents
 
 

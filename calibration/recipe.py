@@ -16,7 +16,8 @@ Float32 = NDArray[np.float32]
 class Recipe:
     """How a model is rounded.
 
-    smoothing: "smoothquant", "awq" or None. gptq: whether columns of weights make up for the errors of others.
+    smoothing: "smoothquant", "awq" or None. gptq: whether columns of weights make up for the errors of others, and of
+    earlier layers.
     inputs: "int8", "fp8" or "fp4" where the inputs of rounded projections are rounded too, with a static scale. form: a
     matrix's format by its tensor name; None leaves it exact.
     """

@@ -7,16 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.drift import Exact, correction
 from megrez.calibration.gptq import quantize_gptq
 from megrez.calibration.grids import fit_grid
 from megrez.calibration.inputs import align_channels, choose_scale, round_to, search_rows
+from megrez.calibration.moments import second_moments
 from megrez.calibration.recipe import Recipe
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# Tokens whose products are added in float32 before they join a float64 sum.
-CHUNK = 2048
 # Numbers in the outputs on which errors are measured.
 LARGEST_PRODUCT = 1 << 24
 
@@ -60,11 +60,14 @@ class Rounded:
         return y if one.bias is None else y + one.bias
 
 
-def round_point(x: Float32, projections: list[Projection], recipe: Recipe, *, free: bool = False) -> Rounded:
+def round_point(
+    x: Float32, projections: list[Projection], recipe: Recipe, *, free: bool = False, exact: Exact | None = None
+) -> Rounded:
     """Scales and codes for the inputs x [tokens, K] of the calibration text.
 
     Where all projections stay exact the input does too; where only some do, they read the rounded input. free: whether
-    what makes x can take factors for its channels: FP8 inputs are then aligned.
+    what makes x can take factors for its channels: FP8 inputs are then aligned. exact: what GPTQ is to aim at, where it
+    is not what x gives; its errors are then those that are left besides.
     """
     scale, factors, met = None, None, x
     if recipe.inputs is not None and any(one.form is not None for one in projections):
@@ -73,11 +76,19 @@ def round_point(x: Float32, projections: list[Projection], recipe: Recipe, *, fr
             factors = align_channels(x, scale, recipe.inputs)
             projections = [dataclasses.replace(one, weight=one.weight / factors) for one in projections]
             met = x * factors
+            exact = exact and dataclasses.replace(exact, inputs=exact.inputs * factors)
         met = round_to(met, scale, recipe.inputs)
-    formed = [(one, one.form) for one in projections if one.form is not None]
     matrices: dict[str, BlockQuantized] = {}
+    formed = [(one, one.form) for one in projections if one.form is not None]
     if formed:
         moments = second_moments(met)
+        if exact is not None and recipe.gptq:
+            corrected = correction(exact, met, moments)
+            projections = [
+                one if one.form is None else dataclasses.replace(one, weight=corrected(one.weight))
+                for one in projections
+            ]
+            formed = [(one, one.form) for one in projections if one.form is not None]
         matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
     found = Rounded(
         projections=projections,
@@ -112,12 +123,3 @@ def round_weight(weight: Float32, form: WeightFormat, moments: Float64, *, gptq:
     """`weight` [N, K] in its format, for inputs with these second moments [K, K]."""
     grid = fit_grid(weight, form, np.diag(moments).astype(np.float32))
     return quantize_gptq(weight, grid, moments) if gptq else grid
-
-
-def second_moments(x: Float32) -> Float64:
-    """The mean of x x^T over x [tokens, K]: float64 [K, K]."""
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK]
-        total += part.T @ part
-    return total / len(x)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.decoder import forward, linear_of
+from megrez.calibration.drift import Exact
 from megrez.calibration.fidelity import measure_fidelity
 from megrez.calibration.hidden_session import HiddenSession
 from megrez.calibration.layer import Streams, calibrate_layer
@@ -66,10 +67,12 @@ def _round_head(name: str, head: Head, recipe: Recipe, streams: Streams) -> Roun
     form = recipe.form(name)
     if form is None:
         return None
-    hidden = streams.rounded[: streams.learn]
-    x = head.inputs(hidden.reshape(-1, hidden.shape[-1]))
+
+    def inputs(stream: Float32) -> Float32:
+        return head.inputs(stream[: streams.learn].reshape(-1, stream.shape[-1]))
+
     projection = Projection(name=name, weight=head.weight, bias=None, form=form)
-    return round_point(x, [projection], recipe)
+    return round_point(inputs(streams.rounded), [projection], recipe, exact=Exact(inputs=inputs(streams.exact)))
 
 
 def _found_for_head(rounded: Rounded) -> Calibrated:
