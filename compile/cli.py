@@ -46,7 +46,9 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     "--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096; NPUs 1024]."
 )
 @click.option(
-    "--block-size", type=click.Choice((*BLOCK_SIZES, CHANNEL)), help="Weights that share a scale [the target's]."
+    "--block-size",
+    type=click.Choice((*BLOCK_SIZES, CHANNEL)),
+    help="Weights that share a scale, or fewer where rows would be padded [the target's].",
 )
 @click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
 @click.option("--quantize-head", is_flag=True, help="For targets that leave the lm_head as it is: 8 bits.")

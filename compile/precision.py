@@ -3,6 +3,7 @@
 import re
 
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import BLOCK_SIZES, Target
 from megrez.engines.weight_formats import WeightFormat
@@ -51,21 +52,15 @@ class Precision:
 
     def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
         self._checkpoint, self._target = checkpoint, target
+        self._shapes = expected_tensors(checkpoint.config)
 
     def wanted(self, name: str) -> WeightFormat | None:
         """The format of the checkpoint's tensor `name` where it is multiplied; None leaves it in float32."""
-        target = self._target
-        own = self._checkpoint.block_format(name)
-        if name in HEAD:
-            finer = target.embedding is not None and own is not None and own.bits == target.embedding.bits
-            return target.embedding if finer else target.head  # blocks that are carried over lose nothing
-        if target.weights is None or (own is not None and own.bits == target.weights.bits):
-            return target.weights  # blocks that are carried over lose nothing
-        return target.sensitive if self._is_sensitive(name) else target.weights
+        return self._fitted(self._wanted(name), self._shapes[name][1])
 
     def looked_up(self) -> WeightFormat | None:
         """The format of the embedding where tokens are looked up in it."""
-        return self._target.embedding
+        return self._fitted(self._target.embedding, self._checkpoint.config.hidden_size)
 
     def common_rows(self, name: str, rows: int) -> int:
         """How many of a matrix's first rows are multiplied in the format of `looked_up` all the same.
@@ -81,6 +76,20 @@ class Precision:
         """Equal for tensors that can be stored as one matrix."""
         wanted = self.wanted(name)
         return None if wanted is None else (wanted, self._checkpoint.block_format(name))
+
+    def _fitted(self, form: WeightFormat | None, columns: int) -> WeightFormat | None:
+        """`form` with no more padding than it must have; graphs of DequantizeLinear have none, see fit_blocks."""
+        return form if form is None or self._target.dequantizes else form.fitted(columns)
+
+    def _wanted(self, name: str) -> WeightFormat | None:
+        target = self._target
+        own = self._checkpoint.block_format(name)
+        if name in HEAD:
+            finer = target.embedding is not None and own is not None and own.bits == target.embedding.bits
+            return target.embedding if finer else target.head  # blocks that are carried over lose nothing
+        if target.weights is None or (own is not None and own.bits == target.weights.bits):
+            return target.weights  # blocks that are carried over lose nothing
+        return target.sensitive if self._is_sensitive(name) else target.weights
 
     def _is_sensitive(self, name: str) -> bool:
         if self._target.finer is not None:

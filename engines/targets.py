@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from megrez.engines.devices import CAPABILITIES, devices_of, spell
 from megrez.engines.weight_formats import (
+    BLOCKS,
     FP8_CHANNELS,
     INT4,
     INT4_BLOCKS,
@@ -142,7 +143,7 @@ class Target:
 # Engines that are built from a graph, and the engine that runs the graph itself.
 STAGED = {"tensorrt": "portable", "qnn": "qdq"}
 CHANNEL = "channel"
-BLOCK_SIZES = ("16", "32", "64", "128", "256")
+BLOCK_SIZES = tuple(map(str, BLOCKS))
 CUDA = Target(
     name="cuda-fp16",
     engine="ort-cuda",

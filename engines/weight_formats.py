@@ -1,6 +1,10 @@
 """How weights are rounded: the formats that targets choose among; knows no target."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# What MatMulNBits takes, the finest first, and its scales.
+BLOCKS = (16, 32, 64, 128, 256)
+SCALE_BITS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,20 @@ class WeightFormat:
         kind = "fp" if self.floating else "int"
         share = "per channel" if self.block is None else f"block {self.block}{' of a channel' if self.nested else ''}"
         return f"{kind}{self.bits} {share}{'' if self.symmetric else ' with zero points'}"
+
+    def fitted(self, columns: int) -> "WeightFormat":
+        """This format in the blocks, of its size or a half, a quarter … of it, that store such rows in the fewest bits.
+
+        A row's last block is stored whole: 576 columns in blocks of 256 would take as much as 768.
+        """
+        if self.block is None:
+            return self
+
+        def row_bits(block: int) -> int:
+            return -(-columns // block) * (block * self.bits + SCALE_BITS + (0 if self.symmetric else self.bits))
+
+        sizes = [size for size in BLOCKS if size <= self.block] or [self.block]
+        return replace(self, block=min(sizes, key=row_bits))
 
 
 # Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.

@@ -6,18 +6,32 @@ from typing import Any
 import pytest
 
 from megrez.calibration.blocks import BlockFormat
+from megrez.compile.config import read_config
 from megrez.compile.precision import Precision, fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
 Q4_1 = BlockFormat(bits=4, block=32, zero_points=True, offsets=True)
 Q8_0 = BlockFormat(bits=8, block=32, zero_points=False, offsets=False)
-LAYERS = 16
+CONFIG = read_config(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 160,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+)
 
 
 def precision(target: str, own: dict[str, BlockFormat] | None = None) -> Precision:
-    config = SimpleNamespace(num_hidden_layers=LAYERS)
-    checkpoint: Any = SimpleNamespace(config=config, block_format=(own or {}).get)
+    checkpoint: Any = SimpleNamespace(config=CONFIG, block_format=(own or {}).get)
     return Precision(checkpoint, find_target(target))
 
 
@@ -69,6 +83,26 @@ def test_blocks_of_256_are_for_cpus() -> None:
     assert fit_blocks(wide, config, asked=True) == wide and str(wide.weights) == "int4 block 256 with zero points"
     with pytest.raises(UsageError, match=r"^--block-size 256 is for cpu and cuda targets: trt-int4 takes 128 or less"):
         fit_blocks(find_target("trt-int4").with_block(256), config, asked=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "block"),
+    [
+        ("cpu-int4", "model.layers.7.mlp.up_proj.weight", 64),  # 576 columns
+        ("cpu-int4", "model.layers.7.self_attn.o_proj.weight", 128),  # 640
+        ("cpu-int4", "model.layers.7.mlp.down_proj.weight", 256),  # 1536
+        ("cpu-int4", "model.layers.0.mlp.down_proj.weight", 128),
+        ("cpu-int4", "model.layers.7.self_attn.v_proj.weight", 64),
+        ("cpu-int4", "lm_head.weight", 64),
+        ("cpu-int8", "model.layers.7.mlp.up_proj.weight", 32),
+        ("cuda-int4", "model.layers.7.mlp.up_proj.weight", 64),
+        ("cuda-int4", "model.layers.7.mlp.down_proj.weight", 128),
+        ("trt-int4", "model.layers.7.mlp.up_proj.weight", 128),  # whose blocks fit_blocks chooses
+    ],
+)
+def test_blocks_that_pad_give_way_to_those_that_store_least(target: str, name: str, block: int) -> None:
+    wanted = precision(target).wanted(name)
+    assert wanted is not None and wanted.block == block
 
 
 def test_blocks_of_the_targets_bits_stay_as_they_are() -> None:
