@@ -8,6 +8,7 @@ them. Source: Ashkboos et al., QuaRot (2024), its offline part.
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import Target
+from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -27,7 +29,7 @@ NORM_OF = {name: norm for point, norm in NORMS.items() for name in POINTS[point]
 NORM_WEIGHTS = (FINAL_NORM, *(f"{norm}.weight" for norm in NORMS.values()))
 # The largest power of two that is one factor of a rotation, and numbers turned at a time.
 LARGEST_FACTOR = 64
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 
 
 def rotate_for(checkpoint: Checkpoint, target: Target) -> Checkpoint:
@@ -77,21 +79,25 @@ class RotatedCheckpoint(DerivedCheckpoint):
 
 
 def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
-    """(x * scale) @ R for x [rows, n] and scale [n]: R [n, n] is orthogonal, and depends on n alone."""
+    """x [rows, n], overwritten with (x * scale) @ R for scale [n]: R [n, n] is orthogonal, and depends on n alone."""
     rows, n = x.shape
     signs = np.random.default_rng(n).choice(np.array([-1, 1], np.float32), n)
     factors = [_factor(size).astype(np.float32) for size in _sizes(n)]
     scale = signs if scale is None else scale * signs
-    turned = np.empty(x.shape, np.float32)
     step = max(1, CHUNK // n)
-    for start in range(0, rows, step):
+
+    def rotate_part(start: int) -> None:
         part = x[start : start + step] * scale
         for factor in factors:  # the first axis goes last and is turned: after all of them the order is the old one
             size = len(factor)
             moved = part.reshape(len(part), size, n // size).swapaxes(1, 2)
             part = (moved.reshape(-1, size) @ factor).reshape(len(part), n)
-        turned[start : start + step] = part
-    return turned
+        x[start : start + step] = part
+
+    with ThreadPoolExecutor(default_threads()) as pool:
+        for _ in pool.map(rotate_part, range(0, rows, step)):
+            pass
+    return x
 
 
 def _rotate_rows(x: Float32, width: int) -> Float32:

@@ -54,7 +54,8 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> NDArray[np.float32]:
         """The tensor, float32, in the checkpoint's own shape ([out_features, in_features] for a projection).
 
-        Raises CheckpointError when it cannot be read or holds a NaN or an infinity.
+        A new array, which the caller may overwrite. Raises CheckpointError when it cannot be read or holds a NaN or an
+        infinity.
         """
         ...
 
