@@ -139,7 +139,8 @@ def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], Weig
         if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
             return None
         rows, columns = shapes[name]
-        return None if quantizer.plan((name,), rows, columns, wanted).carried else wanted
+        carried = quantizer.plan((name,), rows, columns, wanted).carried
+        return None if carried else quantizer.fitted(wanted, columns)
 
     return form
 

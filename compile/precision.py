@@ -3,7 +3,6 @@
 import re
 
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import BLOCK_SIZES, Target
 from megrez.engines.weight_formats import WeightFormat
@@ -46,42 +45,15 @@ def fit_blocks(target: Target, config: ModelConfig, *, asked: bool) -> Target:
 class Precision:
     """The target's formats, the finer one where rounding hurts most for its bytes.
 
-    Measured on SmolLM2, 4 bits: keys and values, a twentieth of Megrez's weights, carry the most of the loss for their
-    size; down projections matter where activations are largest, in the first and last layers.
+    Measured on SmolLM2, 4 bits: values, a fortieth of Megrez's weights, carry the most of the loss for their size; down
+    projections matter where activations are largest, in the first and last layers.
     """
 
     def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
         self._checkpoint, self._target = checkpoint, target
-        self._shapes = expected_tensors(checkpoint.config)
 
     def wanted(self, name: str) -> WeightFormat | None:
         """The format of the checkpoint's tensor `name` where it is multiplied; None leaves it in float32."""
-        return self._fitted(self._wanted(name), self._shapes[name][1])
-
-    def looked_up(self) -> WeightFormat | None:
-        """The format of the embedding where tokens are looked up in it."""
-        return self._fitted(self._target.embedding, self._checkpoint.config.hidden_size)
-
-    def common_rows(self, name: str, rows: int) -> int:
-        """How many of a matrix's first rows are multiplied in the format of `looked_up` all the same.
-
-        Tokenizers number their tokens as they learn them, the most common first: the first sixteenth of a 4-bit head
-        carries half of its loss.
-        """
-        wanted, finer = self.wanted(name), self._target.embedding
-        coarser = wanted is not None and finer is not None and wanted.bits < finer.bits
-        return rows // 16 if name in HEAD and coarser else 0
-
-    def group(self, name: str) -> object:
-        """Equal for tensors that can be stored as one matrix."""
-        wanted = self.wanted(name)
-        return None if wanted is None else (wanted, self._checkpoint.block_format(name))
-
-    def _fitted(self, form: WeightFormat | None, columns: int) -> WeightFormat | None:
-        """`form` with no more padding than it must have; graphs of DequantizeLinear have none, see fit_blocks."""
-        return form if form is None or self._target.dequantizes else form.fitted(columns)
-
-    def _wanted(self, name: str) -> WeightFormat | None:
         target = self._target
         own = self._checkpoint.block_format(name)
         if name in HEAD:
@@ -90,6 +62,25 @@ class Precision:
         if target.weights is None or (own is not None and own.bits == target.weights.bits):
             return target.weights  # blocks that are carried over lose nothing
         return target.sensitive if self._is_sensitive(name) else target.weights
+
+    def looked_up(self) -> WeightFormat | None:
+        """The format of the embedding where tokens are looked up in it."""
+        return self._target.embedding
+
+    def common_rows(self, name: str, rows: int) -> int:
+        """How many of a matrix's first rows are multiplied in the format of `looked_up` all the same.
+
+        Tokenizers number their tokens as they learn them, the most common first: the first 32nd of a 4-bit head carries
+        most of its loss.
+        """
+        wanted, finer = self.wanted(name), self._target.embedding
+        coarser = wanted is not None and finer is not None and wanted.bits < finer.bits
+        return rows // 32 if name in HEAD and coarser else 0
+
+    def group(self, name: str) -> object:
+        """Equal for tensors that can be stored as one matrix."""
+        wanted = self.wanted(name)
+        return None if wanted is None else (wanted, self._checkpoint.block_format(name))
 
     def _is_sensitive(self, name: str) -> bool:
         if self._target.finer is not None:
@@ -100,4 +91,4 @@ class Precision:
         layer, kind, layers = int(found[1]), found[2], self._checkpoint.config.num_hidden_layers
         eighth = layers // 8
         at_an_end = layer < eighth or layer >= layers - eighth
-        return kind in ("k_proj", "v_proj") or (kind == "down_proj" and at_an_end)
+        return kind == "v_proj" or (kind == "down_proj" and at_an_end)

@@ -62,8 +62,8 @@ class Quantizer:
         self._last: tuple[MatrixPlan, BlockQuantized] | None = None
 
     def plan(self, sources: tuple[str, ...], n: int, k: int, wanted: WeightFormat) -> MatrixPlan:
-        """The checkpoint's own blocks where all of `sources` have the same, of the bits wanted; else `wanted`."""
-        asked = block_format_of(wanted, k)
+        """The checkpoint's own blocks where all `sources` have the same, of the bits wanted, else `wanted` fitted."""
+        asked = block_format_of(self.fitted(wanted, k), k)
         own = {self.checkpoint.block_format(name) for name in sources}
         stored = own.pop()
         carried = not own and stored is not None and self._fits(stored, asked)
@@ -81,6 +81,10 @@ class Quantizer:
             nested=wanted.nested,
             per_channel=wanted.block is None,
         )
+
+    def fitted(self, form: WeightFormat, columns: int) -> WeightFormat:
+        """`form` as a matrix of so many columns gets it: with the least padding, or for some graphs with none."""
+        return form if self.exact else form.fitted(columns)
 
     def _fits(self, stored: BlockFormat, asked: BlockFormat) -> bool:
         return stored == asked if self.exact else (stored.bits, stored.floating) == (asked.bits, asked.floating)

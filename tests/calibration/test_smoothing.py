@@ -104,8 +104,10 @@ def test_a_loud_channel_costs_less(name: str, checkpoint_of: Make) -> None:
     form = recipe(name).form("")
     for point, names in POINTS.items():
         only = recipe(name, lambda one, names=names: one.removeprefix(PREFIX).removesuffix(".weight") in names)
-        smooth, _ = smooth_layer(PREFIX, layer, model.shape, only, inputs)
+        met = dict(inputs)
+        smooth, _ = smooth_layer(PREFIX, layer, model.shape, only, met)
         _, smoothed = run(smooth, model)
+        np.testing.assert_allclose(met[point], smoothed[point], rtol=1e-3, atol=1e-4 * np.abs(smoothed[point]).max())
         assert error(smooth, smoothed[point], point) < (0.7 if name == "smoothquant" else 0.9) * error(
             layer, inputs[point], point
         )

@@ -192,3 +192,15 @@ def test_what_an_npu_multiplies_is_made_as_it_was_planned(wanted: WeightFormat, 
         np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-5)
     error = np.abs(made.dequantize() - TENSORS["a"])
     assert (error <= 0.6 * np.repeat(made.scales, plan.block, axis=1)[:, :96]).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("columns", "int4", "int8"),
+    [(576, 64, 64), (640, 128, 128), (896, 128, 128), (1536, 256, 128), (2560, 256, 128), (90, 32, 32), (8, 16, 16)],
+)
+def test_blocks_that_pad_give_way_to_those_that_store_least(columns: int, int4: int, int8: int) -> None:
+    """Rows of 576 in blocks of 256 take 3 x (1024 + 36) bits, of 128 5 x (512 + 36), of 64 9 x (256 + 36)."""
+    coarse = WeightFormat(bits=4, block=256, symmetric=False), WeightFormat(bits=8, block=128, symmetric=True)
+    plans = [Quantizer(Stored()).plan(("a",), 6, columns, one) for one in coarse]
+    assert [plan.block for plan in plans] == [int4, int8]
+    assert Quantizer(Stored(), exact=True).plan(("a",), 6, columns, coarse[0]).block == 256
