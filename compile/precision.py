@@ -70,8 +70,8 @@ class Precision:
     def common_rows(self, name: str, rows: int) -> int:
         """How many of a matrix's first rows are multiplied in the format of `looked_up` all the same.
 
-        Tokenizers number their tokens as they learn them, the most common first: the first 32nd of a 4-bit head carries
-        most of its loss.
+        Tokenizers number their tokens as they learn them, the most common first: 8 bits for the first 32nd of a 4-bit
+        head take away nearly as much of its loss as for the first sixteenth, which carries half of it.
         """
         wanted, finer = self.wanted(name), self._target.embedding
         coarser = wanted is not None and finer is not None and wanted.bits < finer.bits
