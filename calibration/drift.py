@@ -37,7 +37,7 @@ class Exact:
 def correction(exact: Exact, met: Float32, moments: Float64) -> Callable[[Float32], Float32]:
     """What makes W' [N, K] of W [N, K], for inputs met [tokens, K] with these second moments [K, K].
 
-    missing is of all rows of what it is given: where it is not None, W must be the whole projection.
+    Where exact.missing is not None, W must be the whole projection, whose N its columns are.
     """
     k = len(moments)
     ridge = max(RIDGE * float(np.trace(moments)) / k, np.finfo(np.float64).tiny)

@@ -30,6 +30,33 @@ class Streams:
     learn: int
 
 
+class _Aim:
+    """What the exact model has at each point, on the tokens that are learned from; see Exact.
+
+    learn: how many these are. inputs: what each point reads, until it is asked for.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self.learn = streams.learn * streams.exact.shape[1]
+        self.inputs: dict[str, Float32] = {}
+        apart = streams.exact[: streams.learn] - streams.rounded[: streams.learn]
+        self._missing = {"o": apart.reshape(self.learn, -1)}
+
+    def record(self, point: str, x: Float32, y: Float32) -> None:
+        """The exact model reads x at the point and makes y of it; o's y joins the sum that down's will join."""
+        self.inputs[point] = x[: self.learn]
+        if point == "o":
+            self._missing["down"] = self._missing["o"] + y[: self.learn]
+
+    def join(self, point: str, y: Float32) -> None:
+        """The rounded model makes y at the point."""
+        if point == "o":
+            self._missing["down"] -= y[: self.learn]
+
+    def at(self, point: str) -> Exact:
+        return Exact(inputs=self.inputs.pop(point), missing=self._missing.get(point))
+
+
 def calibrate_layer(
     prefix: str, layer: dict[str, Float32], shape: DecoderShape, window: int | None, recipe: Recipe, streams: Streams
 ) -> tuple[Streams, Calibrated]:
@@ -37,31 +64,22 @@ def calibrate_layer(
 
     Raises CheckpointError where the exact model's hidden states overflow.
     """
-    learn = streams.learn * streams.exact.shape[1]
-    found = Calibrated()
-    inputs: dict[str, Float32] = {}
+    aim, found, caches = _Aim(streams), Calibrated(), CacheObservers()
     exact_linear = linear_of(layer)
-    caches = CacheObservers()
-
-    apart = streams.exact[: streams.learn] - streams.rounded[: streams.learn]
-    missing = {"o": apart.reshape(learn, -1)}  # by how much the sum that a product joins is below the exact model's
 
     def recording(point: str, x: Float32) -> Float32:
-        inputs[point] = x[:learn]
         y = exact_linear(point, x)
-        if point == "o":
-            missing["down"] = missing["o"] + y[:learn]
+        aim.record(point, x, y)
         return y
 
     exact = forward(streams.exact, layer, shape, window, recording)
     if not np.isfinite(exact).all():
         raise CheckpointError(f"{prefix.rstrip('.')} makes of the text what is not finite: repair the checkpoint")
-    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, inputs)
+    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, aim.inputs)
 
     def rounding(point: str, x: Float32) -> Float32:
         projections = [projection_of(prefix, smooth, name, recipe) for name in POINTS[point]]
-        target = Exact(inputs=inputs.pop(point), missing=missing.get(point))
-        rounded = round_point(x[:learn], projections, recipe, free=point in NORMS, exact=target)
+        rounded = round_point(x[: aim.learn], projections, recipe, free=point in NORMS, exact=aim.at(point))
         if rounded.factors is not None:
             norm = f"{NORMS[point]}.weight"
             smooth[norm] = smooth[norm] * rounded.factors
@@ -74,8 +92,7 @@ def calibrate_layer(
             zeros=rounded.zeros,
         )
         y = rounded(x)
-        if point == "o":
-            missing["down"] -= y[:learn]
+        aim.join(point, y)
         return y
 
     rounded = forward(streams.rounded, smooth, shape, window, rounding, caches.update)

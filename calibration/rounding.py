@@ -79,8 +79,7 @@ def round_point(
             exact = exact and dataclasses.replace(exact, inputs=exact.inputs * factors)
         met = round_to(met, scale, recipe.inputs)
     matrices: dict[str, BlockQuantized] = {}
-    formed = [(one, one.form) for one in projections if one.form is not None]
-    if formed:
+    if any(one.form is not None for one in projections):
         moments = second_moments(met)
         if exact is not None and recipe.gptq:
             corrected = correction(exact, met, moments)
@@ -88,8 +87,10 @@ def round_point(
                 one if one.form is None else dataclasses.replace(one, weight=corrected(one.weight))
                 for one in projections
             ]
-            formed = [(one, one.form) for one in projections if one.form is not None]
-        matrices = {one.name: round_weight(one.weight, form, moments, gptq=recipe.gptq) for one, form in formed}
+        for one in projections:
+            if one.form is not None:
+                matrices[one.name] = round_weight(one.weight, one.form, moments, gptq=recipe.gptq)
+    nothing = sum(int((~one.weight.any(axis=1)).sum()) for one in projections if one.name in matrices)
     found = Rounded(
         projections=projections,
         factors=factors,
@@ -97,9 +98,9 @@ def round_point(
         inputs=recipe.inputs,
         input_scale=scale,
         error=0.0,
-        zeros=int((~x.any(axis=0)).sum()) + sum(int((~one.weight.any(axis=1)).sum()) for one, _ in formed),
+        zeros=int((~x.any(axis=0)).sum()) + nothing,
     )
-    return dataclasses.replace(found, error=_relative_error(found, search_rows(x))) if formed else found
+    return dataclasses.replace(found, error=_relative_error(found, search_rows(x))) if matrices else found
 
 
 def _importance(projections: list[Projection]) -> Float32:
