@@ -20,13 +20,12 @@ def test_the_budget_is_met_by_less_than_the_uniform_scheme_that_meets_it(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path
 ) -> None:
     folder = checkpoint_of()
-    blocks = "--block-size", 128  # as wide as the model: larger ones would be half empty
-    coarse = compiled(megrez_compile, folder, "cpu-int4", tmp_path / "int4", "--algorithm", "rtn", *blocks)
+    coarse = compiled(megrez_compile, folder, "cpu-int4", tmp_path / "int4", "--algorithm", "rtn")
     fine = compiled(megrez_compile, folder, "cpu-int8", tmp_path / "int8")
     assert coarse.manifest.measured is not None and fine.manifest.measured is not None
     budget = coarse.manifest.measured.fidelity.kl_mean * 0.6
     assert fine.manifest.measured.fidelity.kl_mean < budget
-    mixed = compiled(megrez_compile, folder, "cpu-int4", tmp_path / "mixed", "--max-kl", budget, *blocks)
+    mixed = compiled(megrez_compile, folder, "cpu-int4", tmp_path / "mixed", "--max-kl", budget)
     assert mixed.manifest.measured is not None
     assert mixed.manifest.measured.fidelity.kl_mean <= budget
     assert mixed.size < fine.size
