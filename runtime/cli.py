@@ -1,6 +1,9 @@
 """The `megrez` command: a table of verbs, each imported when it is asked for."""
 
+import sys
+
 from megrez.runtime.console import Verb, VerbGroup, run_cli
+from megrez.runtime.huge_pages import restart_with_huge_pages
 
 VERBS = {
     "run": Verb(target="megrez.runtime.commands.run:run_command", help="Answer one prompt."),
@@ -18,6 +21,15 @@ VERBS = {
         extra="export",
     ),
 }
+# Those that read all weights for every token.
+DECODING = frozenset({"run", "chat", "bench"})
+
+
+def program() -> None:
+    """The installed command. It may start its process anew, so other programs call `main`."""
+    if DECODING.intersection(sys.argv[1:2]):
+        restart_with_huge_pages()
+    main()
 
 
 def main() -> None:
