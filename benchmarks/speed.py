@@ -4,8 +4,9 @@ python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rou
 
 The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. Rounds
 alternate between the runtimes, each in a process of its own, so that a machine that changes its speed changes it
-for all. A peer that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time
-to the first token, decode the rest over the time of the rest.
+for all; where others use it too, the best of many rounds is nearest to a quiet machine's (see report.summarise). A
+peer that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first
+token, decode the rest over the time of the rest.
 """
 
 import functools

@@ -14,7 +14,7 @@ from megrez.compile.calibrate import calibrate_checkpoint, rounded_form, rounds_
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
 from megrez.compile.calibration_text import CalibrationText, TextRequest, read_text
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.checkpoint.tensors import expected_tensors, parameter_count
 from megrez.compile.held_out import HeldOut, read_held_out
 from megrez.compile.own_words import calibration_text
 from megrez.compile.precision import EMBEDDING, HEAD
@@ -26,13 +26,15 @@ from megrez.runtime.errors import UsageError
 
 # Random weights have nothing to say about a text: what norms give has a deviation of 1, and all inputs get its range.
 DUMMY_RANGE = 8.0
+# Parameters up to which a model is calibrated unasked where only its quality needs it: half an hour on two cores.
+CALIBRATED_UNASKED = 1_000_000_000
 # Samples of the calibration text on which the ranges of values are seen.
 OBSERVED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """algorithm: a key of ALGORITHMS; None takes the target's own where the checkpoint has a tokenizer.
+    """algorithm: a key of ALGORITHMS; None takes the target's own, or rounds to nearest (see Preparation).
 
     scales: those of an earlier calibration, in place of a new one. max_kl: keep as much of the model finer as this mean
     divergence, in nats, asks for. weights: "checkpoint" or "dummy".
@@ -68,7 +70,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """Calibrates where the target asks for it. work: where its JSON goes, files beside it; see `discard`."""
+    """Calibrates where the target asks for it. work: where its JSON goes, files beside it; see `discard`.
+
+    Where rounding to nearest is possible, a checkpoint without a tokenizer gets it unless a calibration is asked for,
+    and so do models of more than CALIBRATED_UNASKED parameters on ONNX Runtime's targets.
+    """
 
     checkpoint: Checkpoint
     target: Target
@@ -90,17 +96,40 @@ class Preparation:
             return self._from_scales(request.scales)
         if request.weights == "dummy":
             return self._dummy()
-        blind = target.inputs is None  # rounding to nearest then needs no text
-        algorithm = request.algorithm or ("rtn" if self.checkpoint.text is None and blind else target.algorithm)
+        if request.max_kl is None and not rounds_anything(self.checkpoint, target):
+            return self._to_nearest()
+        algorithm = self._algorithm()
         if request.max_kl is not None:
             return self._within_budget(algorithm, request.max_kl)
-        if (algorithm == "rtn" and blind) or not rounds_anything(self.checkpoint, target):
-            return Prepared(checkpoint=self.checkpoint, target=target, held_out=self._held_out(request.text))
+        if algorithm == "rtn" and target.inputs is None:
+            return self._to_nearest()
         text = self._text(algorithm)
         record, held_out = calibrate_checkpoint(
             self.checkpoint, target, algorithm, text, self.work, self._layers(), reuse=True
         )
         return self._prepared(target, record, held_out if held_out.tokens.size else None)
+
+    def _algorithm(self) -> str:
+        request, target = self.request, self.target
+        if request.algorithm is not None:
+            return request.algorithm
+        optional = target.inputs is None and target.algorithm != "rtn"
+        if not optional or request.text.path is not None or request.max_kl is not None:
+            return target.algorithm
+        if self.checkpoint.text is None:
+            return "rtn"
+        parameters = parameter_count(self.checkpoint.config)
+        if target.dialect != "ort" or parameters <= CALIBRATED_UNASKED:
+            return target.algorithm
+        self.report.stage(
+            f"rounding {parameters / 1e9:.1f} billion parameters to nearest, in minutes; "
+            f"--algorithm {target.algorithm} takes much longer and stays nearer to the checkpoint"
+        )
+        return "rtn"
+
+    def _to_nearest(self) -> Prepared:
+        """The build rounds what there is to round; no text is needed for that."""
+        return Prepared(checkpoint=self.checkpoint, target=self.target, held_out=self._held_out(self.request.text))
 
     def _from_scales(self, scales: Path) -> Prepared:
         record = read_record(scales)

@@ -1,5 +1,7 @@
 """Which tensors a model of a given shape has, under their Hugging Face names; knows no file."""
 
+import math
+
 from megrez.compile.config import ModelConfig
 
 Q_WIDTH = "num_attention_heads * head_dim"
@@ -17,6 +19,11 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "vocab_size": config.vocab_size,
     }
     return {name: tuple(sizes[part] for part in parts) for name, parts in shape_fields(config).items()}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Numbers in all of them; an lm_head that is the embedding counts once."""
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def shape_fields(config: ModelConfig) -> dict[str, tuple[str, ...]]:

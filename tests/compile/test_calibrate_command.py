@@ -259,7 +259,38 @@ def test_a_model_without_tokenizer(checkpoint_of: Any, run: Any, megrez_compile:
     assert_one_error(megrez_compile(folder, "--target", "cpu-int4", "--algorithm", "gptq", *output), 2, said)
     assert_one_error(megrez_compile(folder, "--target", "trt-int8", "--stage", "onnx", *output), 2, said)
     assert names(tmp_path) == []
+    mine = tmp_path / "mine.txt"
+    mine.write_text("one two three four " * 100)
+    assert_one_error(megrez_compile(folder, "--target", "cpu-int4", "--calib", mine, *output), 2, said)
+    mine.unlink()
+    assert names(tmp_path) == []
     assert megrez_compile(folder, "--target", "cpu-int4", *output).code == 0
+
+
+def test_a_large_model_is_calibrated_when_asked(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = safetensors.numpy.load_file(checkpoint_of() / "model.safetensors")
+    parameters = sum(tensor.size for tensor in weights.values())
+    mine = tmp_path / "mine.txt"
+    mine.write_text("one two three four " * 100)
+
+    def algorithm(bundle: str, *options: object) -> tuple[str | None, str]:
+        done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", *TEXT, *options, "-o", tmp_path / bundle)
+        assert done.code == 0
+        stated = open_bundle(tmp_path / bundle).manifest.provenance.calibration
+        return (None if stated is None else stated.algorithm), done.err
+
+    hint = "--algorithm gptq takes much longer and stays nearer to the checkpoint"
+    monkeypatch.setattr("megrez.compile.prepare.CALIBRATED_UNASKED", parameters)
+    chosen, told = algorithm("small")
+    assert chosen == "gptq" and hint not in told
+    monkeypatch.setattr("megrez.compile.prepare.CALIBRATED_UNASKED", parameters - 1)
+    chosen, told = algorithm("large")
+    assert chosen is None and hint in told
+    assert open_bundle(tmp_path / "large").manifest.measured is not None
+    assert algorithm("asked", "--algorithm", "gptq")[0] == "gptq"
+    assert algorithm("given", "--calib", mine)[0] == "gptq"
     manifest = open_bundle(tmp_path / "b").manifest
     assert (manifest.provenance.calibration, manifest.measured) == (None, None)
 
