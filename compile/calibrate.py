@@ -63,7 +63,7 @@ def calibrate_checkpoint(
     model = model_of(checkpoint, length)
     if reuse and (record := _finished(path, folder)) is not None:
         exact = walk_exact(model, held_out, progress)
-        return record, HeldOut(tokens=held_out, exact=exact, source=text.held_out_source)
+        return record, HeldOut(tokens=held_out, model=model, exact=exact, source=text.held_out_source)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
@@ -80,7 +80,7 @@ def calibrate_checkpoint(
         raise MegrezError(
             f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
         ) from error
-    return record, HeldOut(tokens=held_out, exact=walked.exact, source=text.held_out_source)
+    return record, HeldOut(tokens=held_out, model=model, exact=walked.exact, source=text.held_out_source)
 
 
 def discard(work: Path) -> None:

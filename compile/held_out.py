@@ -28,12 +28,13 @@ from megrez.runtime.manifest import Measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """tokens: [windows, length]. exact: the exact model's hidden states behind its last layer, [windows, length, H].
+    """tokens: [windows, length]. exact: `model`'s hidden states behind its last layer, [windows, length, H].
 
-    source: the text's name.
+    model: the exact one, for samples of `length`. source: the text's name.
     """
 
     tokens: NDArray[np.int64]
+    model: Model
     exact: NDArray[np.float32]
     source: str
 
@@ -61,15 +62,16 @@ def read_held_out(checkpoint: Checkpoint, text: CalibrationText, progress: Calla
     """The held-out part of a text, read by the exact model layer by layer."""
     length = text.tokens.shape[1]
     tokens = text.held_out.reshape(-1, length)
-    exact = walk_exact(model_of(checkpoint, length), tokens, progress)
-    return HeldOut(tokens=tokens, exact=exact, source=text.held_out_source)
+    model = model_of(checkpoint, length)
+    exact = walk_exact(model, tokens, progress)
+    return HeldOut(tokens=tokens, model=model, exact=exact, source=text.held_out_source)
 
 
-def measure_bundle(bundle: Bundle, checkpoint: Checkpoint, held_out: HeldOut) -> Measured:
-    """The fidelity of `bundle` to the checkpoint it was compiled from; a GPU's float16 graph runs on CPU kernels."""
+def measure_bundle(bundle: Bundle, held_out: HeldOut) -> Measured:
+    """The fidelity of `bundle` to the exact model; a GPU's float16 graph runs on CPU kernels."""
     windows, length = held_out.tokens.shape
-    head = model_of(checkpoint, length).head()
-    vocab_size = checkpoint.config.vocab_size
+    head = held_out.model.head()
+    vocab_size = len(head.weight)
     reference = HiddenSession(held_out.exact.reshape(windows * length, -1), head, window=length, vocab_size=vocab_size)
     simulated = find_target(bundle.manifest.target).half
     opener = open_on_cpu if simulated else open_session

@@ -78,7 +78,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
         describe(content),
         checkpoint.text,
         lambda folder: _build(model, prepared, folder, context, plan, report),
-        lambda bundle: _measure(bundle, checkpoint, prepared, report),
+        lambda bundle: _measure(bundle, prepared, report),
     )
     if prepared.record is not None and request.calibration.scales is None:
         discard(work)
@@ -110,12 +110,12 @@ def _through_graphs(request: Request, report: Report) -> Path:
         shutil.rmtree(graphs, ignore_errors=True)
 
 
-def _measure(bundle: Bundle, checkpoint: Checkpoint, prepared: Prepared, report: Report) -> Measured | None:
+def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:
     held_out = prepared.held_out
     if held_out is None or not (prepared.target.runs_here or prepared.target.half):
         return None
     report.stage(f"measuring fidelity on {held_out.tokens.size} tokens of {held_out.source}")
-    return measure_bundle(bundle, checkpoint, held_out)
+    return measure_bundle(bundle, held_out)
 
 
 def choose_context(asked: int | None, longest: int, default: int) -> int:

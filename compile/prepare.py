@@ -20,6 +20,7 @@ from megrez.compile.own_words import calibration_text
 from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
+from megrez.compile.rotated_checkpoint import RotatedCheckpoint
 from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
@@ -198,7 +199,10 @@ class Preparation:
             return None
         text = read_text(self.checkpoint.text, request, self.context)
         self.report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the exact model")
-        return read_held_out(self.checkpoint, text, self._layers())
+        exact = self.checkpoint
+        if isinstance(exact, RotatedCheckpoint):
+            exact = exact.original  # the same model, with nothing to turn
+        return read_held_out(exact, text, self._layers())
 
     def _text(self, algorithm: str) -> CalibrationText:
         request = self.request.text
