@@ -58,7 +58,11 @@ def compiled(graphs: Path, arch: str, output: Path) -> Path:
     return build_staged(str(graphs), None, output, EngineOptions(arch=arch), ConsoleReport())
 
 
-@pytest.fixture(scope="module", params=["qnn-w8a16", "qnn-w4a16"])
+# Not run: it takes the whole test process with it.
+CRASHES = pytest.mark.xfail(run=False, reason="Qualcomm's emulator crashes on it, see docs/benchmarks/npu.md")
+
+
+@pytest.fixture(scope="module", params=["qnn-w8a16", pytest.param("qnn-w4a16", marks=CRASHES)])
 def graphs(smollm2_gguf: Path, request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = FirstLayers(open_checkpoint(str(smollm2_gguf)))
     return staged(checkpoint, request.param, tmp_path_factory.mktemp("graphs") / "b")
