@@ -13,6 +13,8 @@ from pathlib import Path
 
 _TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SINCE = (2, 35)
+# Bytes. Kernels of 64 KiB pages have huge ones of 512 MiB, and glibc would round its heap up to them.
+_LARGEST = 2 << 20
 
 
 def restart_with_huge_pages() -> None:
@@ -52,7 +54,9 @@ def _takes_tunable(libc: str) -> bool:
 
 
 def _gives_who_asks(root: Path) -> bool:
-    """The kernel gives huge pages to whoever asks, and neither to all nor to nobody."""
-    with contextlib.suppress(OSError):
-        return "[madvise]" in (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    """The kernel gives huge pages of a fair size to whoever asks, and neither to all nor to nobody."""
+    folder = root / "sys/kernel/mm/transparent_hugepage"
+    with contextlib.suppress(OSError, ValueError):
+        chosen, size = ((folder / name).read_text(encoding="ascii") for name in ("enabled", "hpage_pmd_size"))
+        return "[madvise]" in chosen and int(size) <= _LARGEST
     return False

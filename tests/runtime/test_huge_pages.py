@@ -18,10 +18,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _allow(root: Path, choice: str) -> None:
-    file = root / "sys/kernel/mm/transparent_hugepage/enabled"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(choice + "\n")
+def _allow(root: Path, choice: str, size: int = 2 << 20) -> None:
+    folder = root / "sys/kernel/mm/transparent_hugepage"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "enabled").write_text(choice + "\n")
+    (folder / "hpage_pmd_size").write_text(f"{size}\n")
 
 
 def test_asks_beside_what_is_set_already(root: Path) -> None:
@@ -47,6 +48,11 @@ def test_needs_a_glibc_that_takes_the_tunable(root: Path, libc: str, asks: bool)
 @pytest.mark.parametrize("choice", ["[always] madvise never", "always madvise [never]"])
 def test_changes_nothing_where_the_kernel_gives_to_all_or_nobody(root: Path, choice: str) -> None:
     _allow(root, choice)
+    assert wanted_environment({}, "glibc 2.36", root) is None
+
+
+def test_changes_nothing_where_a_huge_page_is_half_a_gigabyte(root: Path) -> None:
+    _allow(root, "always [madvise] never", 512 << 20)
     assert wanted_environment({}, "glibc 2.36", root) is None
 
 
