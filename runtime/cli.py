@@ -21,13 +21,13 @@ VERBS = {
         extra="export",
     ),
 }
-# Those that read all weights for every token.
-DECODING = frozenset({"run", "chat", "bench"})
+# Those that decode for long: huge pages can make opening slower, which a single answer would not earn back.
+LASTING = frozenset({"chat", "bench"})
 
 
 def program() -> None:
     """The installed command. It may start its process anew, so other programs call `main`."""
-    if DECODING.intersection(sys.argv[1:2]):
+    if LASTING.intersection(sys.argv[1:2]):
         restart_with_huge_pages()
     main()
 

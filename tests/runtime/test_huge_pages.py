@@ -81,14 +81,14 @@ def test_starts_the_same_program_in_the_same_process_once(tmp_path: Path) -> Non
     assert second[1:] == [["run", "ein Wort, ü", ""], "prompt"]
 
 
-def test_only_commands_that_decode_are_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_commands_that_decode_for_long_are_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     from megrez.runtime import cli
 
     told: list[str] = []
     monkeypatch.setattr(cli, "restart_with_huge_pages", lambda: told.append("restart"))
     monkeypatch.setattr(cli, "main", lambda: told.append("main"))
-    for verb in ("bench", "inspect"):
-        monkeypatch.setattr(sys, "argv", ["megrez", verb, "run"])
+    for verb in ("bench", "run"):
+        monkeypatch.setattr(sys, "argv", ["megrez", verb, "chat"])
         cli.program()
     monkeypatch.setattr(sys, "argv", ["megrez"])
     cli.program()
