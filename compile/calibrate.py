@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.record import SCHEMA_VERSION, Record, TextRecord, read_record
 from megrez.calibration.store import Store
-from megrez.calibration.walk import Walked, calibrate, walk_exact
+from megrez.calibration.walk import Walked, calibrate
 from megrez.compile.calibration_text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
-from megrez.compile.held_out import HeldOut, model_of
+from megrez.compile.held_out import HeldOut, model_of, read_held_out
 from megrez.compile.own_words import forget_words
 from megrez.compile.precision import HEAD, Precision
 from megrez.compile.quantizer import Quantizer
@@ -60,10 +60,9 @@ def calibrate_checkpoint(
     tokens = np.concatenate([text.tokens, held_out])
     digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, learn)
     folder = path.with_name(f"{path.stem}.{digest[:12]}")
-    model = model_of(checkpoint, length)
     if reuse and (record := _finished(path, folder)) is not None:
-        exact = walk_exact(model, held_out, progress)
-        return record, HeldOut(tokens=held_out, model=model, exact=exact, source=text.held_out_source)
+        return record, read_held_out(checkpoint, text, progress)
+    model = model_of(checkpoint, length)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
