@@ -23,8 +23,8 @@ COLUMNS = (
 def summarise(rounds: list[dict[str, Figures]], read: dict[str, int], bandwidth: float) -> list[Figures]:
     """One row per runtime; `ours` is the median over rounds of our speed in a round over its own.
 
-    Whoever else uses a machine's memory only ever slows a runtime down: its best round should be the nearest to its speed
-    on a quiet one, and `best_ours` is the best of our rounds over the best of its.
+    Whoever else uses a machine's memory only ever slows a runtime down: its best round should be the nearest to its
+    speed on a quiet one, and `best_ours` is the best of our rounds over the best of its.
     """
     first = next(iter(rounds[0]))
     rows = []
