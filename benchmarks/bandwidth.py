@@ -1,5 +1,6 @@
 """How fast this machine reads memory: the ceiling of a decoder that reads all its weights for every token."""
 
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,22 +12,32 @@ REPEATS = 7
 PIECE = 1 << 22
 
 
+class Reader:
+    """A gibibyte, much larger than any cache, and the threads that read it."""
+
+    def __init__(self, threads: int) -> None:
+        self._pieces = np.ones(BYTES // 4, np.float32).reshape(-1, PIECE)
+        self._shares = np.array_split(np.arange(len(self._pieces)), threads)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def bandwidth(self) -> float:
+        """Bytes per second of one reading."""
+        start = time.perf_counter()
+        list(self._pool.map(self._read, self._shares))
+        return self._pieces.nbytes / (time.perf_counter() - start)
+
+    def bandwidth_now(self) -> float:
+        """Bytes per second, the median of three readings: a tenth of a second."""
+        return statistics.median(self.bandwidth() for _ in range(3))
+
+    def _read(self, share: np.ndarray) -> float:
+        return max(float(self._pieces[n].max()) for n in share)
+
+
 def read_bandwidth(threads: int) -> float:
-    """Bytes per second with which `threads` threads read a gibibyte, much larger than any cache; the best of seven."""
-    data = np.ones(BYTES // 4, np.float32)
-    pieces = data.reshape(-1, PIECE)
-    shares = np.array_split(np.arange(len(pieces)), threads)
-
-    def read(share: np.ndarray) -> float:
-        return max(float(pieces[n].max()) for n in share)
-
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            list(pool.map(read, shares))
-            best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
+    """Bytes per second with which `threads` threads read memory; the best of seven readings."""
+    reader = Reader(threads)
+    return max(reader.bandwidth() for _ in range(REPEATS))
 
 
 if __name__ == "__main__":

@@ -1,46 +1,39 @@
-"""Speed of a model folder in onnxruntime-genai, by its Generator: run by benchmarks/speed.py with the peers' Python.
+"""onnxruntime-genai, by its Generator: run by benchmarks/speed.py with the peers' Python.
 
-python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS REPEAT < prompt ids as JSON
+python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says
 """
 
 import json
-import statistics
 import sys
-import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import onnxruntime_genai as og
+from turns import Line, serve, timed
 
 
-def main() -> None:
-    folder, threads, length, output_tokens, repeat = sys.argv[1], *map(int, sys.argv[2:])
-    prompt = json.load(sys.stdin)
+def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
+    folder, threads, length, output_tokens = sys.argv[1], *map(int, sys.argv[2:])
     config = og.Config(folder)
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = og.Model(config)
-    prefill, decode = [], []
-    for _ in range(1 + repeat):
+
+    def generate() -> Line:
         params = og.GeneratorParams(model)
         # Below min_length no end token is chosen.
         params.set_search_options(do_sample=False, max_length=length, min_length=len(prompt) + output_tokens)
         generator = og.Generator(model, params)
-        start = time.perf_counter()
-        generator.append_tokens(prompt)
-        generator.generate_next_token()
-        first = time.perf_counter()
-        for _ in range(output_tokens - 1):
+
+        def first() -> None:
+            generator.append_tokens(prompt)
             generator.generate_next_token()
-        prefill.append(len(prompt) / (first - start))
-        decode.append((output_tokens - 1) / (time.perf_counter() - first))
-    figures = {
-        "version": version("onnxruntime-genai"),
-        "prefill_tokens_per_s": statistics.median(prefill[1:]),
-        "decode_tokens_per_s": statistics.median(decode[1:]),
-        "bytes": sum(file.stat().st_size for file in Path(folder).glob("*.onnx*")),
-    }
-    print(json.dumps(figures))
+
+        return timed(len(prompt), output_tokens, first, generator.generate_next_token)
+
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.onnx*"))
+    return {"version": version("onnxruntime-genai"), "bytes": size}, generate
 
 
 if __name__ == "__main__":
-    main()
+    serve(opened)

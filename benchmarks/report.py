@@ -14,34 +14,32 @@ KEYS = "prefill", "decode"
 COLUMNS = (
     "runtime",
     "version",
-    *(f"{key} {what}" for key in KEYS for what in ("tok/s", "ours / its", "best", "best, ours / its")),
+    *(f"{key} {what}" for key in KEYS for what in ("tok/s", "ours / its", "quiet tok/s", "quiet, ours / its")),
     "MB read per token",
     "of bandwidth",
 )
 
 
-def summarise(rounds: list[dict[str, Figures]], read: dict[str, int], bandwidth: float) -> list[Figures]:
-    """One row per runtime; `ours` is the median over rounds of our speed in a round over its own.
+def summarise(rounds: list[dict[str, Figures]], quiet: list[bool]) -> dict[str, Figures]:
+    """By name a row of medians over all rounds and, under `…_quiet`, over the quiet ones: None where there are none.
 
-    Whoever else uses a machine's memory only ever slows a runtime down: its best round should be the nearest to its
-    speed on a quiet one, and `best_ours` is the best of our rounds over the best of its.
+    `ours` is the median over rounds of our speed, which is that of the first name, over its own in the same round.
     """
     first = next(iter(rounds[0]))
-    rows = []
-    for name in rounds[0]:
-        row: Figures = {"name": name, "version": rounds[0][name]["version"], "bytes": rounds[0][name]["bytes"]}
+    chosen = {"": rounds, "_quiet": [figures for figures, is_quiet in zip(rounds, quiet, strict=True) if is_quiet]}
+    rows: dict[str, Figures] = {name: {"name": name} for name in rounds[0]}
+    for name, row in rows.items():
         for key in KEYS:
-            ours, speeds = ([figures[which][f"{key}_tokens_per_s"] for figures in rounds] for which in (first, name))
-            row |= {
-                key: statistics.median(speeds),
-                f"{key}_rounds": speeds,
-                f"{key}_ours": statistics.median(our / speed for our, speed in zip(ours, speeds, strict=True)),
-                f"{key}_best": max(speeds),
-                f"{key}_best_ours": max(ours) / max(speeds),
-            }
-        row |= {"bytes_per_token": read[name], "bandwidth_share": read[name] * row["decode"] / bandwidth}
-        rows.append(row)
+            for which, used in chosen.items():
+                ours, speeds = ([figures[one][f"{key}_tokens_per_s"] for figures in used] for one in (first, name))
+                row[f"{key}{which}"] = _median(speeds)
+                row[f"{key}_ours{which}"] = _median([our / speed for our, speed in zip(ours, speeds, strict=True)])
+            row[f"{key}_rounds"] = [figures[name][f"{key}_tokens_per_s"] for figures in rounds]
     return rows
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def table(rows: list[Figures]) -> str:
@@ -49,9 +47,9 @@ def table(rows: list[Figures]) -> str:
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for row in rows:
         speeds = (
-            f"{row[key + what]:.{digits}f}"
+            "–" if row[key + what] is None else f"{row[key + what]:.{digits}f}"
             for key in KEYS
-            for what, digits in (("", 1), ("_ours", 2), ("_best", 1), ("_best_ours", 2))
+            for what, digits in (("", 1), ("_ours", 2), ("_quiet", 1), ("_ours_quiet", 2))
         )
         size, share = f"{row['bytes_per_token'] / 1e6:.0f}", f"{row['bandwidth_share']:.0%}"
         lines.append([row["name"], row["version"], *speeds, size, share])
@@ -81,11 +79,15 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandwidth: float) -> str:
-    """path.md and path.json; returns the text of the former."""
+def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandwidths: list[list[float]]) -> str:
+    """path.md and path.json; returns the text of the former. bandwidths: bytes per second, by round."""
     command = shlex.join(["python", script, *sys.argv[1:]])
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
-    text = f"{cpu_name()}, {bandwidth / 1e9:.1f} GB/s read; {conditions}\n\n{table(rows)}\n\n`{command}`\n"
+    lowest, middle, highest = (
+        f(value for read in bandwidths for value in read) / 1e9 for f in (min, statistics.median, max)
+    )
+    memory = f"memory read at {lowest:.1f} to {highest:.1f} GB/s, median {middle:.1f}"
+    text = f"{cpu_name()}; {memory}; {conditions}\n\n{table(rows)}\n\n`{command}`\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     versions = {name: version(name) for name in ("megrez-compile", "onnxruntime", "numpy")}
@@ -94,8 +96,8 @@ def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandw
         "cpu": cpu_name(),
         "python": platform.python_version(),
         "versions": versions,
-        "read_bandwidth": bandwidth,
         **settings,
+        "read_bandwidths": bandwidths,
         "results": rows,
     }
     path.with_suffix(".json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")

@@ -1,59 +1,36 @@
 """Speed on a CPU, side by side: megrez-compile, onnxruntime-genai and ik_llama.cpp, int4, in Megrez-3B's shape.
 
-python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rounds 3] [--cache FOLDER]
+python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rounds 40] [--cache FOLDER]
 
-The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. Rounds
-alternate between the runtimes, each in a process of its own, so that a machine that changes its speed changes it
-for all; where others use it too, the best of many rounds is nearest to a quiet machine's (see report.summarise). A
-peer that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first
-token, decode the rest over the time of the rest.
+The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. All runtimes
+stay open, each in a process of its own, and take turns of one generation, every other round in the opposite order, so
+that a machine that changes its speed changes it for all. Memory's bandwidth is read between all turns: a round is
+quiet where none of its readings is below QUIET of the run's best, and the report tells the quiet rounds apart. That
+is decided by the memory alone, never by what a runtime did. A peer that is not installed for --peers-python is
+skipped and named. Prefill is the prompt over the time to the first token, decode the rest over the time of the rest.
 """
 
-import functools
-import json
+import contextlib
+import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import artefacts
 import click
 import numpy as np
-from bandwidth import read_bandwidth
+from bandwidth import Reader
 from random_checkpoint import SHAPE
 from report import Figures, summarise, write
+from turns import Runtime, opened_runtime
 
 HERE = Path(__file__).parent
-REPEAT = 3
-Measure = Callable[[], Figures]
+QUIET = 0.9
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
     """The ids that `megrez bench` draws."""
     return [int(token) for token in np.random.default_rng(0).integers(vocab_size, size=count)]
-
-
-def measure_megrez(bundle: Path, prompt_tokens: int, output_tokens: int, threads: int) -> Figures:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        command = [Path(sys.executable).with_name("megrez"), "bench", bundle, "--json", file, "--repeat", REPEAT]
-        command += ["--prompt-tokens", prompt_tokens, "--output-tokens", output_tokens, "--threads", threads]
-        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
-        figures = json.loads(file.read_text(encoding="utf-8"))
-    return {**figures, "version": version("megrez-compile"), "bytes": figures["bundle_bytes"]}
-
-
-def measure_peer(
-    python: Path, script: str, model: Path, prompt: list[int], output_tokens: int, threads: int
-) -> Figures:
-    command = [python, HERE / script, model, threads, artefacts.CONTEXT, output_tokens, REPEAT]
-    done = subprocess.run([str(word) for word in command], input=json.dumps(prompt), capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{script} failed: {done.stderr[-2000:]}")
-    figures: Figures = json.loads(done.stdout)
-    return figures
 
 
 def missing(python: Path | None, module: str) -> bool:
@@ -65,31 +42,49 @@ def missing(python: Path | None, module: str) -> bool:
 
 
 def contestants(
-    cache: Path, layers: int, python: Path | None, prompt_tokens: int, output_tokens: int, threads: int
-) -> dict[str, tuple[Measure, int]]:
-    """By name: how to measure it once, and the bytes of weights it reads per token."""
-    prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
-    found: dict[str, tuple[Measure, int]] = {}
+    cache: Path, layers: int, python: Path | None, output_tokens: int, threads: int
+) -> dict[str, tuple[list[object], int]]:
+    """By name: the command that opens it for its turns, and the bytes of weights it reads per token."""
+    found: dict[str, tuple[list[object], int]] = {}
     options: tuple[object, ...]
     for options in ((), ("--block-size", 128)):
         bundle = artefacts.megrez_bundle(cache, layers, options)
         found[" ".join(["megrez-compile cpu-int4", *map(str, options)])] = (
-            functools.partial(measure_megrez, bundle, prompt_tokens, output_tokens, threads),
+            [sys.executable, HERE / "speed_megrez.py", bundle, threads, output_tokens],
             artefacts.onnx_bytes_per_token(bundle),
         )
     if python and not missing(python, "onnxruntime_genai"):
         folder = artefacts.genai_folder(cache, layers, python)
         found["onnxruntime-genai int4"] = (
-            lambda: measure_peer(python, "peer_genai.py", folder, prompt, output_tokens, threads),
+            [python, HERE / "peer_genai.py", folder, threads, artefacts.CONTEXT, output_tokens],
             artefacts.onnx_bytes_per_token(folder),
         )
     if python and not missing(python, "ik_llama_cpp"):
         file = artefacts.ik_llama_file(cache, layers, python)
         found[f"ik_llama.cpp Q4_0, lm_head {artefacts.gguf_head_type(file)}"] = (
-            lambda: measure_peer(python, "peer_ik_llama.py", file, prompt, output_tokens, threads),
+            [python, HERE / "peer_ik_llama.py", file, threads, artefacts.CONTEXT, output_tokens],
             artefacts.gguf_bytes_per_token(file),
         )
     return found
+
+
+def take_turns(
+    runtimes: dict[str, Runtime], reader: Reader, count: int
+) -> tuple[list[dict[str, Figures]], list[list[float]]]:
+    """By round: every runtime's figures, and the bandwidths read before, between and after their turns."""
+    rounds, bandwidths = [], []
+    order = list(runtimes)
+    for number in range(count):
+        figures, read = {}, [reader.bandwidth_now()]
+        for name in order:
+            figures[name] = runtimes[name].generate()
+            read.append(reader.bandwidth_now())
+        rounds.append(figures)
+        bandwidths.append(read)
+        speeds = ", ".join(f"{figures[name]['decode_tokens_per_s']:.1f}" for name in runtimes)
+        click.echo(f"round {number + 1}: decode {speeds} tokens/s, memory {min(read) / 1e9:.1f} GB/s", err=True)
+        order.reverse()
+    return rounds, bandwidths
 
 
 @click.command()
@@ -98,7 +93,7 @@ def contestants(
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", "count", default=3, show_default=True)
+@click.option("--rounds", "count", default=40, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path(".cache/benchmarks/speed"), help="Less .md, .json."
@@ -114,17 +109,21 @@ def main(
     output: Path,
 ) -> None:
     """Measure, print a table and write it with the details beside it."""
-    runtimes = contestants(cache, layers, peers_python, prompt_tokens, output_tokens, threads)
-    bandwidth = max(read_bandwidth(threads) for _ in range(2))
-    rounds = []
-    for number in range(count):
-        rounds.append({name: measure() for name, (measure, _) in runtimes.items()})
-        for name, figures in rounds[-1].items():
-            speeds = f"{figures['prefill_tokens_per_s']:.1f} {figures['decode_tokens_per_s']:.2f}"
-            click.echo(f"round {number + 1}: {name}: {speeds}", err=True)
-    rows = summarise(rounds, {name: read for name, (_, read) in runtimes.items()}, bandwidth)
+    found = contestants(cache, layers, peers_python, output_tokens, threads)
+    prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
+    with contextlib.ExitStack() as stack:
+        runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, (command, _) in found.items()}
+        about = {name: runtime.about for name, runtime in runtimes.items()}
+        rounds, bandwidths = take_turns(runtimes, Reader(threads), count)
+    bandwidth = max(map(max, bandwidths))
+    quiet = [min(read) >= QUIET * bandwidth for read in bandwidths]
+    rows = summarise(rounds, quiet)
+    for name, (_, read) in found.items():
+        share = read * rows[name]["decode"] / statistics.median(value for read in bandwidths for value in read)
+        rows[name] |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
     settings = {"threads": threads, "layers": layers, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
-    click.echo(write(output, "benchmarks/speed.py", {**settings, "rounds": count}, rows, bandwidth))
+    settings |= {"rounds": count, "quiet_rounds": sum(quiet)}
+    click.echo(write(output, "benchmarks/speed.py", settings, list(rows.values()), bandwidths))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""Runtimes that stay open, each in a process of its own, and generate when it is their turn: both ends of the pipe.
+
+A process reads the prompt's ids as a line of JSON, opens its model, generates once unmeasured and says what it is in
+a line; then every further line it reads asks for one measured generation and gets its times as a line. Imports
+nothing but the standard library: the processes run under whatever Python has their runtime.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
+
+Line = dict[str, Any]
+Step = Callable[[], object]
+
+
+def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step) -> Line:
+    """Speeds of one generation: `first` reads the prompt and gives a token, `other` gives one more."""
+    start = time.perf_counter()
+    first()
+    middle = time.perf_counter()
+    for _ in range(output_tokens - 1):
+        other()
+    return {
+        "prefill_tokens_per_s": prompt_tokens / (middle - start),
+        "decode_tokens_per_s": (output_tokens - 1) / (time.perf_counter() - middle),
+    }
+
+
+def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> None:
+    """The process's end. opened: from the prompt's ids to what the runtime is and how it generates once."""
+    output = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(line: Line) -> None:
+        os.write(output, json.dumps(line).encode() + b"\n")
+
+    about, generate = opened(json.loads(sys.stdin.readline()))
+    generate()
+    answer(about)
+    for _ in sys.stdin:
+        answer(generate())
+
+
+class Runtime:
+    """The benchmark's end: a process that `opened_runtime` opened."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str], prompt: list[int]) -> None:
+        self._process, self._errors = process, errors
+        self.about = self._ask(json.dumps(prompt))
+
+    def generate(self) -> Line:
+        """Speeds of one generation; RuntimeError where the process ends instead."""
+        return self._ask("")
+
+    def _ask(self, line: str) -> Line:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            answer: Line = json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError) as error:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"{self._process.args}\n{self._errors.read()[-2000:]}") from error
+        return answer
+
+
+@contextlib.contextmanager
+def opened_runtime(command: Sequence[object], prompt: list[int]) -> Iterator[Runtime]:
+    """A runtime whose model is loaded and warm; RuntimeError with what its process said where that fails."""
+    words = [str(word) for word in command]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+    ):
+        try:
+            yield Runtime(process, errors, prompt)
+        finally:
+            process.kill()
