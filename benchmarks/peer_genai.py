@@ -1,6 +1,6 @@
 """onnxruntime-genai, by its Generator: run by benchmarks/speed.py with the peers' Python.
 
-python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says
+python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says; 0 threads are those it takes by itself
 """
 
 import json
@@ -16,7 +16,8 @@ from turns import Line, serve, timed
 def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     folder, threads, length, output_tokens = sys.argv[1], *map(int, sys.argv[2:])
     config = og.Config(folder)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    if threads:
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = og.Model(config)
 
     def generate() -> Line:

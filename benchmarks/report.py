@@ -14,43 +14,36 @@ KEYS = "prefill", "decode"
 COLUMNS = (
     "runtime",
     "version",
-    *(f"{key} {what}" for key in KEYS for what in ("tok/s", "ours / its", "quiet tok/s", "quiet, ours / its")),
+    *(f"{key} {what}" for key in KEYS for what in ("tok/s", "ours / its", "half of the rounds")),
     "MB read per token",
     "of bandwidth",
 )
 
 
-def summarise(rounds: list[dict[str, Figures]], quiet: list[bool]) -> dict[str, Figures]:
-    """By name a row of medians over all rounds and, under `…_quiet`, over the quiet ones: None where there are none.
-
-    `ours` is the median over rounds of our speed, which is that of the first name, over its own in the same round.
+def summarise(rounds: list[dict[str, Figures]]) -> dict[str, Figures]:
+    """A row per name: medians over rounds of its speeds and of ours over its own in the same round, and the quartiles
+    between which half of the rounds' ratios lie. Ours is the first name.
     """
     first = next(iter(rounds[0]))
-    chosen = {"": rounds, "_quiet": [figures for figures, is_quiet in zip(rounds, quiet, strict=True) if is_quiet]}
     rows: dict[str, Figures] = {name: {"name": name} for name in rounds[0]}
     for name, row in rows.items():
         for key in KEYS:
-            for which, used in chosen.items():
-                ours, speeds = ([figures[one][f"{key}_tokens_per_s"] for figures in used] for one in (first, name))
-                row[f"{key}{which}"] = _median(speeds)
-                row[f"{key}_ours{which}"] = _median([our / speed for our, speed in zip(ours, speeds, strict=True)])
-            row[f"{key}_rounds"] = [figures[name][f"{key}_tokens_per_s"] for figures in rounds]
+            ours, speeds = ([figures[one][f"{key}_tokens_per_s"] for figures in rounds] for one in (first, name))
+            ratios = [our / speed for our, speed in zip(ours, speeds, strict=True)]
+            quarters = statistics.quantiles(ratios, n=4, method="inclusive")
+            row |= {key: statistics.median(speeds), f"{key}_ours": quarters[1], f"{key}_rounds": speeds}
+            row[f"{key}_ours_quartiles"] = quarters[0], quarters[2]
     return rows
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None
 
 
 def table(rows: list[Figures]) -> str:
     """In Markdown."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for row in rows:
-        speeds = (
-            "–" if row[key + what] is None else f"{row[key + what]:.{digits}f}"
-            for key in KEYS
-            for what, digits in (("", 1), ("_ours", 2), ("_quiet", 1), ("_ours_quiet", 2))
-        )
+        speeds = []
+        for key in KEYS:
+            low, high = row[f"{key}_ours_quartiles"]
+            speeds += [f"{row[key]:.1f}", f"{row[f'{key}_ours']:.2f}", f"{low:.2f} to {high:.2f}"]
         size, share = f"{row['bytes_per_token'] / 1e6:.0f}", f"{row['bandwidth_share']:.0%}"
         lines.append([row["name"], row["version"], *speeds, size, share])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

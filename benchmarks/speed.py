@@ -4,10 +4,10 @@ python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rou
 
 The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. All runtimes
 stay open, each in a process of its own, and take turns of one generation, every other round in the opposite order, so
-that a machine that changes its speed changes it for all. Memory's bandwidth is read between all turns: a round is
-quiet where none of its readings is below QUIET of the run's best, and the report tells the quiet rounds apart. That
-is decided by the memory alone, never by what a runtime did. A peer that is not installed for --peers-python is
-skipped and named. Prefill is the prompt over the time to the first token, decode the rest over the time of the rest.
+that a machine that changes its speed changes it for all; how fast it reads memory is measured between all turns.
+onnxruntime-genai has a second row with the threads that it takes by itself, which is half of the processors. A peer
+that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
+decode the rest over the time of the rest.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ from report import Figures, summarise, write
 from turns import Runtime, opened_runtime
 
 HERE = Path(__file__).parent
-QUIET = 0.9
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
@@ -55,10 +54,9 @@ def contestants(
         )
     if python and not missing(python, "onnxruntime_genai"):
         folder = artefacts.genai_folder(cache, layers, python)
-        found["onnxruntime-genai int4"] = (
-            [python, HERE / "peer_genai.py", folder, threads, artefacts.CONTEXT, output_tokens],
-            artefacts.onnx_bytes_per_token(folder),
-        )
+        read = artefacts.onnx_bytes_per_token(folder)
+        for name, used in (("onnxruntime-genai int4", threads), ("onnxruntime-genai int4, its default threads", 0)):
+            found[name] = [python, HERE / "peer_genai.py", folder, used, artefacts.CONTEXT, output_tokens], read
     if python and not missing(python, "ik_llama_cpp"):
         file = artefacts.ik_llama_file(cache, layers, python)
         found[f"ik_llama.cpp Q4_0, lm_head {artefacts.gguf_head_type(file)}"] = (
@@ -93,7 +91,7 @@ def take_turns(
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", "count", default=40, show_default=True)
+@click.option("--rounds", "count", type=click.IntRange(min=2), default=40, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path(".cache/benchmarks/speed"), help="Less .md, .json."
@@ -115,14 +113,13 @@ def main(
         runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, (command, _) in found.items()}
         about = {name: runtime.about for name, runtime in runtimes.items()}
         rounds, bandwidths = take_turns(runtimes, Reader(threads), count)
-    bandwidth = max(map(max, bandwidths))
-    quiet = [min(read) >= QUIET * bandwidth for read in bandwidths]
-    rows = summarise(rounds, quiet)
+    rows = summarise(rounds)
+    bandwidth = statistics.median(value for read in bandwidths for value in read)
     for name, (_, read) in found.items():
-        share = read * rows[name]["decode"] / statistics.median(value for read in bandwidths for value in read)
+        share = read * rows[name]["decode"] / bandwidth
         rows[name] |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
     settings = {"threads": threads, "layers": layers, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
-    settings |= {"rounds": count, "quiet_rounds": sum(quiet)}
+    settings["rounds"] = count
     click.echo(write(output, "benchmarks/speed.py", settings, list(rows.values()), bandwidths))
 
 
