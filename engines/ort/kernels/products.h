@@ -1,0 +1,41 @@
+/* Products with matrices in blocks of 4 or 8 bits, as ONNX Runtime's MatMulNBits stores them; knows no ONNX Runtime. */
+#ifndef MEGREZ_PRODUCTS_H
+#define MEGREZ_PRODUCTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Row-major [rows, columns]; a row is `blocks` blocks of `block` codes, the last one padded.
+ * codes [rows, blocks, block * bits / 8], 4-bit ones the lower half of a byte first; scales [rows, blocks];
+ * zero_points [rows, blocks * bits / 8, rounded up], or NULL for 8 of 15, 128 of 255. bias [rows] or NULL.
+ */
+typedef struct {
+    int64_t rows, columns, block, bits, blocks;
+    const uint8_t *codes;
+    const float *scales;
+    const uint8_t *zero_points;
+    const float *bias;
+} megrez_weights;
+
+/* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [count, blocks, block] in the
+ * order in which the products read them, scales [count, blocks], and sums, of a block's codes times its scale.
+ */
+typedef struct {
+    int64_t count;
+    int8_t *codes;
+    float *scales, *sums;
+} megrez_inputs;
+
+/* Whether the weights' bits and block are taken. */
+bool megrez_takes(const megrez_weights *weights);
+/* Round one input of [columns]. Its largest magnitude of a block becomes 127. */
+void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
+/* outputs [count, rows], of which the columns first_row to last_row are written. */
+void megrez_multiply(
+    const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row, float *outputs
+);
+/* Whether this processor runs these functions, and whether it has instructions that they make no use of. */
+bool megrez_runs(void);
+bool megrez_has_better(void);
+
+#endif
