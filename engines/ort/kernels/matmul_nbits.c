@@ -45,7 +45,7 @@ static void multiply_piece(void *work, size_t piece) {
 static ort_status *multiply(const ort_api *api, const ort_context *context, product *all) {
     const megrez_weights *weights = all->weights;
     const int64_t count = all->inputs.count, blocks = weights->blocks;
-    const size_t codes = (size_t)(count * ((blocks + 1) / 2 * 2) * weights->block);
+    const size_t codes = (size_t)(count * megrez_stride(weights));
     const size_t floats = (size_t)(count * blocks);
     char *room = malloc(codes + 2 * floats * sizeof(float));
     if (!room) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory for its rounded inputs");
@@ -66,7 +66,9 @@ static ort_status *multiply(const ort_api *api, const ort_context *context, prod
     return status;
 }
 
-static ort_status *read(const ort_api *api, const ort_context *context, size_t index, size_t present, const void **data) {
+static ort_status *read(
+    const ort_api *api, const ort_context *context, size_t index, size_t present, const void **data
+) {
     const ort_value *value = NULL;
     *data = NULL;
     if (index >= present) return NULL;
@@ -128,7 +130,7 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     if (!status) status = ort_attribute(api)(info, "block_size", &weights.block);
     if (status) return status;
     if (!megrez_takes(&weights))
-        return ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: 4 or 8 bits in blocks of 32 to 256 are taken");
+        return ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
     weights.blocks = (weights.columns + weights.block - 1) / weights.block;
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
@@ -143,7 +145,7 @@ static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
 static size_t output_count(const ort_custom_op *op) { return (void)op, 1; }
 static int one(const ort_custom_op *op) { return (void)op, 1; }
 static int memory(const ort_custom_op *op, size_t index) { return (void)op, (void)index, 0; }
-static ort_presence output_presence(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
+static ort_presence always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 static ort_type output_type(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 
 static ort_presence input_presence(const ort_custom_op *op, size_t index) {
@@ -166,7 +168,7 @@ static const ort_custom_op MATMUL_NBITS = {
     .output_count = output_count,
     .destroy = free,
     .input_presence = input_presence,
-    .output_presence = output_presence,
+    .output_presence = always,
     .input_memory = memory,
     .variadic = {one, one, one, one},
     .create_or_fail = create,

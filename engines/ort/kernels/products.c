@@ -1,31 +1,23 @@
 /* Products by AVX2. A block's products are summed exactly, in integers: codes of 4 bits times int8 are pairwise below
- * 3,810 in magnitude, so eight fit 16 bits, which is a block of 256. Codes of 8 bits go as two of 4.
+ * 3,811 in magnitude, so eight fit 16 bits, which is a block of 256. Codes of 8 bits go as two of 4.
  */
 #include "products.h"
+#include "avx2.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef MEGREZ_HAS_AVX2
 
 #include <cpuid.h>
-#include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
-/* Loops with constant ends: what they index lives in registers once they are unrolled. */
-#define UNROLLED _Pragma("GCC unroll 8")
-#define ROLLED _Pragma("GCC unroll 1")
-#define AVX2 __attribute__((target("avx2,fma")))
-/* Always inlined with constant arguments, so that each shape has its own loop. */
-#define KERNEL __attribute__((target("avx2,fma"), always_inline)) static inline
-
 enum {
-    ROWS_AT_ONCE = 16,   /* their codes stay in the nearest cache while all inputs pass by */
-    INPUTS_AT_ONCE = 4,  /* what fits the registers */
-    AHEAD = 4096,        /* bytes: the next page, before which the processor's own prefetching stops */
+    ROWS_AT_ONCE = 16,  /* their codes stay in the nearest cache while all inputs pass by */
+    INPUTS_AT_ONCE = 4, /* what fits the registers */
+    AHEAD = 4096,       /* bytes: the next page, before which the processor's own prefetching stops */
 };
 
 bool megrez_takes(const megrez_weights *weights) {
-    int64_t block = weights->block;
-    return (weights->bits == 4 || weights->bits == 8) && (block == 32 || block == 64 || block == 128 || block == 256);
+    const int64_t block = weights->block;
+    return (weights->bits == 4 || weights->bits == 8) && block >= 16 && block <= 256 && !(block & (block - 1));
 }
 
 bool megrez_runs(void) {
@@ -42,70 +34,6 @@ KERNEL float sum_of(__m256 values) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
-KERNEL float largest_magnitude(const float *values, int64_t count) {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 largest = _mm256_setzero_ps();
-    for (int64_t n = 0; n < count; n += 8)
-        largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(values + n), magnitude));
-    float lanes[8], found = 0;
-    _mm256_storeu_ps(lanes, largest);
-    for (int n = 0; n < 8; n++) found = lanes[n] > found ? lanes[n] : found;
-    return found;
-}
-
-/* 32 values times `factor` as int8, in order; their sum is added to `sum`. */
-KERNEL __m256i rounded_32(const float *values, __m256 factor, int32_t *sum) {
-    __m256i whole[4];
-    for (int n = 0; n < 4; n++) whole[n] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + 8 * n), factor));
-    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
-    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    __m256i all = _mm256_add_epi32(_mm256_add_epi32(whole[0], whole[1]), _mm256_add_epi32(whole[2], whole[3]));
-    int32_t lanes[8];
-    _mm256_storeu_si256((__m256i *)lanes, all);
-    for (int n = 0; n < 8; n++) *sum += lanes[n];
-    return packed;
-}
-
-/* Of two times 16 pairs, in four quarters of 16 codes: the even ones and, in `odd`, the odd ones, quarter by quarter. */
-KERNEL __m256i evens(__m256i first, __m256i second, __m256i *odd) {
-    const __m256i low = _mm256_set1_epi16(0xff);
-    __m256i even = _mm256_packus_epi16(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
-    *odd = _mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
-    *odd = _mm256_permute4x64_epi64(*odd, 0xd8);
-    return _mm256_permute4x64_epi64(even, 0xd8);
-}
-
-/* A 4-bit row's 32 bytes hold 64 codes, the even ones in the lower halves: inputs lie as they meet, evens first. */
-AVX2 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
-    const int64_t blocks = weights->blocks, block = weights->block, whole = (blocks + 1) / 2 * 2 * block;
-    int8_t *codes = rounded->codes + index * whole;
-    float *scales = rounded->scales + index * blocks, *sums = rounded->sums + index * blocks;
-    float padded[256];
-    for (int64_t n = 0; n < blocks; n++) {
-        const int64_t left = weights->columns - n * block;
-        const float *values = input + n * block;
-        if (left < block) {
-            memset(padded, 0, sizeof padded);
-            values = memcpy(padded, values, left * sizeof *values);
-        }
-        const float largest = largest_magnitude(values, block);
-        const __m256 factor = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
-        int32_t sum = 0;
-        for (int64_t m = 0; m < block; m += 32)
-            _mm256_storeu_si256((__m256i *)(codes + n * block + m), rounded_32(values + m, factor, &sum));
-        scales[n] = largest / 127;
-        sums[n] = scales[n] * (float)sum;
-    }
-    memset(codes + blocks * block, 0, whole - blocks * block);
-    if (weights->bits == 8) return;
-    for (int64_t n = 0; n < whole; n += 64) {
-        __m256i *pair = (__m256i *)(codes + n), odd;
-        const __m256i even = evens(_mm256_loadu_si256(pair), _mm256_loadu_si256(pair + 1), &odd);
-        _mm256_storeu_si256(pair, even);
-        _mm256_storeu_si256(pair + 1, odd);
-    }
 }
 
 /* What a row's zero points take away from each of `count` inputs: the sum over blocks of scale * point * sum. */
@@ -142,8 +70,6 @@ KERNEL void offsets(const megrez_weights *weights, int64_t row, const int count,
     UNROLLED
     for (int i = 0; i < count; i++) found[i] += sum_of(vectors[i]);
 }
-
-KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
 /* Pairwise products of 64 codes, the lower and the upper halves of 32 bytes, with inputs: 16 sums of 16 bits. */
 KERNEL __m256i products_of(__m256i lower, __m256i upper, const int8_t *input) {
@@ -195,34 +121,47 @@ KERNEL void row_of_4(const megrez_weights *weights, int64_t row, const int vecto
     }
 }
 
-/* The same for blocks of 32, two at a time: one in each half of a vector. */
-KERNEL void row_of_4_in_32(const megrez_weights *weights, int64_t row, const int count, int64_t stride,
-                           const int8_t *inputs, const float *input_scales, __m256 *found) {
-    const __m256i half = _mm256_set1_epi8(15), spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+/* The next `parts` scales, of which `left` are there, each as often as fills a vector; zeros for the rest. */
+KERNEL __m256 spread(const float *scales, const int parts, int64_t left) {
+    const __m128i there = _mm_cmpgt_epi32(_mm_set1_epi32(left < parts ? (int)left : parts), _mm_setr_epi32(0, 1, 2, 3));
+    const __m256i two = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), four = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_maskload_ps(scales, there)), parts == 4 ? four : two);
+}
+
+/* 32 bytes of a row's codes, of which only the first `left` are the row's. */
+KERNEL __m256i load_at_most(const uint8_t *codes, int64_t left) {
+    if (left >= 32) return load(codes);
+    uint8_t padded[32] = {0};
+    memcpy(padded, codes, (size_t)left);
+    return load(padded);
+}
+
+/* The same for blocks of 32 and 16, `parts` of which share a vector of 64 codes. */
+KERNEL void row_of_4_in_parts(const megrez_weights *weights, int64_t row, const int parts, const int count,
+                              int64_t stride, const int8_t *inputs, const float *input_scales, __m256 *found) {
+    const __m256i half = _mm256_set1_epi8(15);
     const int64_t blocks = weights->blocks;
     const float *scales = weights->scales + row * blocks;
-    const uint8_t *codes = weights->codes + row * blocks * 16;
-    for (int64_t n = 0; n < blocks; n += 2, codes += 32, inputs += 64) {
-        const bool both = n + 1 < blocks;
+    const uint8_t *codes = weights->codes + row * blocks * (32 / parts);
+    for (int64_t n = 0; n < blocks; n += parts, codes += 32, inputs += 64) {
+        const int64_t left = blocks - n;
         if (count == 1) _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-        const __m256i packed = both ? load(codes) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes));
+        const __m256i packed = load_at_most(codes, left * (32 / parts));
         const __m256i lower = _mm256_and_si256(packed, half);
         const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
-        const __m128 two = _mm_setr_ps(scales[n], both ? scales[n + 1] : 0, 0, 0);
+        const __m256 scale = spread(scales + n, parts, left);
         UNROLLED
         for (int i = 0; i < count; i++) {
-            const float *scale = input_scales + i * blocks + n;
-            const __m128 scaled = _mm_mul_ps(two, _mm_setr_ps(scale[0], both ? scale[1] : 0, 0, 0));
-            const __m256 wide = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scaled), spread);
-            found[i] = _mm256_fmadd_ps(floats(products_of(lower, upper, inputs + i * stride)), wide, found[i]);
+            const __m256 both = _mm256_mul_ps(scale, spread(input_scales + i * blocks + n, parts, left));
+            found[i] = _mm256_fmadd_ps(floats(products_of(lower, upper, inputs + i * stride)), both, found[i]);
         }
     }
 }
 
 /* 32 codes of 8 bits times 32 values of each input: sums of 16 bits for the lower halves of the codes and the upper. */
-KERNEL void add_32_of_8(const uint8_t *codes, const int count, int64_t stride, const int8_t *inputs, __m256i *lower_sums,
+KERNEL void add_32_of_8(__m256i packed, const int count, int64_t stride, const int8_t *inputs, __m256i *lower_sums,
                         __m256i *upper_sums) {
-    const __m256i half = _mm256_set1_epi8(15), packed = load(codes);
+    const __m256i half = _mm256_set1_epi8(15);
     const __m256i lower = _mm256_and_si256(packed, half);
     const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
     UNROLLED
@@ -233,10 +172,14 @@ KERNEL void add_32_of_8(const uint8_t *codes, const int count, int64_t stride, c
     }
 }
 
+KERNEL __m256 floats_of_8(__m256i lower, __m256i upper) {
+    const __m256i one = _mm256_set1_epi16(1), sixteenths = _mm256_madd_epi16(upper, one);
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_madd_epi16(lower, one), _mm256_slli_epi32(sixteenths, 4)));
+}
+
 /* One row times `count` inputs; 8 bits, blocks of `vectors` times 32. */
 KERNEL void row_of_8(const megrez_weights *weights, int64_t row, const int vectors, const int count, int64_t stride,
                      const int8_t *inputs, const float *input_scales, __m256 *found) {
-    const __m256i one = _mm256_set1_epi16(1);
     const int64_t blocks = weights->blocks;
     const float *scales = weights->scales + row * blocks;
     const uint8_t *codes = weights->codes + row * blocks * vectors * 32;
@@ -248,18 +191,38 @@ KERNEL void row_of_8(const megrez_weights *weights, int64_t row, const int vecto
             UNROLLED
             for (int v = 0; v < vectors; v++, codes += 32, inputs += 32) {
                 _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-                add_32_of_8(codes, count, stride, inputs, lower, upper);
+                add_32_of_8(load(codes), count, stride, inputs, lower, upper);
             }
         } else {
             ROLLED
             for (int v = 0; v < vectors; v++, codes += 32, inputs += 32)
-                add_32_of_8(codes, count, stride, inputs, lower, upper);
+                add_32_of_8(load(codes), count, stride, inputs, lower, upper);
         }
         UNROLLED
         for (int i = 0; i < count; i++) {
-            const __m256i high = _mm256_slli_epi32(_mm256_madd_epi16(upper[i], one), 4);
-            const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_madd_epi16(lower[i], one), high));
-            found[i] = _mm256_fmadd_ps(sum, scaled(scales[n], input_scales[i * blocks + n]), found[i]);
+            const __m256 both = scaled(scales[n], input_scales[i * blocks + n]);
+            found[i] = _mm256_fmadd_ps(floats_of_8(lower[i], upper[i]), both, found[i]);
+        }
+    }
+}
+
+/* The same for blocks of 16, two of which share a vector. */
+KERNEL void row_of_8_in_16(const megrez_weights *weights, int64_t row, const int count, int64_t stride,
+                           const int8_t *inputs, const float *input_scales, __m256 *found) {
+    const int64_t blocks = weights->blocks;
+    const float *scales = weights->scales + row * blocks;
+    const uint8_t *codes = weights->codes + row * blocks * 16;
+    for (int64_t n = 0; n < blocks; n += 2, codes += 32, inputs += 32) {
+        const int64_t left = blocks - n;
+        __m256i lower[INPUTS_AT_ONCE], upper[INPUTS_AT_ONCE];
+        UNROLLED
+        for (int i = 0; i < count; i++) lower[i] = upper[i] = _mm256_setzero_si256();
+        add_32_of_8(load_at_most(codes, left * 16), count, stride, inputs, lower, upper);
+        const __m256 scale = spread(scales + n, 2, left);
+        UNROLLED
+        for (int i = 0; i < count; i++) {
+            const __m256 both = _mm256_mul_ps(scale, spread(input_scales + i * blocks + n, 2, left));
+            found[i] = _mm256_fmadd_ps(floats_of_8(lower[i], upper[i]), both, found[i]);
         }
     }
 }
@@ -267,17 +230,19 @@ KERNEL void row_of_8(const megrez_weights *weights, int64_t row, const int vecto
 /* One row times `count` inputs from `first` on; bits, block and count are constants wherever it is called. */
 KERNEL void row_times(const megrez_weights *weights, int64_t row, const int bits, const int block, const int count,
                       const megrez_inputs *all, int64_t first, float *outputs) {
-    const int64_t blocks = weights->blocks, stride = (blocks + 1) / 2 * 2 * block;
+    const int64_t blocks = weights->blocks, stride = megrez_stride(weights);
     const int8_t *inputs = all->codes + first * stride;
     const float *scales = all->scales + first * blocks;
     __m256 found[INPUTS_AT_ONCE];
     float taken[INPUTS_AT_ONCE];
     UNROLLED
     for (int i = 0; i < count; i++) found[i] = _mm256_setzero_ps();
-    if (bits == 8)
+    if (bits == 8 && block == 16)
+        row_of_8_in_16(weights, row, count, stride, inputs, scales, found);
+    else if (bits == 8)
         row_of_8(weights, row, block / 32, count, stride, inputs, scales, found);
-    else if (block == 32)
-        row_of_4_in_32(weights, row, count, stride, inputs, scales, found);
+    else if (block < 64)
+        row_of_4_in_parts(weights, row, 64 / block, count, stride, inputs, scales, found);
     else
         row_of_4(weights, row, block / 64, count, stride, inputs, scales, found);
     offsets(weights, row, count, all->sums + first * blocks, taken);
@@ -298,13 +263,16 @@ KERNEL void row_times(const megrez_weights *weights, int64_t row, const int bits
                 for (int64_t row = start; row < end; row++)                                                        \
                     row_times(weights, row, bits, block, INPUTS_AT_ONCE, inputs, i, outputs);                      \
             for (; i < inputs->count; i++)                                                                         \
-                for (int64_t row = start; row < end; row++) row_times(weights, row, bits, block, 1, inputs, i, outputs); \
+                for (int64_t row = start; row < end; row++)                                                        \
+                    row_times(weights, row, bits, block, 1, inputs, i, outputs);                                   \
         }                                                                                                          \
     }
+MULTIPLY(4, 16)
 MULTIPLY(4, 32)
 MULTIPLY(4, 64)
 MULTIPLY(4, 128)
 MULTIPLY(4, 256)
+MULTIPLY(8, 16)
 MULTIPLY(8, 32)
 MULTIPLY(8, 64)
 MULTIPLY(8, 128)
@@ -313,9 +281,9 @@ MULTIPLY(8, 256)
 void megrez_multiply(const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row,
                      float *outputs) {
     typedef void multiply(const megrez_weights *, const megrez_inputs *, int64_t, int64_t, float *);
-    static multiply *const of_4[] = {multiply_4_32, multiply_4_64, multiply_4_128, multiply_4_256};
-    static multiply *const of_8[] = {multiply_8_32, multiply_8_64, multiply_8_128, multiply_8_256};
-    const int which = __builtin_ctzll((unsigned long long)weights->block) - 5; /* 32 is 2 to the 5th */
+    static multiply *const of_4[] = {multiply_4_16, multiply_4_32, multiply_4_64, multiply_4_128, multiply_4_256};
+    static multiply *const of_8[] = {multiply_8_16, multiply_8_32, multiply_8_64, multiply_8_128, multiply_8_256};
+    const int which = __builtin_ctzll((unsigned long long)weights->block) - 4; /* 16 is 2 to the 4th */
     (weights->bits == 4 ? of_4 : of_8)[which](weights, inputs, first_row, last_row, outputs);
 }
 
@@ -324,9 +292,6 @@ void megrez_multiply(const megrez_weights *weights, const megrez_inputs *inputs,
 bool megrez_runs(void) { return false; }
 bool megrez_has_better(void) { return true; }
 bool megrez_takes(const megrez_weights *weights) { (void)weights; return false; }
-void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
-    (void)weights, (void)input, (void)rounded, (void)index;
-}
 void megrez_multiply(const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row,
                      float *outputs) {
     (void)weights, (void)inputs, (void)first_row, (void)last_row, (void)outputs;

@@ -17,7 +17,7 @@ typedef struct {
     const float *bias;
 } megrez_weights;
 
-/* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [count, blocks, block] in the
+/* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [count, megrez_stride] in the
  * order in which the products read them, scales [count, blocks], and sums, of a block's codes times its scale.
  */
 typedef struct {
@@ -26,16 +26,20 @@ typedef struct {
     float *scales, *sums;
 } megrez_inputs;
 
+/* Whether this processor runs the functions below, and whether it has instructions that they make no use of. */
+bool megrez_runs(void);
+bool megrez_has_better(void);
 /* Whether the weights' bits and block are taken. */
 bool megrez_takes(const megrez_weights *weights);
-/* Round one input of [columns]. Its largest magnitude of a block becomes 127. */
+/* Bytes from one input's codes to the next one's: whole blocks, in whole groups of 64. */
+static inline int64_t megrez_stride(const megrez_weights *weights) {
+    return (weights->blocks * weights->block + 63) / 64 * 64;
+}
+/* Round one input of [columns]: the largest magnitude of each block becomes 127. */
 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
 /* outputs [count, rows], of which the columns first_row to last_row are written. */
 void megrez_multiply(
     const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row, float *outputs
 );
-/* Whether this processor runs these functions, and whether it has instructions that they make no use of. */
-bool megrez_runs(void);
-bool megrez_has_better(void);
 
 #endif

@@ -1,0 +1,73 @@
+/* Inputs of a product as int8, in the order in which the product reads them. */
+#include "avx2.h"
+#include "products.h"
+
+#ifdef MEGREZ_HAS_AVX2
+
+#include <math.h>
+#include <string.h>
+
+KERNEL float largest_magnitude(const float *values, int64_t count) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 largest = _mm256_setzero_ps();
+    for (int64_t n = 0; n < count; n += 8)
+        largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(values + n), magnitude));
+    float lanes[8], found = 0;
+    _mm256_storeu_ps(lanes, largest);
+    for (int n = 0; n < 8; n++) found = lanes[n] > found ? lanes[n] : found;
+    return found;
+}
+
+/* 16 values times `factor` as int8, in order; returns their sum. */
+KERNEL int32_t round_16(const float *values, __m256 factor, int8_t *codes) {
+    const __m256i first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values), factor));
+    const __m256i second = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + 8), factor));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)codes, bytes);
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(_mm256_add_epi32(first, second)),
+                                _mm256_extracti128_si256(_mm256_add_epi32(first, second), 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+
+/* A row's 32 bytes hold 64 codes of 4 bits, the even ones in the lower halves: the even inputs come first. */
+KERNEL void evens_first(int8_t *codes) {
+    const __m256i low = _mm256_set1_epi16(0xff), first = load(codes), second = load(codes + 32);
+    const __m256i even = _mm256_packus_epi16(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
+    const __m256i odd = _mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
+    _mm256_storeu_si256((__m256i *)codes, _mm256_permute4x64_epi64(even, 0xd8));
+    _mm256_storeu_si256((__m256i *)(codes + 32), _mm256_permute4x64_epi64(odd, 0xd8));
+}
+
+AVX2 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
+    const int64_t blocks = weights->blocks, block = weights->block, stride = megrez_stride(weights);
+    int8_t *codes = rounded->codes + index * stride;
+    float *scales = rounded->scales + index * blocks, *sums = rounded->sums + index * blocks;
+    float padded[256];
+    for (int64_t n = 0; n < blocks; n++) {
+        const int64_t left = weights->columns - n * block;
+        const float *values = input + n * block;
+        if (left < block) {
+            memset(padded, 0, sizeof padded);
+            values = memcpy(padded, values, (size_t)left * sizeof *values);
+        }
+        const float largest = largest_magnitude(values, block);
+        const __m256 factor = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+        int32_t sum = 0;
+        for (int64_t m = 0; m < block; m += 16) sum += round_16(values + m, factor, codes + n * block + m);
+        scales[n] = largest / 127;
+        sums[n] = scales[n] * (float)sum;
+    }
+    memset(codes + blocks * block, 0, (size_t)(stride - blocks * block));
+    if (weights->bits == 4)
+        for (int64_t n = 0; n < stride; n += 64) evens_first(codes + n);
+}
+
+#else
+
+void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
+    (void)weights, (void)input, (void)rounded, (void)index;
+}
+
+#endif

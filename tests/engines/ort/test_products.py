@@ -1,0 +1,162 @@
+"""Our kernels against the operator's arithmetic in float64: int8 inputs with a scale per block, the rest exact."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from megrez.engines.ort import products
+from tests.quantized import decode
+
+Float32 = NDArray[np.float32]
+LIBRARY = products.find_library()
+
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """What MatMulNBits reads of [rows, columns]."""
+
+    bits: int
+    block: int
+    columns: int
+    codes: NDArray[np.uint8]
+    scales: Float32
+    zero_points: NDArray[np.uint8] | None
+    bias: Float32 | None
+
+    def exact(self, x: Float32) -> NDArray[np.float64]:
+        weights = decode(self.codes, self.scales, self.zero_points, bits=self.bits, block=self.block)
+        product = rounded(x, self.block) @ weights[:, : self.columns].T
+        return product if self.bias is None else product + self.bias
+
+
+def rounded(x: Float32, block: int) -> NDArray[np.float64]:
+    """By the operator's accuracy_level 4: int8, the largest magnitude of a block is 127."""
+    found = np.zeros(x.shape)
+    for start in range(0, x.shape[-1], block):
+        part = x[..., start : start + block]
+        largest = np.abs(part).max(axis=-1, keepdims=True)
+        factor = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+        found[..., start : start + block] = np.rint(part * factor) * (largest.astype(np.float64) / 127)
+    return found
+
+
+def matrix(rows: int, columns: int, bits: int, block: int, *, points: bool = True, bias: bool = False) -> Matrix:
+    rng = np.random.default_rng(rows * columns + bits + block)
+    blocks = -(-columns // block)
+    return Matrix(
+        bits=bits,
+        block=block,
+        columns=columns,
+        codes=rng.integers(256, size=(rows, blocks, block * bits // 8), dtype=np.uint8),
+        scales=rng.standard_normal((rows, blocks), np.float32),
+        zero_points=rng.integers(256, size=(rows, -(-blocks * bits // 8)), dtype=np.uint8) if points else None,
+        bias=rng.standard_normal(rows, np.float32) if bias else None,
+    )
+
+
+def session(weights: Matrix, *, ours: bool = True, **changed: int) -> Any:
+    arrays = {"b": weights.codes, "s": weights.scales, "z": weights.zero_points, "": None, "c": weights.bias}
+    inputs = ["x", *("" if array is None else name for name, array in arrays.items())]
+    while not inputs[-1]:
+        inputs.pop()
+    rows = len(weights.codes)
+    attributes = {"N": rows, "K": weights.columns, "bits": weights.bits, "block_size": weights.block, **changed}
+    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", accuracy_level=4, **attributes)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items() if array is not None]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(
+        helper.make_graph([node], "g", [x], [y], initializers), opset_imports=opsets, ir_version=10
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    if ours:
+        options.register_custom_ops_library(str(LIBRARY))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def check(weights: Matrix, x: Float32) -> None:
+    (found,) = session(weights).run(None, {"x": x})
+    exact = weights.exact(x)
+    assert found.dtype == np.float32 and found.shape == exact.shape
+    magnitudes = np.abs(
+        decode(weights.codes, weights.scales, weights.zero_points, bits=weights.bits, block=weights.block)
+    )
+    # Float32 sums of as many terms as there are blocks.
+    allowed = 1e-6 * (np.abs(rounded(x, weights.block)) @ magnitudes[:, : weights.columns].T) + 1e-6
+    assert (np.abs(found - exact) <= allowed).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize(("points", "bias"), [(True, False), (False, True)])
+@pytest.mark.parametrize("columns", [512, 2560, 31 * 16, 1100], ids="columns={}".format)
+def test_products_are_exact_but_for_float32_sums(bits: int, block: int, points: bool, bias: bool, columns: int) -> None:
+    weights = matrix(83, columns, bits, block, points=points, bias=bias)
+    for count in (1, 3, 4, 9):
+        check(weights, np.random.default_rng(count).standard_normal((count, columns), np.float32))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_codes_and_inputs_do_not_overflow(bits: int) -> None:
+    weights = matrix(20, 1024, bits, 256, points=False)
+    weights.codes.fill(255)
+    for x in (np.ones((5, 1024), np.float32), -np.ones((5, 1024), np.float32)):
+        check(weights, x)
+
+
+def test_blocks_of_zeros_count_for_nothing() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 512), np.float32)
+    x[:, 64:192] = 0
+    check(matrix(40, 512, 4, 64), x)
+
+
+def test_inputs_of_any_rank_and_of_no_rows_keep_their_shape() -> None:
+    weights = matrix(70, 256, 4, 32)
+    opened = session(weights)
+    x = np.random.default_rng(0).standard_normal((2, 3, 256), np.float32)
+    np.testing.assert_allclose(opened.run(None, {"x": x})[0], weights.exact(x), rtol=0, atol=1e-3)
+    assert opened.run(None, {"x": np.zeros((2, 0, 256), np.float32)})[0].shape == (2, 0, 70)
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    with pytest.raises(Exception, match="A has not K columns"):
+        session(matrix(70, 256, 4, 32)).run(None, {"x": np.zeros((1, 128), np.float32)})
+
+
+def test_other_blocks_are_refused_when_the_graph_is_opened() -> None:
+    with pytest.raises(Exception, match="blocks of 16 to 256 are taken"):
+        session(matrix(16, 512, 4, 256), block_size=512)
+
+
+def test_onnxruntime_has_the_same_arithmetic() -> None:
+    weights = matrix(64, 2560, 4, 256)
+    x = np.random.default_rng(0).standard_normal((7, 2560), np.float32)
+    ours, theirs = (session(weights, ours=ours).run(None, {"x": x})[0] for ours in (True, False))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True)])
+def test_the_environment_decides(setting: str, registers: bool) -> None:
+    code = "import onnxruntime; from megrez.engines.ort.products import register; "
+    code += "print(register(onnxruntime.SessionOptions()))"
+    environment = {**os.environ, products.SETTING: setting}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(registers)
+
+
+def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(products, "__file__", str(tmp_path / "products.py"))
+    assert products.find_library() is None
+    assert products.register(onnxruntime.SessionOptions()) is False
