@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.engines.ort import MODEL_FILE
+from megrez.engines.ort import MODEL_FILE, products
 from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import HOST, Array, Buffer, Place
-from megrez.engines.ort.products import register
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import EngineError, UsageError, first_line
 from megrez.runtime.session import Lengths, Logits, Tokens
@@ -98,7 +97,8 @@ def open_on_cpu(
     options.intra_op_num_threads = threads or default_threads()
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    register(options)
+    if cache.dtype == np.float32:
+        products.register(options)
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)
 

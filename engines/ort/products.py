@@ -17,7 +17,7 @@ _NEVER, _WHEREVER = "0", "1"
 
 
 def register(options: Any) -> bool:
-    """Let a session with these onnxruntime.SessionOptions multiply by our kernels; whether it will."""
+    """Let a session with these onnxruntime.SessionOptions multiply by our kernels; whether it will. float32 only."""
     library = find_library()
     if library is None or not _is_wanted(library):
         return False
@@ -33,5 +33,5 @@ def find_library() -> Path | None:
 
 def _is_wanted(library: Path) -> bool:
     setting = os.environ.get(SETTING)
-    runs, is_better = {0: (False, False), 1: (True, True), 2: (True, False)}[ctypes.CDLL(library).megrez_kernels()]
+    runs, is_better = {0: (False, False), 1: (True, True), 2: (True, False)}[ctypes.CDLL(str(library)).megrez_kernels()]
     return runs and setting != _NEVER and (is_better or setting == _WHEREVER)
