@@ -27,3 +27,12 @@ def test_every_folder_with_modules_is_a_package():
         if not (path.parent / "__init__.py").exists()
     }
     assert bare == set(NAMESPACES.values())
+
+
+def test_pyproject_lists_every_file_of_the_kernels():
+    tomllib = pytest.importorskip("tomllib")
+    (kernels,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    assert kernels["optional"] is True
+    for listed, pattern in (("sources", "*.c"), ("depends", "*.h")):
+        there = {path.relative_to(ROOT).as_posix() for top in TOP for path in (ROOT / top).rglob(pattern)}
+        assert set(kernels[listed]) == there

@@ -185,6 +185,7 @@ EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api
     static ort_domain *domain;
     const ort_api *api = base->get_api(ORT_VERSION);
     ort_status *status = NULL;
+    if (!api) return NULL; /* older than 1.17: its own kernels run */
     if (!domain) {
         ort_domain *made = NULL;
         if ((status = ort_create_domain(api)("com.microsoft", &made))) return status;

@@ -38,7 +38,6 @@ typedef struct {
 #define ort_data(api) ORT_CALL(api, 51, ort_status *, ort_value *, void **)
 #define ort_rank(api) ORT_CALL(api, 61, ort_status *, const ort_shape *, size_t *)
 #define ort_dimensions(api) ORT_CALL(api, 62, ort_status *, const ort_shape *, int64_t *, size_t)
-#define ort_elements(api) ORT_CALL(api, 64, ort_status *, const ort_shape *, size_t *)
 #define ort_shape_of(api) ORT_CALL(api, 65, ort_status *, const ort_value *, ort_shape **)
 #define ort_attribute(api) ORT_CALL(api, 86, ort_status *, const ort_kernel_info *, const char *, int64_t *)
 #define ort_input_count(api) ORT_CALL(api, 88, ort_status *, const ort_context *, size_t *)
