@@ -2,7 +2,7 @@
 
 It is compiled when the package is installed, if there is a C compiler, and sums the same integers. It reads weights
 where they are mapped and is bound by the memory where ONNX Runtime's is bound by AVX2's arithmetic. Where the processor
-has VNNI, ONNX Runtime's is faster with prompts, and stays.
+has VNNI, ONNX Runtime's makes use of it and stays: the two have not been compared there.
 """
 
 import ctypes
@@ -11,13 +11,20 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
+from megrez.runtime.errors import EngineError, first_line
+
 # 0: never; 1: wherever the processor can; else where ONNX Runtime has nothing better.
 SETTING = "MEGREZ_KERNELS"
 _NEVER, _WHEREVER = "0", "1"
+# What the library says of this processor; 0 where it cannot run.
+_RUNS_BEST, _RUNS = 1, 2
 
 
 def register(options: Any) -> bool:
-    """Let a session with these onnxruntime.SessionOptions multiply by our kernels; whether it will. float32 only."""
+    """Let a session with these onnxruntime.SessionOptions multiply by our kernels; whether it will.
+
+    For graphs in float32 alone: others would be refused. Raises EngineError where the library is of another machine.
+    """
     library = find_library()
     if library is None or not _is_wanted(library):
         return False
@@ -33,5 +40,12 @@ def find_library() -> Path | None:
 
 def _is_wanted(library: Path) -> bool:
     setting = os.environ.get(SETTING)
-    runs, is_better = {0: (False, False), 1: (True, True), 2: (True, False)}[ctypes.CDLL(str(library)).megrez_kernels()]
-    return runs and setting != _NEVER and (is_better or setting == _WHEREVER)
+    if setting == _NEVER:
+        return False
+    try:
+        verdict = ctypes.CDLL(str(library)).megrez_kernels()
+    except (OSError, AttributeError) as error:
+        raise EngineError(
+            f"{library} is not of this machine: {first_line(error)}: install megrez-compile anew, or set {SETTING}=0"
+        ) from error
+    return verdict == _RUNS_BEST or (verdict == _RUNS and setting == _WHEREVER)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from megrez.engines.ort import products
+from megrez.runtime.errors import EngineError
 from tests.quantized import decode
 
 Float32 = NDArray[np.float32]
@@ -160,3 +161,15 @@ def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.
     monkeypatch.setattr(products, "__file__", str(tmp_path / "products.py"))
     assert products.find_library() is None
     assert products.register(onnxruntime.SessionOptions()) is False
+
+
+def test_a_library_of_another_machine_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(products.SETTING, raising=False)
+    monkeypatch.setattr(products, "__file__", str(tmp_path / "products.py"))
+    (tmp_path / LIBRARY.name).write_bytes(b"not a library")
+    with pytest.raises(
+        EngineError, match=r"is not of this machine: .*: install megrez-compile anew, or set MEGREZ_KERNELS=0"
+    ):
+        products.register(onnxruntime.SessionOptions())
