@@ -84,11 +84,17 @@ KERNEL __m256 scaled(float scale, float input_scale) {
     return _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_set1_ps(input_scale));
 }
 
+/* The lower halves of 32 bytes and, in `upper`, the upper ones. */
+KERNEL __m256i halves(__m256i packed, __m256i *upper) {
+    const __m256i half = _mm256_set1_epi8(15);
+    *upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
+    return _mm256_and_si256(packed, half);
+}
+
 /* 64 codes of a row times 64 values of each input, added to sums of 16 bits. */
-KERNEL void add_64_of_4(const uint8_t *codes, const int count, int64_t stride, const int8_t *inputs, __m256i *sums) {
-    const __m256i half = _mm256_set1_epi8(15), packed = load(codes);
-    const __m256i lower = _mm256_and_si256(packed, half);
-    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
+KERNEL void add_64_of_4(__m256i packed, const int count, int64_t stride, const int8_t *inputs, __m256i *sums) {
+    __m256i upper;
+    const __m256i lower = halves(packed, &upper);
     UNROLLED
     for (int i = 0; i < count; i++)
         sums[i] = _mm256_add_epi16(sums[i], products_of(lower, upper, inputs + i * stride));
@@ -108,12 +114,12 @@ KERNEL void row_of_4(const megrez_weights *weights, int64_t row, const int vecto
             UNROLLED
             for (int v = 0; v < vectors; v++, codes += 32, inputs += 64) {
                 _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-                add_64_of_4(codes, count, stride, inputs, sums);
+                add_64_of_4(load(codes), count, stride, inputs, sums);
             }
         } else {
             ROLLED
             for (int v = 0; v < vectors; v++, codes += 32, inputs += 64)
-                add_64_of_4(codes, count, stride, inputs, sums);
+                add_64_of_4(load(codes), count, stride, inputs, sums);
         }
         UNROLLED
         for (int i = 0; i < count; i++)
@@ -139,21 +145,21 @@ KERNEL __m256i load_at_most(const uint8_t *codes, int64_t left) {
 /* The same for blocks of 32 and 16, `parts` of which share a vector of 64 codes. */
 KERNEL void row_of_4_in_parts(const megrez_weights *weights, int64_t row, const int parts, const int count,
                               int64_t stride, const int8_t *inputs, const float *input_scales, __m256 *found) {
-    const __m256i half = _mm256_set1_epi8(15);
     const int64_t blocks = weights->blocks;
     const float *scales = weights->scales + row * blocks;
     const uint8_t *codes = weights->codes + row * blocks * (32 / parts);
     for (int64_t n = 0; n < blocks; n += parts, codes += 32, inputs += 64) {
         const int64_t left = blocks - n;
+        __m256i sums[INPUTS_AT_ONCE];
+        UNROLLED
+        for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
         if (count == 1) _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-        const __m256i packed = load_at_most(codes, left * (32 / parts));
-        const __m256i lower = _mm256_and_si256(packed, half);
-        const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
+        add_64_of_4(load_at_most(codes, left * (32 / parts)), count, stride, inputs, sums);
         const __m256 scale = spread(scales + n, parts, left);
         UNROLLED
         for (int i = 0; i < count; i++) {
             const __m256 both = _mm256_mul_ps(scale, spread(input_scales + i * blocks + n, parts, left));
-            found[i] = _mm256_fmadd_ps(floats(products_of(lower, upper, inputs + i * stride)), both, found[i]);
+            found[i] = _mm256_fmadd_ps(floats(sums[i]), both, found[i]);
         }
     }
 }
@@ -161,9 +167,8 @@ KERNEL void row_of_4_in_parts(const megrez_weights *weights, int64_t row, const 
 /* 32 codes of 8 bits times 32 values of each input: sums of 16 bits for the lower halves of the codes and the upper. */
 KERNEL void add_32_of_8(__m256i packed, const int count, int64_t stride, const int8_t *inputs, __m256i *lower_sums,
                         __m256i *upper_sums) {
-    const __m256i half = _mm256_set1_epi8(15);
-    const __m256i lower = _mm256_and_si256(packed, half);
-    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
+    __m256i upper;
+    const __m256i lower = halves(packed, &upper);
     UNROLLED
     for (int i = 0; i < count; i++) {
         const __m256i input = load(inputs + i * stride);
