@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.engines.ort import MODEL_FILE, products
+from megrez.engines.ort import MODEL_FILE, custom_ops
 from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.bundle import Bundle
@@ -98,7 +98,7 @@ def open_on_cpu(
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if cache.dtype == np.float32:
-        products.register(options)
+        custom_ops.register(options)
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)
 

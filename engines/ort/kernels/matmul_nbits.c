@@ -3,19 +3,13 @@
  * It reads the weights where they lie, in the mapped file; nothing is repacked or copied. Inputs as in the operator's
  * specification: A, B, scales, zero_points, g_idx, bias; the last three may be absent, and g_idx has to be.
  */
-#include "ort_abi.h"
+#include "operator.h"
 #include "products.h"
 
 #include <stdlib.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
 enum { A, B, SCALES, ZERO_POINTS, G_IDX, BIAS, INPUTS };
-enum { MOST_DIMENSIONS = 8, ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4 };
+enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4 };
 
 typedef struct {
     const ort_api *api;
@@ -66,58 +60,35 @@ static ort_status *multiply(const ort_api *api, const ort_context *context, prod
     return status;
 }
 
-static ort_status *read(
-    const ort_api *api, const ort_context *context, size_t index, size_t present, const void **data
-) {
-    const ort_value *value = NULL;
-    *data = NULL;
-    if (index >= present) return NULL;
-    ort_status *status = ort_input(api)(context, index, &value);
-    return status || !value ? status : ort_data(api)((ort_value *)value, (void **)data);
-}
-
-/* The shape of A [.., columns] as that of the output [.., rows], and how many inputs there are. */
-static ort_status *output_shape(
-    const kernel *self, const ort_context *context, int64_t *dimensions, size_t *rank, int64_t *count
-) {
-    const ort_api *api = self->api;
-    const ort_value *value = NULL;
-    ort_shape *shape = NULL;
-    ort_status *status = ort_input(api)(context, A, &value);
-    if (status || (status = ort_shape_of(api)(value, &shape))) return status;
-    status = ort_rank(api)(shape, rank);
-    if (!status && (*rank < 1 || *rank > MOST_DIMENSIONS))
-        status = ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: A has none or more than 8 dimensions");
-    if (!status) status = ort_dimensions(api)(shape, dimensions, *rank);
-    ort_release_shape(api)(shape);
-    if (status) return status;
-    if (dimensions[*rank - 1] != self->weights.columns)
-        return ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: A has not K columns");
+/* The shape of A [.., columns] becomes that of the output [.., rows]; how many inputs there are. */
+static const char *output_shape(const megrez_weights *weights, megrez_shape *shape, int64_t *count) {
+    if (!shape->rank || shape->dimensions[shape->rank - 1] != weights->columns)
+        return "MatMulNBits: A has not K columns";
     *count = 1;
-    for (size_t n = 0; n + 1 < *rank; n++) *count *= dimensions[n];
-    dimensions[*rank - 1] = self->weights.rows;
+    for (size_t n = 0; n + 1 < shape->rank; n++) *count *= shape->dimensions[n];
+    shape->dimensions[shape->rank - 1] = weights->rows;
     return NULL;
 }
 
 static ort_status *compute(void *opaque, ort_context *context) {
     const kernel *self = opaque;
     const ort_api *api = self->api;
-    int64_t dimensions[MOST_DIMENSIONS];
-    size_t rank, present;
-    product all = {0};
-    ort_status *status = output_shape(self, context, dimensions, &rank, &all.inputs.count);
-    if (status || (status = ort_input_count(api)(context, &present))) return status;
     const void *found[INPUTS];
-    for (size_t n = 0; n < INPUTS; n++)
-        if ((status = read(api, context, n, present, &found[n]))) return status;
-    ort_value *output = NULL;
-    if ((status = ort_output(api)(context, 0, dimensions, rank, &output))) return status;
-    if ((status = ort_data(api)(output, (void **)&all.outputs))) return status;
-    if (found[G_IDX]) return ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: g_idx is not taken");
+    megrez_shape shape;
+    for (size_t n = 0; n < INPUTS; n++) {
+        ort_status *status = megrez_input(api, context, n, n == A ? &shape : NULL, &found[n]);
+        if (status) return status;
+    }
+    product all = {0};
+    const char *wrong = output_shape(&self->weights, &shape, &all.inputs.count);
+    if (wrong || found[G_IDX]) return megrez_refuse(api, wrong ? wrong : "MatMulNBits: g_idx is not taken");
+    void *outputs = NULL;
+    ort_status *status = megrez_output(api, context, 0, &shape, &outputs);
+    if (status) return status;
     megrez_weights weights = self->weights;
     weights.codes = found[B], weights.scales = found[SCALES];
     weights.zero_points = found[ZERO_POINTS], weights.bias = found[BIAS];
-    all.weights = &weights, all.values = found[A];
+    all.weights = &weights, all.values = found[A], all.outputs = outputs;
     return all.inputs.count ? multiply(api, context, &all) : NULL;
 }
 
@@ -130,7 +101,7 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     if (!status) status = ort_attribute(api)(info, "block_size", &weights.block);
     if (status) return status;
     if (!megrez_takes(&weights))
-        return ort_create_status(api)(ORT_INVALID_ARGUMENT, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
+        return megrez_refuse(api, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
     weights.blocks = (weights.columns + weights.block - 1) / weights.block;
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
@@ -140,13 +111,9 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
 }
 
 static const char *name(const ort_custom_op *op) { return (void)op, "MatMulNBits"; }
-static const char *provider(const ort_custom_op *op) { return (void)op, "CPUExecutionProvider"; }
 static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
 static size_t output_count(const ort_custom_op *op) { return (void)op, 1; }
-static int one(const ort_custom_op *op) { return (void)op, 1; }
-static int memory(const ort_custom_op *op, size_t index) { return (void)op, (void)index, 0; }
 static ort_presence always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
-static ort_type output_type(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 
 static ort_presence input_presence(const ort_custom_op *op, size_t index) {
     (void)op;
@@ -158,39 +125,21 @@ static ort_type input_type(const ort_custom_op *op, size_t index) {
     return index == B || index == ZERO_POINTS ? ORT_UINT8 : index == G_IDX ? ORT_INT32 : ORT_FLOAT;
 }
 
-static const ort_custom_op MATMUL_NBITS = {
+const ort_custom_op MEGREZ_MATMUL_NBITS = {
     .version = ORT_VERSION,
     .name = name,
-    .provider = provider,
+    .provider = megrez_provider,
     .input_type = input_type,
     .input_count = input_count,
-    .output_type = output_type,
+    .output_type = megrez_float,
     .output_count = output_count,
     .destroy = free,
     .input_presence = input_presence,
     .output_presence = always,
-    .input_memory = memory,
-    .variadic = {one, one, one, one},
+    .input_memory = megrez_in_memory,
+    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
     .create_or_fail = create,
     .compute_or_fail = compute,
-    .first_version = one,
-    .last_version = one,
+    .first_version = megrez_one,
+    .last_version = megrez_one,
 };
-
-/* Whether this processor runs these kernels: 0 no, 1 yes, 2 yes and ONNX Runtime has better ones for it. */
-EXPORT int megrez_kernels(void) { return !megrez_runs() ? 0 : megrez_has_better() ? 2 : 1; }
-
-/* What ONNX Runtime calls as it registers the library. The domain lives as long as the process. */
-EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
-    static ort_domain *domain;
-    const ort_api *api = base->get_api(ORT_VERSION);
-    ort_status *status = NULL;
-    if (!api) return NULL; /* older than 1.17: its own kernels run */
-    if (!domain) {
-        ort_domain *made = NULL;
-        if ((status = ort_create_domain(api)("com.microsoft", &made))) return status;
-        if ((status = ort_add_op(api)(made, &MATMUL_NBITS))) return status;
-        domain = made;
-    }
-    return ort_add_domain(api)(options, domain);
-}

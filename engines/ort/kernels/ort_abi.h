@@ -12,7 +12,7 @@
 enum { ORT_VERSION = 17 };
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 
-typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6 } ort_type;
+typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_INT64 = 7 } ort_type;
 typedef enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 } ort_presence;
 
 typedef struct ort_status ort_status; /* NULL where all went well */
@@ -39,10 +39,12 @@ typedef struct {
 #define ort_rank(api) ORT_CALL(api, 61, ort_status *, const ort_shape *, size_t *)
 #define ort_dimensions(api) ORT_CALL(api, 62, ort_status *, const ort_shape *, int64_t *, size_t)
 #define ort_shape_of(api) ORT_CALL(api, 65, ort_status *, const ort_value *, ort_shape **)
+#define ort_float_attribute(api) ORT_CALL(api, 85, ort_status *, const ort_kernel_info *, const char *, float *)
 #define ort_attribute(api) ORT_CALL(api, 86, ort_status *, const ort_kernel_info *, const char *, int64_t *)
 #define ort_input_count(api) ORT_CALL(api, 88, ort_status *, const ort_context *, size_t *)
 #define ort_input(api) ORT_CALL(api, 90, ort_status *, const ort_context *, size_t, const ort_value **)
 #define ort_output(api) ORT_CALL(api, 91, ort_status *, ort_context *, size_t, const int64_t *, size_t, ort_value **)
+#define ort_release_status(api) ORT_CALL(api, 93, void, ort_status *)
 #define ort_release_shape(api) ORT_CALL(api, 99, void, ort_shape *)
 #define ort_parallel_for(api) \
     ORT_CALL(api, 274, ort_status *, const ort_context *, void (*)(void *, size_t), size_t, size_t, void *)

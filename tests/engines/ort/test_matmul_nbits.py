@@ -1,10 +1,6 @@
 """Our kernels against the operator's arithmetic in float64: int8 inputs with a scale per block, the rest exact."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from megrez.engines.ort import products
-from megrez.runtime.errors import EngineError
+from megrez.engines.ort import custom_ops
 from tests.quantized import decode
 
 Float32 = NDArray[np.float32]
-LIBRARY = products.find_library()
+LIBRARY = custom_ops.find_library()
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
 
@@ -146,30 +141,3 @@ def test_onnxruntime_has_the_same_arithmetic() -> None:
     x = np.random.default_rng(0).standard_normal((7, 2560), np.float32)
     ours, theirs = (session(weights, ours=ours).run(None, {"x": x})[0] for ours in (True, False))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-
-
-@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True)])
-def test_the_environment_decides(setting: str, registers: bool) -> None:
-    code = "import onnxruntime; from megrez.engines.ort.products import register; "
-    code += "print(register(onnxruntime.SessionOptions()))"
-    environment = {**os.environ, products.SETTING: setting}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(registers)
-
-
-def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(products, "__file__", str(tmp_path / "products.py"))
-    assert products.find_library() is None
-    assert products.register(onnxruntime.SessionOptions()) is False
-
-
-def test_a_library_of_another_machine_is_an_error_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv(products.SETTING, raising=False)
-    monkeypatch.setattr(products, "__file__", str(tmp_path / "products.py"))
-    (tmp_path / LIBRARY.name).write_bytes(b"not a library")
-    with pytest.raises(
-        EngineError, match=r"is not of this machine: .*: install megrez-compile anew, or set MEGREZ_KERNELS=0"
-    ):
-        products.register(onnxruntime.SessionOptions())

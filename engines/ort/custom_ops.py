@@ -1,8 +1,9 @@
-"""Our own MatMulNBits (engines/ort/kernels/) in place of ONNX Runtime's on CPU; knows no graph.
+"""Our own operators (engines/ort/kernels/) in place of ONNX Runtime's on CPU; knows no graph.
 
-It is compiled when the package is installed, if there is a C compiler, and sums the same integers. It reads weights
-where they are mapped and is bound by the memory where ONNX Runtime's is bound by AVX2's arithmetic. Where the processor
-has VNNI, ONNX Runtime's makes use of it and stays: the two have not been compared there.
+They are compiled when the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX
+Runtime's, reads weights where they are mapped, and is bound by the memory where ONNX Runtime's is bound by AVX2's
+arithmetic. Where the processor has VNNI, ONNX Runtime's makes use of it and all of its own stay: the two have not been
+compared there.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ _RUNS_BEST, _RUNS = 1, 2
 
 
 def register(options: Any) -> bool:
-    """Let a session with these onnxruntime.SessionOptions multiply by our kernels; whether it will.
+    """Let a session with these onnxruntime.SessionOptions run our kernels; whether it will.
 
     For graphs in float32 alone: others would be refused. Raises EngineError where the library is of another machine.
     """

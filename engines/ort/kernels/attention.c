@@ -1,0 +1,326 @@
+/* Attention by AVX2. Softmax goes along with the keys: what was summed so far is scaled down where a larger score comes,
+ * as in Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+ */
+#include "attention.h"
+#include "avx2.h"
+
+#ifdef MEGREZ_HAS_AVX2
+
+#include <string.h>
+
+enum {
+    ROWS = 32, /* queries of a piece of work: all heads of one key's, token by token */
+    TILE = 4,  /* queries at once: with two keys, what fits the registers */
+    KEYS = 64, /* at once: they and their values stay in the nearest cache while all queries pass by */
+    PART = 128, /* the least keys of a piece of work */
+    MOST_PARTS = 16,
+};
+
+static const float LEAST = -__builtin_inff();
+
+/* A query's way through the keys: the largest score, and the sum of exponentials relative to it. */
+typedef struct {
+    float largest, sum;
+} progress;
+
+bool megrez_attends(int64_t width) {
+    return width > 0 && width % 8 == 0 && width <= MEGREZ_MOST_WIDTH;
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+size_t megrez_attention_plan(megrez_attention *all) {
+    const int64_t queries = all->tokens * (all->heads / all->kv_heads);
+    int64_t longest = 1;
+    for (int64_t row = 0; row < all->rows; row++) longest = most(longest, all->lengths[row]);
+    all->blocks = (queries + ROWS - 1) / ROWS;
+    all->parts = all->blocks > 1 ? 1 : least(MOST_PARTS, (longest + PART - 1) / PART);
+    all->part = (longest + all->parts - 1) / all->parts;
+    const size_t heads = (size_t)(all->rows * all->tokens * all->heads), width = (size_t)all->width;
+    return heads * width + (all->parts > 1 ? heads * (size_t)all->parts * (width + 2) : 0);
+}
+
+void megrez_attention_use(megrez_attention *all, float *room) {
+    all->rotated_queries = room;
+    all->partial = room + all->rows * all->tokens * all->heads * all->width;
+}
+
+/* One head turned by its position: the first half of what is rotated with the second. */
+KERNEL void rotate(const megrez_attention *all, const float *from, const float *cosines, const float *sines, float *to) {
+    const int64_t half = all->rotated / 2;
+    int64_t n = 0;
+    for (; n + 8 <= half; n += 8) {
+        const __m256 cosine = _mm256_loadu_ps(cosines + n), sine = _mm256_loadu_ps(sines + n);
+        const __m256 first = _mm256_loadu_ps(from + n), second = _mm256_loadu_ps(from + half + n);
+        _mm256_storeu_ps(to + n, _mm256_fmsub_ps(first, cosine, _mm256_mul_ps(second, sine)));
+        _mm256_storeu_ps(to + half + n, _mm256_fmadd_ps(second, cosine, _mm256_mul_ps(first, sine)));
+    }
+    for (; n < half; n++) {
+        const float first = from[n], second = from[half + n];
+        to[n] = first * cosines[n] - second * sines[n];
+        to[half + n] = second * cosines[n] + first * sines[n];
+    }
+    memcpy(to + all->rotated, from + all->rotated, (size_t)(all->width - all->rotated) * sizeof *to);
+}
+
+AVX2 void megrez_append(const megrez_attention *all, int64_t token) {
+    const int64_t row = token / all->tokens, width = all->width;
+    const int64_t position = all->lengths[row] - all->fresh[row] + token % all->tokens;
+    if (token % all->tokens >= all->fresh[row]) return;
+    const float *cosines = all->cosines + position * (all->rotated / 2);
+    const float *sines = all->sines + position * (all->rotated / 2);
+    const float *query = all->queries + token * all->query_stride;
+    for (int64_t head = 0; head < all->heads; head++)
+        rotate(all, query + head * width, cosines, sines, all->rotated_queries + (token * all->heads + head) * width);
+    const float *key = all->new_keys + token * all->key_stride, *value = all->new_values + token * all->value_stride;
+    for (int64_t head = 0; head < all->kv_heads; head++) {
+        const int64_t place = ((row * all->kv_heads + head) * all->capacity + position) * width;
+        rotate(all, key + head * width, cosines, sines, all->keys + place);
+        memcpy(all->values + place, value + head * width, (size_t)width * sizeof *value);
+    }
+}
+
+/* The sums of eight vectors. */
+KERNEL __m256 sums_of(const __m256 *v) {
+    const __m256 lower = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const __m256 upper = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(lower, upper, 0x20), _mm256_permute2f128_ps(lower, upper, 0x31));
+}
+
+/* Eight floats in a register: the compiler would load them again for every use. */
+KERNEL __m256 held(const float *from) {
+    __m256 found = _mm256_loadu_ps(from);
+    __asm__("" : "+x"(found));
+    return found;
+}
+
+/* Scores of `count` queries with `keys` keys; a row of scores has KEYS, of which the next even number is written. */
+KERNEL void score(const float *const *queries, const int count, const float *key, int64_t keys, int64_t width,
+                  float *scores) {
+    for (int64_t k = 0; k < keys; k += 2) {
+        const float *first = key + k * width, *second = k + 1 < keys ? first + width : first;
+        __m256 found[2 * TILE];
+        UNROLLED
+        for (int n = 0; n < 2 * TILE; n++) found[n] = _mm256_setzero_ps();
+        for (int64_t n = 0; n < width; n += 8) {
+            const __m256 a = _mm256_loadu_ps(first + n), b = _mm256_loadu_ps(second + n);
+            UNROLLED
+            for (int q = 0; q < count; q++) {
+                const __m256 query = held(queries[q] + n);
+                found[2 * q] = _mm256_fmadd_ps(query, a, found[2 * q]);
+                found[2 * q + 1] = _mm256_fmadd_ps(query, b, found[2 * q + 1]);
+            }
+        }
+        float sums[2 * TILE];
+        _mm256_storeu_ps(sums, sums_of(found));
+        UNROLLED
+        for (int q = 0; q < count; q++) memcpy(scores + q * KEYS + k, sums + 2 * q, 2 * sizeof *sums);
+    }
+}
+
+/* e to the power of x, which is at most 0: within two units in the last place, by its series around the nearest power
+ * of two.
+ */
+KERNEL __m256 exponential(__m256 x) {
+    x = _mm256_max_ps(_mm256_set1_ps(-87), x); /* in this order NaN stays NaN */
+    const __m256 power = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 0);
+    x = _mm256_fnmadd_ps(power, _mm256_set1_ps(0.693145752f), x); /* ln 2 in two parts */
+    x = _mm256_fnmadd_ps(power, _mm256_set1_ps(1.42860677e-6f), x);
+    __m256 found = _mm256_set1_ps(1.f / 5040);
+    static const float factors[] = {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1, 1};
+    UNROLLED
+    for (int n = 0; n < 7; n++) found = _mm256_fmadd_ps(found, x, _mm256_set1_ps(factors[n]));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(found), exponent));
+}
+
+KERNEL float exponential_of_one(float x) { return _mm256_cvtss_f32(exponential(_mm256_set1_ps(x))); }
+
+/* All ones where a key from `n` on is one of those from `from` to `to`. */
+KERNEL __m256 within(int64_t n, int64_t from, int64_t to) {
+    const __m256i key = _mm256_add_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    const __m256i early = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)from), key);
+    return _mm256_castsi256_ps(_mm256_andnot_si256(early, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), key)));
+}
+
+/* Turn a query's KEYS scores into weights, 0 outside `from` to `to`; returns the factor of what was summed before. */
+KERNEL float weigh(float *scores, int64_t from, int64_t to, float scale, progress *so_far) {
+    const __m256 nothing = _mm256_set1_ps(LEAST), factor = _mm256_set1_ps(scale);
+    __m256 largest = nothing;
+    for (int64_t n = 0; n < KEYS; n += 8) {
+        const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(scores + n), factor);
+        const __m256 seen = _mm256_blendv_ps(nothing, scaled, within(n, from, to));
+        _mm256_storeu_ps(scores + n, seen);
+        largest = _mm256_max_ps(largest, seen);
+    }
+    float lanes[8], highest = so_far->largest, sum = 0;
+    _mm256_storeu_ps(lanes, largest);
+    for (int n = 0; n < 8; n++) highest = lanes[n] > highest ? lanes[n] : highest;
+    __m256 sums = _mm256_setzero_ps();
+    for (int64_t n = 0; n < KEYS; n += 8) {
+        const __m256 seen = _mm256_loadu_ps(scores + n);
+        const __m256 power = exponential(_mm256_sub_ps(seen, _mm256_set1_ps(highest)));
+        const __m256 weight = _mm256_and_ps(power, within(n, from, to));
+        _mm256_storeu_ps(scores + n, weight);
+        sums = _mm256_add_ps(sums, weight);
+    }
+    _mm256_storeu_ps(lanes, sums);
+    for (int n = 0; n < 8; n++) sum += lanes[n];
+    const float kept = so_far->largest == highest ? 1 : exponential_of_one(so_far->largest - highest);
+    *so_far = (progress){highest, so_far->sum * kept + sum};
+    return kept;
+}
+
+/* outputs[q] * kept[q] + weights[q] x values, for 8 * vectors columns. */
+KERNEL void gather(const float *weights, const float *value, int64_t from, int64_t to, int64_t width, const int count,
+                   const int vectors, const float *kept, float *const *outputs, int64_t column) {
+    __m256 found[TILE][2];
+    UNROLLED
+    for (int q = 0; q < count; q++)
+        UNROLLED
+        for (int v = 0; v < vectors; v++)
+            found[q][v] = _mm256_mul_ps(_mm256_loadu_ps(outputs[q] + column + 8 * v), _mm256_set1_ps(kept[q]));
+    for (int64_t k = from; k < to; k++) {
+        UNROLLED
+        for (int v = 0; v < vectors; v++) {
+            const __m256 part = _mm256_loadu_ps(value + k * width + column + 8 * v);
+            UNROLLED
+            for (int q = 0; q < count; q++)
+                found[q][v] = _mm256_fmadd_ps(_mm256_set1_ps(weights[q * KEYS + k]), part, found[q][v]);
+        }
+    }
+    UNROLLED
+    for (int q = 0; q < count; q++)
+        UNROLLED
+        for (int v = 0; v < vectors; v++) _mm256_storeu_ps(outputs[q] + column + 8 * v, found[q][v]);
+}
+
+/* What a tile of queries needs to know of a block of keys. first and last: of those any of the queries sees. */
+typedef struct {
+    const float *queries[TILE];
+    float *outputs[TILE];
+    progress *so_far[TILE];
+    int64_t from[TILE], to[TILE], first, last;
+} tile;
+
+KERNEL void attend_tile(const megrez_attention *all, const tile *of, const int count, const float *key,
+                        const float *value) {
+    float scores[TILE * KEYS], kept[TILE];
+    const int64_t width = all->width;
+    score(of->queries, count, key, of->last, width, scores);
+    UNROLLED
+    for (int q = 0; q < count; q++)
+        kept[q] = weigh(scores + q * KEYS, of->from[q], of->to[q], all->scale, of->so_far[q]);
+    int64_t column = 0;
+    for (; column + 16 <= width; column += 16)
+        gather(scores, value, of->first, of->last, width, count, 2, kept, of->outputs, column);
+    if (column < width) gather(scores, value, of->first, of->last, width, count, 1, kept, of->outputs, column);
+}
+
+/* A piece of work: up to ROWS queries of one key's heads, and the part of the cache that it reads. */
+typedef struct {
+    int64_t row, kv_head, first, count, part;
+} place;
+
+static place place_of(const megrez_attention *all, int64_t piece) {
+    const int64_t part = piece % all->parts, block = piece / all->parts % all->blocks;
+    const int64_t head = piece / all->parts / all->blocks, first = block * ROWS;
+    const int64_t queries = all->tokens * (all->heads / all->kv_heads);
+    return (place){head / all->kv_heads, head % all->kv_heads, first, least(ROWS, queries - first), part};
+}
+
+/* Where a query's output goes, and how far it has come: in a part of its own where there are several. */
+static int64_t head_of(const megrez_attention *all, const place *at, int64_t query) {
+    const int64_t group = all->heads / all->kv_heads, token = at->row * all->tokens + query / group;
+    return token * all->heads + at->kv_head * group + query % group;
+}
+
+static float *output_of(const megrez_attention *all, int64_t head, int64_t part) {
+    if (all->parts == 1) return all->outputs + head * all->width;
+    return all->partial + (head * all->parts + part) * (all->width + 2);
+}
+
+AVX2 static void attend_block(const megrez_attention *all, const place *at, int64_t start, int64_t end,
+                              progress *so_far) {
+    const int64_t group = all->heads / all->kv_heads, past = all->lengths[at->row] - all->fresh[at->row];
+    const int64_t cache = ((at->row * all->kv_heads + at->kv_head) * all->capacity + start) * all->width;
+    for (int64_t q = 0; q < at->count; q += TILE) {
+        const int count = (int)least(TILE, at->count - q);
+        tile of = {.first = KEYS};
+        for (int n = 0; n < count; n++) {
+            const int64_t query = at->first + q + n, head = head_of(all, at, query);
+            const int64_t position = past + query / group;
+            of.queries[n] = all->rotated_queries + head * all->width;
+            of.outputs[n] = output_of(all, head, at->part);
+            of.so_far[n] = so_far + q + n;
+            of.to[n] = most(0, least(end, position + 1) - start);
+            of.from[n] = all->window ? least(of.to[n], most(0, position + 1 - all->window - start)) : 0;
+            of.first = least(of.first, of.from[n]), of.last = most(of.last, of.to[n]);
+        }
+        const float *key = all->keys + cache, *value = all->values + cache;
+        if (of.first >= of.last) continue;
+        if (count == 4) attend_tile(all, &of, 4, key, value);
+        else if (count == 3) attend_tile(all, &of, 3, key, value);
+        else if (count == 2) attend_tile(all, &of, 2, key, value);
+        else attend_tile(all, &of, 1, key, value);
+    }
+}
+
+int64_t megrez_attention_pieces(const megrez_attention *all) {
+    return all->rows * all->kv_heads * all->blocks * all->parts;
+}
+
+void megrez_attend(const megrez_attention *all, int64_t piece) {
+    const place whole = place_of(all, piece);
+    place at = whole;
+    const int64_t group = all->heads / all->kv_heads, past = all->lengths[at.row] - all->fresh[at.row];
+    progress so_far[ROWS];
+    for (int64_t q = 0; q < at.count; q++) {
+        so_far[q] = (progress){LEAST, 0};
+        memset(output_of(all, head_of(all, &at, at.first + q), at.part), 0, (size_t)all->width * sizeof(float));
+    }
+    at.count = most(0, least(at.count, all->fresh[at.row] * group - at.first)); /* the rest is not valid */
+    const int64_t first = past + at.first / group, last = past + (at.first + at.count - 1) / group;
+    const int64_t seen = all->window ? most(0, first + 1 - all->window) : 0;
+    const int64_t end = least(last + 1, (at.part + 1) * all->part);
+    for (int64_t start = most(seen, at.part * all->part); at.count && start < end; start += KEYS)
+        attend_block(all, &at, start, least(end, start + KEYS), so_far);
+    for (int64_t q = 0; q < whole.count; q++) {
+        float *output = output_of(all, head_of(all, &whole, whole.first + q), whole.part);
+        if (all->parts > 1)
+            output[all->width] = so_far[q].largest, output[all->width + 1] = so_far[q].sum;
+        else if (so_far[q].sum > 0)
+            for (int64_t n = 0; n < all->width; n++) output[n] /= so_far[q].sum;
+    }
+}
+
+AVX2 void megrez_join(const megrez_attention *all, int64_t token) {
+    const int64_t width = all->width, stride = width + 2;
+    for (int64_t head = token * all->heads; head < (token + 1) * all->heads; head++) {
+        const float *parts = output_of(all, head, 0);
+        float *output = all->outputs + head * width, largest = LEAST, sum = 0;
+        for (int64_t p = 0; p < all->parts; p++) if (parts[p * stride + width] > largest) largest = parts[p * stride + width];
+        memset(output, 0, (size_t)width * sizeof *output);
+        for (int64_t p = 0; p < all->parts; p++) {
+            const float *part = parts + p * stride;
+            if (part[width + 1] == 0) continue;
+            const float kept = exponential_of_one(part[width] - largest);
+            sum += kept * part[width + 1];
+            for (int64_t n = 0; n < width; n++) output[n] += kept * part[n];
+        }
+        for (int64_t n = 0; n < width && sum > 0; n++) output[n] /= sum;
+    }
+}
+
+#else /* another processor or compiler: ONNX Runtime's own kernels run */
+
+bool megrez_attends(int64_t width) { return (void)width, false; }
+size_t megrez_attention_plan(megrez_attention *all) { return (void)all, 0; }
+void megrez_attention_use(megrez_attention *all, float *room) { (void)all, (void)room; }
+void megrez_append(const megrez_attention *all, int64_t token) { (void)all, (void)token; }
+int64_t megrez_attention_pieces(const megrez_attention *all) { return (void)all, 0; }
+void megrez_attend(const megrez_attention *all, int64_t piece) { (void)all, (void)piece; }
+void megrez_join(const megrez_attention *all, int64_t token) { (void)all, (void)token; }
+
+#endif

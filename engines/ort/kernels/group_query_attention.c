@@ -1,0 +1,220 @@
+/* GroupQueryAttention for ONNX Runtime, in place of its own, for a float32 cache.
+ *
+ * Inputs as in the operator's specification. key and value may be absent, query then holds all three; query_seqlens may
+ * be absent, every token is valid then. The cache's outputs are as large as its inputs, and best the same memory.
+ */
+#include "attention.h"
+#include "operator.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, LONGEST, COSINES, SINES,
+    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, FRESH, INPUTS
+};
+enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, OUTPUTS };
+
+typedef struct {
+    const ort_api *api;
+    int64_t heads, kv_heads, window;
+    float scale;
+} kernel;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void append(void *all, size_t token) { megrez_append(all, (int64_t)token); }
+static void attend(void *all, size_t piece) { megrez_attend(all, (int64_t)piece); }
+static void join(void *all, size_t token) { megrez_join(all, (int64_t)token); }
+
+/* In parallel where there is more than one token: one alone costs less than waking the others. */
+static ort_status *over_tokens(
+    const ort_api *api, const ort_context *context, megrez_attention *all, void (*step)(void *, size_t)
+) {
+    const size_t count = (size_t)(all->rows * all->tokens);
+    if (count > 1) return ort_parallel_for(api)(context, step, count, 0, all);
+    step(all, 0);
+    return NULL;
+}
+
+static ort_status *run(const ort_api *api, const ort_context *context, megrez_attention *all) {
+    const size_t floats = megrez_attention_plan(all);
+    float *room = malloc(floats * sizeof *room);
+    if (!room) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory for its queries");
+    megrez_attention_use(all, room);
+    ort_status *status = over_tokens(api, context, all, append);
+    if (!status)
+        status = ort_parallel_for(api)(context, attend, (size_t)megrez_attention_pieces(all), 0, all);
+    if (!status && all->parts > 1) status = over_tokens(api, context, all, join);
+    free(room);
+    return status;
+}
+
+typedef struct {
+    const void *data[INPUTS];
+    megrez_shape shapes[INPUTS];
+} inputs;
+
+/* What is wrong with the inputs, or NULL; fills in what they say. */
+static const char *understand(const inputs *of, megrez_attention *all) {
+    const megrez_shape *query = &of->shapes[QUERY], *past = &of->shapes[PAST_KEY], *table = &of->shapes[COSINES];
+    for (int n = POSITIONS; n < FRESH; n++)
+        if (of->data[n]) return "position_ids, attention_bias, head_sink, k_scale, v_scale, q_norm, k_norm: not taken";
+    if (query->rank != 3 || past->rank != 4 || of->shapes[PAST_VALUE].rank != 4 || table->rank != 2)
+        return "query [B, T, width], past_key and past_value [B, heads, capacity, width], cos_cache are needed";
+    if (!of->data[LENGTHS] || !of->data[SINES] || of->shapes[SINES].rank != 2) return "seqlens_k, sin_cache are needed";
+    all->rows = query->dimensions[0], all->tokens = query->dimensions[1];
+    all->capacity = past->dimensions[2], all->width = past->dimensions[3], all->rotated = 2 * table->dimensions[1];
+    const int64_t wide = all->heads * all->width, narrow = all->kv_heads * all->width;
+    const bool packed = !of->data[KEY];
+    if (!megrez_attends(all->width) || all->rotated > all->width)
+        return "heads as wide as a multiple of 8 and at most 256 are taken, and no more of them is rotated";
+    if (memcmp(past, &of->shapes[PAST_VALUE], sizeof *past) || past->dimensions[0] != all->rows ||
+        past->dimensions[1] != all->kv_heads)
+        return "past_key and past_value differ in shape, or are not of query's batch and kv_num_heads";
+    if (packed != !of->data[VALUE] || query->dimensions[2] != wide + (packed ? 2 * narrow : 0))
+        return "query is not as wide as num_heads heads, with key and value or with all of kv_num_heads after them";
+    for (int n = KEY; n <= VALUE && !packed; n++) {
+        const int64_t *is = of->shapes[n].dimensions;
+        if (of->shapes[n].rank != 3 || is[0] != all->rows || is[1] != all->tokens || is[2] != narrow)
+            return "key and value are not [B, T, kv_num_heads * width]";
+    }
+    all->cosines = of->data[COSINES], all->sines = of->data[SINES], all->queries = of->data[QUERY];
+    all->new_keys = packed ? all->queries + wide : of->data[KEY];
+    all->new_values = packed ? all->new_keys + narrow : of->data[VALUE];
+    all->query_stride = query->dimensions[2];
+    all->key_stride = all->value_stride = packed ? all->query_stride : narrow;
+    return NULL;
+}
+
+/* The rows' lengths after this step and their new tokens, in `told` [2, B]; what is wrong with them, or NULL. */
+static const char *understand_lengths(const inputs *of, megrez_attention *all, int32_t *told) {
+    const int32_t *last = of->data[LENGTHS], *valid = of->data[FRESH];
+    const megrez_shape *lengths = &of->shapes[LENGTHS], *counts = &of->shapes[FRESH];
+    const int64_t positions = least(of->shapes[COSINES].dimensions[0], of->shapes[SINES].dimensions[0]);
+    if (!lengths->rank || lengths->dimensions[0] != all->rows) return "seqlens_k is not [B]";
+    if (valid && (counts->rank != 1 || counts->dimensions[0] != all->rows)) return "query_seqlens is not [B]";
+    for (int64_t row = 0; row < all->rows; row++) {
+        const int64_t length = (int64_t)last[row] + 1, fresh = valid ? valid[row] : all->tokens;
+        if (fresh < 0 || fresh > all->tokens || fresh > length)
+            return "a row has more valid new tokens than new ones, or than seqlens_k says it has in all";
+        if (length > all->capacity || length > positions)
+            return "a row is longer than its cache or the tables of its positions";
+        told[row] = (int32_t)length, told[all->rows + row] = (int32_t)fresh;
+    }
+    all->lengths = told, all->fresh = told + all->rows;
+    return NULL;
+}
+
+/* The present caches: the past ones where ONNX Runtime was given the same memory for both, else a copy of them. */
+static ort_status *caches(const ort_api *api, ort_context *context, const inputs *of, megrez_attention *all) {
+    const megrez_shape *shape = &of->shapes[PAST_KEY];
+    const size_t size = (size_t)(all->rows * all->kv_heads * all->capacity * all->width) * sizeof(float);
+    float **present[] = {&all->keys, &all->values};
+    for (size_t n = 0; n < 2; n++) {
+        void *data = NULL;
+        ort_status *status = megrez_output(api, context, PRESENT_KEY + n, shape, &data);
+        if (status) return status;
+        if (data != of->data[PAST_KEY + n]) memcpy(data, of->data[PAST_KEY + n], size);
+        *present[n] = data;
+    }
+    return NULL;
+}
+
+static ort_status *attend_to(
+    const kernel *self, ort_context *context, const inputs *of, megrez_attention *all, int32_t *told
+) {
+    const ort_api *api = self->api;
+    const char *wrong = understand_lengths(of, all, told);
+    if (wrong) return megrez_refuse(api, wrong);
+    const megrez_shape shape = {{all->rows, all->tokens, all->heads * all->width}, 3};
+    void *output = NULL;
+    ort_status *status = megrez_output(api, context, OUTPUT, &shape, &output);
+    all->outputs = output;
+    if (!status) status = caches(api, context, of, all);
+    return status || !all->tokens ? status : run(api, context, all);
+}
+
+static ort_status *compute(void *opaque, ort_context *context) {
+    const kernel *self = opaque;
+    const ort_api *api = self->api;
+    inputs of = {0};
+    for (size_t n = 0; n < INPUTS; n++) {
+        ort_status *status = megrez_input(api, context, n, &of.shapes[n], &of.data[n]);
+        if (status) return status;
+    }
+    megrez_attention all = {
+        .heads = self->heads, .kv_heads = self->kv_heads, .window = self->window, .scale = self->scale
+    };
+    const char *wrong = understand(&of, &all);
+    if (wrong) return megrez_refuse(api, wrong);
+    if (!all.rows) return megrez_refuse(api, "no rows were given");
+    if (all.scale == 0) all.scale = 1 / __builtin_sqrtf((float)all.width);
+    int32_t *told = malloc(2 * (size_t)all.rows * sizeof *told);
+    if (!told) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory for its lengths");
+    ort_status *status = attend_to(self, context, &of, &all, told);
+    free(told);
+    return status;
+}
+
+static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
+    (void)op;
+    kernel found = {.api = api, .window = -1};
+    int64_t rotates = 0, interleaved = 0, smooth = 0;
+    float softcap = 0;
+    ort_status *status = ort_attribute(api)(info, "num_heads", &found.heads);
+    if (!status) status = ort_attribute(api)(info, "kv_num_heads", &found.kv_heads);
+    if (status) return status;
+    megrez_optional(api, info, "do_rotary", &rotates);
+    megrez_optional(api, info, "rotary_interleaved", &interleaved);
+    megrez_optional(api, info, "smooth_softmax", &smooth);
+    megrez_optional(api, info, "local_window_size", &found.window);
+    megrez_optional_float(api, info, "scale", &found.scale);
+    megrez_optional_float(api, info, "softcap", &softcap);
+    if (rotates != 1 || interleaved || smooth > 0 || softcap != 0)
+        return megrez_refuse(api, "GroupQueryAttention: do_rotary in halves, without softcap or smooth_softmax is taken");
+    if (found.kv_heads < 1 || found.heads < 1 || found.heads % found.kv_heads)
+        return megrez_refuse(api, "GroupQueryAttention: num_heads is not a multiple of kv_num_heads");
+    if (found.window < 0) found.window = 0;
+    kernel *self = malloc(sizeof *self);
+    if (!self) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory");
+    *self = found;
+    *made = self;
+    return NULL;
+}
+
+static const char *name(const ort_custom_op *op) { return (void)op, "GroupQueryAttention"; }
+static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
+static size_t output_count(const ort_custom_op *op) { return (void)op, OUTPUTS; }
+static ort_presence always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
+
+static ort_presence input_presence(const ort_custom_op *op, size_t index) {
+    (void)op;
+    return index == KEY || index == VALUE || index > SINES ? ORT_OPTIONAL : ORT_REQUIRED;
+}
+
+static ort_type input_type(const ort_custom_op *op, size_t index) {
+    (void)op;
+    return index == LENGTHS || index == LONGEST || index == FRESH ? ORT_INT32
+           : index == POSITIONS                                   ? ORT_INT64
+                                                                  : ORT_FLOAT;
+}
+
+const ort_custom_op MEGREZ_GROUP_QUERY_ATTENTION = {
+    .version = ORT_VERSION,
+    .name = name,
+    .provider = megrez_provider,
+    .input_type = input_type,
+    .input_count = input_count,
+    .output_type = megrez_float,
+    .output_count = output_count,
+    .destroy = free,
+    .input_presence = input_presence,
+    .output_presence = always,
+    .input_memory = megrez_in_memory,
+    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
+    .create_or_fail = create,
+    .compute_or_fail = compute,
+    .first_version = megrez_one,
+    .last_version = megrez_one,
+};

@@ -1,0 +1,90 @@
+/* What our operators share, and what ONNX Runtime and Python call: the library's two entries. */
+#include "operator.h"
+#include "products.h"
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+ort_status *megrez_refuse(const ort_api *api, const char *why) {
+    return ort_create_status(api)(ORT_INVALID_ARGUMENT, why);
+}
+
+static ort_status *shape_of(const ort_api *api, const ort_value *value, megrez_shape *found) {
+    ort_shape *shape = NULL;
+    ort_status *status = ort_shape_of(api)(value, &shape);
+    if (status) return status;
+    status = ort_rank(api)(shape, &found->rank);
+    if (!status && found->rank > MEGREZ_MOST_DIMENSIONS) status = megrez_refuse(api, "an input has over 8 dimensions");
+    if (!status) status = ort_dimensions(api)(shape, found->dimensions, found->rank);
+    ort_release_shape(api)(shape);
+    return status;
+}
+
+ort_status *megrez_input(
+    const ort_api *api, const ort_context *context, size_t index, megrez_shape *shape, const void **data
+) {
+    const ort_value *value = NULL;
+    size_t present;
+    if (data) *data = NULL;
+    if (shape) shape->rank = 0;
+    ort_status *status = ort_input_count(api)(context, &present);
+    if (status || index >= present) return status;
+    status = ort_input(api)(context, index, &value);
+    if (!status && value && shape) status = shape_of(api, value, shape);
+    if (!status && value && data) status = ort_data(api)((ort_value *)value, (void **)data);
+    return status;
+}
+
+ort_status *megrez_output(
+    const ort_api *api, ort_context *context, size_t index, const megrez_shape *shape, void **data
+) {
+    ort_value *value = NULL;
+    ort_status *status = ort_output(api)(context, index, shape->dimensions, shape->rank, &value);
+    return status ? status : ort_data(api)(value, data);
+}
+
+void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value) {
+    int64_t found;
+    ort_status *status = ort_attribute(api)(info, name, &found);
+    if (status)
+        ort_release_status(api)(status);
+    else
+        *value = found;
+}
+
+void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value) {
+    float found;
+    ort_status *status = ort_float_attribute(api)(info, name, &found);
+    if (status)
+        ort_release_status(api)(status);
+    else
+        *value = found;
+}
+
+const char *megrez_provider(const ort_custom_op *op) { return (void)op, "CPUExecutionProvider"; }
+int megrez_one(const ort_custom_op *op) { return (void)op, 1; }
+int megrez_in_memory(const ort_custom_op *op, size_t index) { return (void)op, (void)index, 0; }
+ort_type megrez_float(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
+
+/* Whether this processor runs these kernels: 0 no, 1 yes, 2 yes and ONNX Runtime has better ones for it. */
+EXPORT int megrez_kernels(void) { return !megrez_runs() ? 0 : megrez_has_better() ? 2 : 1; }
+
+/* What ONNX Runtime calls as it registers the library. The domain lives as long as the process. */
+EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
+    static const ort_custom_op *const ours[] = {&MEGREZ_MATMUL_NBITS, &MEGREZ_GROUP_QUERY_ATTENTION};
+    static ort_domain *domain;
+    const ort_api *api = base->get_api(ORT_VERSION);
+    ort_status *status = NULL;
+    if (!api) return NULL; /* older than 1.17: its own kernels run */
+    if (!domain) {
+        ort_domain *made = NULL;
+        if ((status = ort_create_domain(api)("com.microsoft", &made))) return status;
+        for (size_t n = 0; n < sizeof ours / sizeof *ours; n++)
+            if ((status = ort_add_op(api)(made, ours[n]))) return status;
+        domain = made;
+    }
+    return ort_add_domain(api)(options, domain);
+}

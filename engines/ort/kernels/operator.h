@@ -1,0 +1,36 @@
+/* What our operators share: reading inputs and attributes, refusing them, and the operators themselves. */
+#ifndef MEGREZ_OPERATOR_H
+#define MEGREZ_OPERATOR_H
+
+#include "ort_abi.h"
+
+enum { MEGREZ_MOST_DIMENSIONS = 8 };
+
+typedef struct {
+    int64_t dimensions[MEGREZ_MOST_DIMENSIONS];
+    size_t rank;
+} megrez_shape;
+
+/* Every one returns NULL where all went well. */
+ort_status *megrez_refuse(const ort_api *api, const char *why);
+/* The shape and data of an input; a rank of 0 and NULL for one that is absent. Either pointer may be NULL. */
+ort_status *megrez_input(
+    const ort_api *api, const ort_context *context, size_t index, megrez_shape *shape, const void **data
+);
+ort_status *megrez_output(
+    const ort_api *api, ort_context *context, size_t index, const megrez_shape *shape, void **data
+);
+/* An attribute that may be absent: `value` is left as it is then. */
+void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value);
+
+void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
+
+extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION;
+
+/* Parts of an operator's description that are the same for all of ours. */
+const char *megrez_provider(const ort_custom_op *op);
+int megrez_one(const ort_custom_op *op);
+int megrez_in_memory(const ort_custom_op *op, size_t index);
+ort_type megrez_float(const ort_custom_op *op, size_t index);
+
+#endif

@@ -1,0 +1,47 @@
+"""When a session gets our own operators, and what is said where they cannot be had."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from megrez.engines.ort import custom_ops
+from megrez.runtime.errors import EngineError
+
+needs_library = pytest.mark.skipif(
+    custom_ops.find_library() is None, reason="the kernels were not compiled: no C compiler was found"
+)
+
+
+@needs_library
+@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True)])
+def test_the_environment_decides(setting: str, registers: bool) -> None:
+    code = "import onnxruntime; from megrez.engines.ort.custom_ops import register; "
+    code += "print(register(onnxruntime.SessionOptions()))"
+    environment = {**os.environ, custom_ops.SETTING: setting}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(registers)
+
+
+def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(custom_ops, "__file__", str(tmp_path / "custom_ops.py"))
+    assert custom_ops.find_library() is None
+    assert custom_ops.register(onnxruntime.SessionOptions()) is False
+
+
+@needs_library
+def test_a_library_of_another_machine_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = custom_ops.find_library()
+    assert library is not None
+    monkeypatch.delenv(custom_ops.SETTING, raising=False)
+    monkeypatch.setattr(custom_ops, "__file__", str(tmp_path / "custom_ops.py"))
+    (tmp_path / library.name).write_bytes(b"not a library")
+    with pytest.raises(
+        EngineError, match=r"is not of this machine: .*: install megrez-compile anew, or set MEGREZ_KERNELS=0"
+    ):
+        custom_ops.register(onnxruntime.SessionOptions())

@@ -1,0 +1,221 @@
+"""Our GroupQueryAttention against attention in float64, with the cache written in place as the runtime binds it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from megrez.engines.ort import custom_ops
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+LIBRARY = custom_ops.find_library()
+INPUTS = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "longest", "cos", "sin"]
+TYPES = {"seqlens_k": TensorProto.INT32, "longest": TensorProto.INT32, "query_seqlens": TensorProto.INT32}
+
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """lengths: of each row after the step, of which `fresh` are new, by default all `tokens`."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    width: int = 64
+    tokens: int = 1
+    lengths: tuple[int, ...] = (200,)
+    fresh: tuple[int, ...] | None = None
+    window: int = -1
+    rotated: int | None = None
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        return self.fresh or (self.tokens,) * len(self.lengths)
+
+
+SHAPES = [
+    Shape(),
+    Shape(lengths=(1,)),
+    Shape(heads=9, kv_heads=3, lengths=(801,)),
+    Shape(heads=14, kv_heads=2, width=128, lengths=(600, 1, 130)),
+    Shape(heads=14, kv_heads=2, width=128, lengths=(600, 1, 130), window=100),
+    Shape(heads=1, kv_heads=1, width=256, lengths=(2100,)),
+    Shape(tokens=3, width=16, lengths=(20, 11), window=5),
+    Shape(tokens=3, width=16, lengths=(20, 11), fresh=(3, 2), window=5),
+    Shape(heads=8, kv_heads=8, width=80, lengths=(290, 5), fresh=(1, 0), rotated=32),
+    Shape(heads=8, kv_heads=8, width=8, tokens=4, lengths=(290, 4), rotated=6),
+    Shape(heads=71, kv_heads=1, width=8, tokens=5, lengths=(64,)),
+    Shape(heads=9, kv_heads=3, tokens=130, lengths=(130,)),
+    Shape(heads=9, kv_heads=3, tokens=130, lengths=(330,)),
+    Shape(heads=6, kv_heads=2, width=24, tokens=70, lengths=(330, 70), fresh=(70, 69), window=40, rotated=16),
+]
+
+
+def feeds(shape: Shape, capacity: int = 2112) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(shape.width + sum(shape.lengths))
+    rows, positions = len(shape.lengths), rng.standard_normal((capacity, (shape.rotated or shape.width) // 2))
+    shapes = {"query": shape.heads, "key": shape.kv_heads, "value": shape.kv_heads}
+    new = {name: (rows, shape.tokens, heads * shape.width) for name, heads in shapes.items()}
+    cache = {name: (rows, shape.kv_heads, capacity, shape.width) for name in ("past_key", "past_value")}
+    return {
+        **{name: rng.standard_normal(one, np.float32) for name, one in (new | cache).items()},
+        "seqlens_k": np.array(shape.lengths, np.int32) - 1,
+        "longest": np.array(max(shape.lengths), np.int32),
+        "cos": np.cos(positions).astype(np.float32),
+        "sin": np.sin(positions).astype(np.float32),
+        "query_seqlens": np.array(shape.new, np.int32),
+    }
+
+
+def session(shape: Shape, *, ours: bool = True, packed: bool = False, **changed: Any) -> Any:
+    names = [*INPUTS, *[""] * 7, "query_seqlens"]
+    if packed:
+        names[1:3] = "", ""
+    attributes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1} | changed
+    outputs = ["output", "present_key", "present_value"]
+    node = helper.make_node(
+        "GroupQueryAttention", names, outputs, domain="com.microsoft", local_window_size=shape.window, **attributes
+    )
+    told = [helper.make_tensor_value_info(n, TYPES.get(n, TensorProto.FLOAT), None) for n in names if n]
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", told, given), opset_imports=opsets, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    if ours:
+        options.register_custom_ops_library(str(LIBRARY))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_in_place(opened: Any, given: dict[str, NDArray[Any]], heads: int) -> Float32:
+    """What the runtime does: the cache in `given` is both read and written."""
+    rows, tokens = given["query"].shape[:2]
+    output = np.full((rows, tokens, heads * given["past_key"].shape[-1]), np.nan, np.float32)
+    io = opened.io_binding()
+    for name, array in given.items():
+        io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    written = {"output": output, "present_key": given["past_key"], "present_value": given["past_value"]}
+    for name, array in written.items():
+        io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    opened.run_with_iobinding(io)
+    return output
+
+
+def turned(x: Float64, cos: Float64, sin: Float64) -> Float64:
+    """[T, heads, width] by [T, rotated / 2]."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def exact(shape: Shape, given: dict[str, NDArray[Any]]) -> tuple[Float64, Float64, Float64]:
+    """The output and both caches, in float64; nothing is written or seen of tokens that are not valid."""
+    wide = {name: array.astype(np.float64) for name, array in given.items() if array.dtype == np.float32}
+    keys, values = wide["past_key"], wide["past_value"]
+    rows, group = len(shape.lengths), shape.heads // shape.kv_heads
+    output = np.zeros((rows, shape.tokens, shape.heads, shape.width))
+    for row, (length, fresh) in enumerate(zip(shape.lengths, shape.new, strict=True)):
+        positions = np.arange(length - fresh, length)
+        cos, sin = wide["cos"][positions], wide["sin"][positions]
+        each = {name: wide[name][row] for name in ("query", "key", "value")}
+        new = {name: array.reshape(shape.tokens, -1, shape.width)[:fresh] for name, array in each.items()}
+        keys[row, :, positions] = turned(new["key"], cos, sin)
+        values[row, :, positions] = new["value"]
+        queries = turned(new["query"], cos, sin)
+        for n, position in enumerate(positions):
+            first = max(0, position + 1 - shape.window) if shape.window > 0 else 0
+            for head in range(shape.heads):
+                seen = (row, head // group, slice(first, position + 1))
+                scores = keys[seen] @ queries[n, head] / np.sqrt(shape.width)
+                weights = np.exp(scores - scores.max())
+                output[row, n, head] = weights / weights.sum() @ values[seen]
+    return output.reshape(rows, shape.tokens, -1), keys, values
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_and_cache_agree_with_float64(shape: Shape) -> None:
+    given = feeds(shape)
+    output, keys, values = exact(shape, given)
+    found = run_in_place(session(shape), given, shape.heads)
+    np.testing.assert_allclose(found, output, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(given["past_key"], keys, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(given["past_value"], values)
+
+
+def test_a_cache_that_is_not_shared_is_copied() -> None:
+    shape = Shape(lengths=(40, 7), tokens=2)
+    given = feeds(shape, capacity=64)
+    untouched = {name: array.copy() for name, array in given.items()}
+    found = session(shape).run(None, given)
+    for one, other in zip(found, exact(shape, given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=4e-6)
+    assert all((given[name] == untouched[name]).all() for name in given)
+
+
+@pytest.mark.parametrize("tokens", [1, 50])
+def test_query_key_and_value_may_come_in_one(tokens: int) -> None:
+    shape = Shape(tokens=tokens)
+    given = feeds(shape)
+    output = exact(shape, given)[0]
+    together = np.concatenate([given.pop(name) for name in ("query", "key", "value")], axis=-1)
+    found = run_in_place(session(shape, packed=True), {**given, "query": together}, shape.heads)
+    np.testing.assert_allclose(found, output, rtol=0, atol=4e-6)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+    shape = Shape(lengths=(300,), tokens=2)
+    given = feeds(shape)
+    given["query"] *= 100
+    found = run_in_place(session(shape), given | {}, shape.heads)
+    np.testing.assert_allclose(found, exact(shape, feeds(shape) | {"query": given["query"]})[0], rtol=0, atol=1e-3)
+
+
+def test_the_scale_may_be_given() -> None:
+    shape = Shape(width=16)
+    given, scaled = feeds(shape), feeds(shape)
+    scaled["query"] *= 2
+    output = run_in_place(session(shape, scale=0.5), given, shape.heads)
+    np.testing.assert_allclose(output, exact(shape, scaled)[0], rtol=0, atol=4e-6)  # 2 / sqrt(16)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    shape = Shape()
+    given = feeds(shape)
+    given["query"][0, 0, :64] = np.nan
+    heads = run_in_place(session(shape), given, shape.heads).reshape(shape.heads, shape.width)
+    assert np.isnan(heads[0]).all() and np.isfinite(heads[1:]).all()
+
+
+def test_onnxruntime_gives_the_same() -> None:
+    shape = Shape(tokens=3, lengths=(70, 30), window=20)
+    ours, theirs = (run_in_place(session(shape, ours=ours), feeds(shape), shape.heads) for ours in (True, False))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seqlens_k": np.array([2112], np.int32)}, "longer than its cache"),
+        ({"query_seqlens": np.array([2], np.int32)}, "more valid new tokens"),
+        ({"query_seqlens": np.array([1, 1], np.int32)}, "query_seqlens is not"),
+        ({"query": np.zeros((1, 1, 128), np.float32)}, "query is not as wide"),
+        ({"key": np.zeros((1, 1, 64), np.float32)}, "key and value are not"),
+        ({"past_value": np.zeros((1, 2, 64, 64), np.float32)}, "differ in shape"),
+        ({"cos": np.zeros((2112, 33), np.float32)}, "no more of them is rotated"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(changed: dict[str, NDArray[Any]], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        session(Shape()).run(None, feeds(Shape()) | changed)
+
+
+@pytest.mark.parametrize("changed", [{"softcap": 30.0}, {"rotary_interleaved": 1}, {"do_rotary": 0}])
+def test_other_attention_is_refused_when_the_graph_is_opened(changed: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match="do_rotary in halves"):
+        session(Shape(), **changed)
