@@ -17,6 +17,7 @@ from megrez.compile.passes.quantize_dequantize import QuantizeDequantize
 from megrez.compile.passes.quantize_weights import INT8_ARITHMETIC, QuantizeWeights
 from megrez.compile.passes.skip_norm import SkipNorm
 from megrez.compile.passes.split_rotary import SplitRotary
+from megrez.compile.passes.swiglu import SwiGLU
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target
@@ -36,17 +37,19 @@ def lower(model: ir.Model, checkpoint: Checkpoint, target: Target, input_scale: 
 
 
 def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
-    """For GPUs in float16, with what their kernels take: rows of one length each, products of rounded weights alone."""
+    """For CPUs with what our own kernels know beside ONNX Runtime's. For GPUs in float16, with what their kernels take:
+    rows of one length each, products of rounded weights alone.
+    """
     precision = Precision(checkpoint, target)
     on_gpu = target.half
-    passes = [
+    passes: list[ir.passes.InPlacePass] = [
         FuseProjections(checkpoint, precision.group),
         GroupQueryAttention(checkpoint.config, ragged=not on_gpu),
         SkipNorm(),
         QuantizeWeights(Quantizer(checkpoint), precision, accuracy_level=0 if on_gpu else INT8_ARITHMETIC),
         DeclareMicrosoft(),
     ]
-    return [*passes, HalfPrecision()] if on_gpu else passes
+    return [*passes, HalfPrecision() if on_gpu else SwiGLU()]
 
 
 def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:

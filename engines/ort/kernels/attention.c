@@ -119,22 +119,6 @@ KERNEL void score(const float *const *queries, const int count, const float *key
     }
 }
 
-/* e to the power of x, which is at most 0: within two units in the last place, by its series around the nearest power
- * of two.
- */
-KERNEL __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(-87), x); /* in this order NaN stays NaN */
-    const __m256 power = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 0);
-    x = _mm256_fnmadd_ps(power, _mm256_set1_ps(0.693145752f), x); /* ln 2 in two parts */
-    x = _mm256_fnmadd_ps(power, _mm256_set1_ps(1.42860677e-6f), x);
-    __m256 found = _mm256_set1_ps(1.f / 5040);
-    static const float factors[] = {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1, 1};
-    UNROLLED
-    for (int n = 0; n < 7; n++) found = _mm256_fmadd_ps(found, x, _mm256_set1_ps(factors[n]));
-    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(found), exponent));
-}
-
 KERNEL float exponential_of_one(float x) { return _mm256_cvtss_f32(exponential(_mm256_set1_ps(x))); }
 
 /* All ones where a key from `n` on is one of those from `from` to `to`. */

@@ -113,7 +113,6 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
 static const char *name(const ort_custom_op *op) { return (void)op, "MatMulNBits"; }
 static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
 static size_t output_count(const ort_custom_op *op) { return (void)op, 1; }
-static ort_presence always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 
 static ort_presence input_presence(const ort_custom_op *op, size_t index) {
     (void)op;
@@ -135,7 +134,7 @@ const ort_custom_op MEGREZ_MATMUL_NBITS = {
     .output_count = output_count,
     .destroy = free,
     .input_presence = input_presence,
-    .output_presence = always,
+    .output_presence = megrez_always,
     .input_memory = megrez_in_memory,
     .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
     .create_or_fail = create,

@@ -68,23 +68,33 @@ const char *megrez_provider(const ort_custom_op *op) { return (void)op, "CPUExec
 int megrez_one(const ort_custom_op *op) { return (void)op, 1; }
 int megrez_in_memory(const ort_custom_op *op, size_t index) { return (void)op, (void)index, 0; }
 ort_type megrez_float(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
+ort_presence megrez_always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 
 /* Whether this processor runs these kernels: 0 no, 1 yes, 2 yes and ONNX Runtime has better ones for it. */
 EXPORT int megrez_kernels(void) { return !megrez_runs() ? 0 : megrez_has_better() ? 2 : 1; }
 
-/* What ONNX Runtime calls as it registers the library. The domain lives as long as the process. */
-EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
-    static const ort_custom_op *const ours[] = {&MEGREZ_MATMUL_NBITS, &MEGREZ_GROUP_QUERY_ATTENTION};
-    static ort_domain *domain;
-    const ort_api *api = base->get_api(ORT_VERSION);
+static ort_status *add(
+    const ort_api *api, ort_session_options *options, const char *name, const ort_custom_op *const *ops, size_t count,
+    ort_domain **domain
+) {
     ort_status *status = NULL;
-    if (!api) return NULL; /* older than 1.17: its own kernels run */
-    if (!domain) {
+    if (!*domain) {
         ort_domain *made = NULL;
-        if ((status = ort_create_domain(api)("com.microsoft", &made))) return status;
-        for (size_t n = 0; n < sizeof ours / sizeof *ours; n++)
-            if ((status = ort_add_op(api)(made, ours[n]))) return status;
-        domain = made;
+        if ((status = ort_create_domain(api)(name, &made))) return status;
+        for (size_t n = 0; n < count; n++)
+            if ((status = ort_add_op(api)(made, ops[n]))) return status;
+        *domain = made;
     }
-    return ort_add_domain(api)(options, domain);
+    return ort_add_domain(api)(options, *domain);
+}
+
+/* What ONNX Runtime calls as it registers the library. The domains live as long as the process. */
+EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
+    static const ort_custom_op *const theirs[] = {&MEGREZ_MATMUL_NBITS, &MEGREZ_GROUP_QUERY_ATTENTION};
+    static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU};
+    static ort_domain *microsoft, *megrez;
+    const ort_api *api = base->get_api(ORT_VERSION);
+    if (!api) return NULL; /* older than 1.17: its own kernels run */
+    ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs, &microsoft);
+    return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours, &megrez);
 }

@@ -25,12 +25,13 @@ void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char
 
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
-extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION;
+extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU;
 
 /* Parts of an operator's description that are the same for all of ours. */
 const char *megrez_provider(const ort_custom_op *op);
 int megrez_one(const ort_custom_op *op);
 int megrez_in_memory(const ort_custom_op *op, size_t index);
 ort_type megrez_float(const ort_custom_op *op, size_t index);
+ort_presence megrez_always(const ort_custom_op *op, size_t index);
 
 #endif

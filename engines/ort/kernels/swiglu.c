@@ -1,0 +1,96 @@
+/* SwiGLU: from [.., 2 n] to [.., n], the first half times its own sigmoid times the second half.
+ *
+ * ONNX Runtime has no such operator. Graphs define it as a function of standard ones, which is what runs without this.
+ */
+#include "avx2.h"
+#include "operator.h"
+
+enum { COLUMNS_A_PIECE = 2048 };
+
+typedef struct {
+    int64_t rows, columns, pieces; /* pieces of one row */
+    const float *input;
+    float *output;
+} product;
+
+#ifdef MEGREZ_HAS_AVX2
+
+KERNEL __m256 gated(__m256 gate, __m256 up) {
+    const __m256 sign = _mm256_set1_ps(-0.f), one = _mm256_set1_ps(1);
+    const __m256 power = exponential(_mm256_or_ps(gate, sign)); /* of -|gate|: never overflows */
+    const __m256 share = _mm256_div_ps(_mm256_blendv_ps(one, power, gate), _mm256_add_ps(one, power));
+    return _mm256_mul_ps(_mm256_mul_ps(gate, share), up);
+}
+
+AVX2 static void multiply(void *opaque, size_t piece) {
+    const product *all = opaque;
+    const int64_t row = (int64_t)piece / all->pieces, first = (int64_t)piece % all->pieces * COLUMNS_A_PIECE;
+    const int64_t left = all->columns - first, count = left < COLUMNS_A_PIECE ? left : COLUMNS_A_PIECE;
+    const float *gate = all->input + 2 * row * all->columns + first, *up = gate + all->columns;
+    float *output = all->output + row * all->columns + first;
+    int64_t n = 0;
+    for (; n + 8 <= count; n += 8)
+        _mm256_storeu_ps(output + n, gated(_mm256_loadu_ps(gate + n), _mm256_loadu_ps(up + n)));
+    if (n < count) {
+        const __m256i there = _mm256_cmpgt_epi32(
+            _mm256_set1_epi32((int)(count - n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
+        );
+        const __m256 last = gated(_mm256_maskload_ps(gate + n, there), _mm256_maskload_ps(up + n, there));
+        _mm256_maskstore_ps(output + n, there, last);
+    }
+}
+
+#else
+
+static void multiply(void *opaque, size_t piece) { (void)opaque, (void)piece; }
+
+#endif
+
+static ort_status *compute(void *opaque, ort_context *context) {
+    const ort_api *api = opaque;
+    megrez_shape shape;
+    const void *input;
+    void *output = NULL;
+    ort_status *status = megrez_input(api, context, 0, &shape, &input);
+    if (status) return status;
+    if (!shape.rank || shape.dimensions[shape.rank - 1] % 2)
+        return megrez_refuse(api, "SwiGLU: the input has no two halves");
+    product all = {.rows = 1, .columns = shape.dimensions[shape.rank - 1] /= 2, .input = input};
+    for (size_t n = 0; n + 1 < shape.rank; n++) all.rows *= shape.dimensions[n];
+    if ((status = megrez_output(api, context, 0, &shape, &output))) return status;
+    all.output = output;
+    all.pieces = (all.columns + COLUMNS_A_PIECE - 1) / COLUMNS_A_PIECE;
+    const size_t pieces = (size_t)(all.rows * all.pieces);
+    if (pieces > 1) return ort_parallel_for(api)(context, multiply, pieces, 0, &all);
+    if (pieces) multiply(&all, 0);
+    return NULL;
+}
+
+static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
+    (void)op, (void)info;
+    *made = (void *)api;
+    return NULL;
+}
+
+static void destroy(void *made) { (void)made; }
+static const char *name(const ort_custom_op *op) { return (void)op, "SwiGLU"; }
+static size_t one(const ort_custom_op *op) { return (void)op, 1; }
+
+const ort_custom_op MEGREZ_SWIGLU = {
+    .version = ORT_VERSION,
+    .name = name,
+    .provider = megrez_provider,
+    .input_type = megrez_float,
+    .input_count = one,
+    .output_type = megrez_float,
+    .output_count = one,
+    .destroy = destroy,
+    .input_presence = megrez_always,
+    .output_presence = megrez_always,
+    .input_memory = megrez_in_memory,
+    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
+    .create_or_fail = create,
+    .compute_or_fail = compute,
+    .first_version = megrez_one,
+    .last_version = megrez_one,
+};
