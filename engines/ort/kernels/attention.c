@@ -1,5 +1,5 @@
-/* Attention by AVX2. Softmax goes along with the keys: what was summed so far is scaled down where a larger score comes,
- * as in Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+/* Attention by AVX2. Softmax goes along with the keys: what was summed so far is scaled down where a larger score
+ * comes, as in Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
  */
 #include "attention.h"
 #include "avx2.h"
@@ -9,11 +9,11 @@
 #include <string.h>
 
 enum {
-    ROWS = 32, /* queries of a piece of work: all heads of one key's, token by token */
-    TILE = 4,  /* queries at once: with two keys, what fits the registers */
-    KEYS = 64, /* at once: they and their values stay in the nearest cache while all queries pass by */
-    PART = 128, /* the least keys of a piece of work */
-    MOST_PARTS = 16,
+    ROWS = 32,       /* queries of a piece of work: all that read one head of keys, token by token */
+    TILE = 4,        /* queries at once: with two keys, what fits the registers */
+    KEYS = 64,       /* at once: they and their values stay in the nearest cache while all queries pass by */
+    PART = 128,      /* keys that are worth a piece of work of their own, where there are few queries */
+    MOST_PARTS = 16, /* of one query's keys: putting them together is not divided */
 };
 
 static const float LEAST = -__builtin_inff();
@@ -47,7 +47,8 @@ void megrez_attention_use(megrez_attention *all, float *room) {
 }
 
 /* One head turned by its position: the first half of what is rotated with the second. */
-KERNEL void rotate(const megrez_attention *all, const float *from, const float *cosines, const float *sines, float *to) {
+KERNEL void rotate(const megrez_attention *all, const float *from, const float *cosines, const float *sines,
+                   float *to) {
     const int64_t half = all->rotated / 2;
     int64_t n = 0;
     for (; n + 8 <= half; n += 8) {
@@ -284,7 +285,10 @@ AVX2 void megrez_join(const megrez_attention *all, int64_t token) {
     for (int64_t head = token * all->heads; head < (token + 1) * all->heads; head++) {
         const float *parts = output_of(all, head, 0);
         float *output = all->outputs + head * width, largest = LEAST, sum = 0;
-        for (int64_t p = 0; p < all->parts; p++) if (parts[p * stride + width] > largest) largest = parts[p * stride + width];
+        for (int64_t p = 0; p < all->parts; p++) {
+            const float one = parts[p * stride + width];
+            largest = one > largest ? one : largest;
+        }
         memset(output, 0, (size_t)width * sizeof *output);
         for (int64_t p = 0; p < all->parts; p++) {
             const float *part = parts + p * stride;

@@ -8,8 +8,8 @@
 
 enum { MEGREZ_MOST_WIDTH = 256 };
 
-/* `rows` sequences, each with `tokens` new ones, of which the first fresh[row] are valid. lengths[row] tokens are in its
- * cache after this step: the new ones are the last of them. A query sees `window` of them, its own the last; 0: all.
+/* `rows` sequences, each with `tokens` new ones, of which the first fresh[row] are valid. lengths[row] tokens are in
+ * its cache after this step, the new ones last. A query sees `window` of them, its own the last of these; 0: all.
  * queries, new_keys and new_values are [tokens, heads, width] at strides (in floats) from token to token;
  * keys and values [rows, kv_heads, capacity, width]; cosines and sines [positions, rotated / 2]; outputs
  * [rows, tokens, heads, width].
@@ -22,7 +22,7 @@ typedef struct {
     const float *queries, *new_keys, *new_values;
     int64_t query_stride, key_stride, value_stride;
     float *keys, *values, *outputs;
-    /* Found by megrez_attention_plan. `parts` parts of the cache are read apart from each other, and then put together. */
+    /* Found by megrez_attention_plan: a cache is read in `parts` of `part` tokens, which are put together at last. */
     int64_t blocks, parts, part;
     float *rotated_queries, *partial;
 } megrez_attention;

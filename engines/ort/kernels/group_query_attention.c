@@ -21,8 +21,6 @@ typedef struct {
     float scale;
 } kernel;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static void append(void *all, size_t token) { megrez_append(all, (int64_t)token); }
 static void attend(void *all, size_t piece) { megrez_attend(all, (int64_t)piece); }
 static void join(void *all, size_t token) { megrez_join(all, (int64_t)token); }
@@ -62,7 +60,8 @@ static const char *understand(const inputs *of, megrez_attention *all) {
         if (of->data[n]) return "position_ids, attention_bias, head_sink, k_scale, v_scale, q_norm, k_norm: not taken";
     if (query->rank != 3 || past->rank != 4 || of->shapes[PAST_VALUE].rank != 4 || table->rank != 2)
         return "query [B, T, width], past_key and past_value [B, heads, capacity, width], cos_cache are needed";
-    if (!of->data[LENGTHS] || !of->data[SINES] || of->shapes[SINES].rank != 2) return "seqlens_k, sin_cache are needed";
+    if (!of->data[LENGTHS]) return "seqlens_k is needed";
+    if (memcmp(table, &of->shapes[SINES], sizeof *table)) return "cos_cache and sin_cache differ in shape";
     all->rows = query->dimensions[0], all->tokens = query->dimensions[1];
     all->capacity = past->dimensions[2], all->width = past->dimensions[3], all->rotated = 2 * table->dimensions[1];
     const int64_t wide = all->heads * all->width, narrow = all->kv_heads * all->width;
@@ -91,7 +90,7 @@ static const char *understand(const inputs *of, megrez_attention *all) {
 static const char *understand_lengths(const inputs *of, megrez_attention *all, int32_t *told) {
     const int32_t *last = of->data[LENGTHS], *valid = of->data[FRESH];
     const megrez_shape *lengths = &of->shapes[LENGTHS], *counts = &of->shapes[FRESH];
-    const int64_t positions = least(of->shapes[COSINES].dimensions[0], of->shapes[SINES].dimensions[0]);
+    const int64_t positions = of->shapes[COSINES].dimensions[0];
     if (!lengths->rank || lengths->dimensions[0] != all->rows) return "seqlens_k is not [B]";
     if (valid && (counts->rank != 1 || counts->dimensions[0] != all->rows)) return "query_seqlens is not [B]";
     for (int64_t row = 0; row < all->rows; row++) {
@@ -172,7 +171,7 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     megrez_optional_float(api, info, "scale", &found.scale);
     megrez_optional_float(api, info, "softcap", &softcap);
     if (rotates != 1 || interleaved || smooth > 0 || softcap != 0)
-        return megrez_refuse(api, "GroupQueryAttention: do_rotary in halves, without softcap or smooth_softmax is taken");
+        return megrez_refuse(api, "GroupQueryAttention: do_rotary in halves is taken, no softcap or smooth_softmax");
     if (found.kv_heads < 1 || found.heads < 1 || found.heads % found.kv_heads)
         return megrez_refuse(api, "GroupQueryAttention: num_heads is not a multiple of kv_num_heads");
     if (found.window < 0) found.window = 0;

@@ -207,7 +207,8 @@ def test_onnxruntime_gives_the_same() -> None:
         ({"query": np.zeros((1, 1, 128), np.float32)}, "query is not as wide"),
         ({"key": np.zeros((1, 1, 64), np.float32)}, "key and value are not"),
         ({"past_value": np.zeros((1, 2, 64, 64), np.float32)}, "differ in shape"),
-        ({"cos": np.zeros((2112, 33), np.float32)}, "no more of them is rotated"),
+        ({"cos": np.zeros((2112, 33), np.float32), "sin": np.zeros((2112, 33), np.float32)}, "no more of them is"),
+        ({"sin": np.zeros((2112, 31), np.float32)}, "cos_cache and sin_cache differ"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(changed: dict[str, NDArray[Any]], message: str) -> None:
