@@ -1,8 +1,6 @@
-/* Attention by AVX2. Softmax goes along with the keys: what was summed so far is scaled down where a larger score
- * comes, as in Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
- */
+/* Attention by AVX2: how it is divided into pieces of work, and what comes before and after them. */
 #include "attention.h"
-#include "avx2.h"
+#include "attention_tile.h"
 
 #ifdef MEGREZ_HAS_AVX2
 
@@ -10,21 +8,12 @@
 
 enum {
     ROWS = 32,       /* queries of a piece of work: all that read one head of keys, token by token */
-    TILE = 4,        /* queries at once: with two keys, what fits the registers */
-    KEYS = 64,       /* at once: they and their values stay in the nearest cache while all queries pass by */
     PART = 128,      /* keys that are worth a piece of work of their own, where there are few queries */
     MOST_PARTS = 16, /* of one query's keys: putting them together is not divided */
 };
 
-static const float LEAST = -__builtin_inff();
-
-/* A query's way through the keys: the largest score, and the sum of exponentials relative to it. */
-typedef struct {
-    float largest, sum;
-} progress;
-
 bool megrez_attends(int64_t width) {
-    return width > 0 && width % 8 == 0 && width <= MEGREZ_MOST_WIDTH;
+    return width > 0 && width % 8 == 0;
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -37,6 +26,7 @@ size_t megrez_attention_plan(megrez_attention *all) {
     all->blocks = (queries + ROWS - 1) / ROWS;
     all->parts = all->blocks > 1 ? 1 : least(MOST_PARTS, (longest + PART - 1) / PART);
     all->part = (longest + all->parts - 1) / all->parts;
+    if (all->scale == 0) all->scale = 1 / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)all->width)));
     const size_t heads = (size_t)(all->rows * all->tokens * all->heads), width = (size_t)all->width;
     return heads * width + (all->parts > 1 ? heads * (size_t)all->parts * (width + 2) : 0);
 }
@@ -80,127 +70,6 @@ AVX2 void megrez_append(const megrez_attention *all, int64_t token) {
         rotate(all, key + head * width, cosines, sines, all->keys + place);
         memcpy(all->values + place, value + head * width, (size_t)width * sizeof *value);
     }
-}
-
-/* The sums of eight vectors. */
-KERNEL __m256 sums_of(const __m256 *v) {
-    const __m256 lower = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-    const __m256 upper = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(lower, upper, 0x20), _mm256_permute2f128_ps(lower, upper, 0x31));
-}
-
-/* Eight floats in a register: the compiler would load them again for every use. */
-KERNEL __m256 held(const float *from) {
-    __m256 found = _mm256_loadu_ps(from);
-    __asm__("" : "+x"(found));
-    return found;
-}
-
-/* Scores of `count` queries with `keys` keys; a row of scores has KEYS, of which the next even number is written. */
-KERNEL void score(const float *const *queries, const int count, const float *key, int64_t keys, int64_t width,
-                  float *scores) {
-    for (int64_t k = 0; k < keys; k += 2) {
-        const float *first = key + k * width, *second = k + 1 < keys ? first + width : first;
-        __m256 found[2 * TILE];
-        UNROLLED
-        for (int n = 0; n < 2 * TILE; n++) found[n] = _mm256_setzero_ps();
-        for (int64_t n = 0; n < width; n += 8) {
-            const __m256 a = _mm256_loadu_ps(first + n), b = _mm256_loadu_ps(second + n);
-            UNROLLED
-            for (int q = 0; q < count; q++) {
-                const __m256 query = held(queries[q] + n);
-                found[2 * q] = _mm256_fmadd_ps(query, a, found[2 * q]);
-                found[2 * q + 1] = _mm256_fmadd_ps(query, b, found[2 * q + 1]);
-            }
-        }
-        float sums[2 * TILE];
-        _mm256_storeu_ps(sums, sums_of(found));
-        UNROLLED
-        for (int q = 0; q < count; q++) memcpy(scores + q * KEYS + k, sums + 2 * q, 2 * sizeof *sums);
-    }
-}
-
-KERNEL float exponential_of_one(float x) { return _mm256_cvtss_f32(exponential(_mm256_set1_ps(x))); }
-
-/* All ones where a key from `n` on is one of those from `from` to `to`. */
-KERNEL __m256 within(int64_t n, int64_t from, int64_t to) {
-    const __m256i key = _mm256_add_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    const __m256i early = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)from), key);
-    return _mm256_castsi256_ps(_mm256_andnot_si256(early, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), key)));
-}
-
-/* Turn a query's KEYS scores into weights, 0 outside `from` to `to`; returns the factor of what was summed before. */
-KERNEL float weigh(float *scores, int64_t from, int64_t to, float scale, progress *so_far) {
-    const __m256 nothing = _mm256_set1_ps(LEAST), factor = _mm256_set1_ps(scale);
-    __m256 largest = nothing;
-    for (int64_t n = 0; n < KEYS; n += 8) {
-        const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(scores + n), factor);
-        const __m256 seen = _mm256_blendv_ps(nothing, scaled, within(n, from, to));
-        _mm256_storeu_ps(scores + n, seen);
-        largest = _mm256_max_ps(largest, seen);
-    }
-    float lanes[8], highest = so_far->largest, sum = 0;
-    _mm256_storeu_ps(lanes, largest);
-    for (int n = 0; n < 8; n++) highest = lanes[n] > highest ? lanes[n] : highest;
-    __m256 sums = _mm256_setzero_ps();
-    for (int64_t n = 0; n < KEYS; n += 8) {
-        const __m256 seen = _mm256_loadu_ps(scores + n);
-        const __m256 power = exponential(_mm256_sub_ps(seen, _mm256_set1_ps(highest)));
-        const __m256 weight = _mm256_and_ps(power, within(n, from, to));
-        _mm256_storeu_ps(scores + n, weight);
-        sums = _mm256_add_ps(sums, weight);
-    }
-    _mm256_storeu_ps(lanes, sums);
-    for (int n = 0; n < 8; n++) sum += lanes[n];
-    const float kept = so_far->largest == highest ? 1 : exponential_of_one(so_far->largest - highest);
-    *so_far = (progress){highest, so_far->sum * kept + sum};
-    return kept;
-}
-
-/* outputs[q] * kept[q] + weights[q] x values, for 8 * vectors columns. */
-KERNEL void gather(const float *weights, const float *value, int64_t from, int64_t to, int64_t width, const int count,
-                   const int vectors, const float *kept, float *const *outputs, int64_t column) {
-    __m256 found[TILE][2];
-    UNROLLED
-    for (int q = 0; q < count; q++)
-        UNROLLED
-        for (int v = 0; v < vectors; v++)
-            found[q][v] = _mm256_mul_ps(_mm256_loadu_ps(outputs[q] + column + 8 * v), _mm256_set1_ps(kept[q]));
-    for (int64_t k = from; k < to; k++) {
-        UNROLLED
-        for (int v = 0; v < vectors; v++) {
-            const __m256 part = _mm256_loadu_ps(value + k * width + column + 8 * v);
-            UNROLLED
-            for (int q = 0; q < count; q++)
-                found[q][v] = _mm256_fmadd_ps(_mm256_set1_ps(weights[q * KEYS + k]), part, found[q][v]);
-        }
-    }
-    UNROLLED
-    for (int q = 0; q < count; q++)
-        UNROLLED
-        for (int v = 0; v < vectors; v++) _mm256_storeu_ps(outputs[q] + column + 8 * v, found[q][v]);
-}
-
-/* What a tile of queries needs to know of a block of keys. first and last: of those any of the queries sees. */
-typedef struct {
-    const float *queries[TILE];
-    float *outputs[TILE];
-    progress *so_far[TILE];
-    int64_t from[TILE], to[TILE], first, last;
-} tile;
-
-KERNEL void attend_tile(const megrez_attention *all, const tile *of, const int count, const float *key,
-                        const float *value) {
-    float scores[TILE * KEYS], kept[TILE];
-    const int64_t width = all->width;
-    score(of->queries, count, key, of->last, width, scores);
-    UNROLLED
-    for (int q = 0; q < count; q++)
-        kept[q] = weigh(scores + q * KEYS, of->from[q], of->to[q], all->scale, of->so_far[q]);
-    int64_t column = 0;
-    for (; column + 16 <= width; column += 16)
-        gather(scores, value, of->first, of->last, width, count, 2, kept, of->outputs, column);
-    if (column < width) gather(scores, value, of->first, of->last, width, count, 1, kept, of->outputs, column);
 }
 
 /* A piece of work: up to ROWS queries of one key's heads, and the part of the cache that it reads. */

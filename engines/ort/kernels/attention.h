@@ -6,8 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MEGREZ_MOST_WIDTH = 256 };
-
 /* `rows` sequences, each with `tokens` new ones, of which the first fresh[row] are valid. lengths[row] tokens are in
  * its cache after this step, the new ones last. A query sees `window` of them, its own the last of these; 0: all.
  * queries, new_keys and new_values are [tokens, heads, width] at strides (in floats) from token to token;
@@ -16,7 +14,7 @@ enum { MEGREZ_MOST_WIDTH = 256 };
  */
 typedef struct {
     int64_t rows, tokens, heads, kv_heads, width, capacity, window, rotated;
-    float scale;
+    float scale; /* of scores; 0: 1 / sqrt(width) */
     const int32_t *lengths, *fresh;
     const float *cosines, *sines;
     const float *queries, *new_keys, *new_values;
@@ -27,7 +25,7 @@ typedef struct {
     float *rotated_queries, *partial;
 } megrez_attention;
 
-/* Whether heads of this width are taken: multiples of 8, at most MEGREZ_MOST_WIDTH. */
+/* Whether heads of this width are taken: multiples of 8. */
 bool megrez_attends(int64_t width);
 /* Choose how the work is divided; returns how many floats of room it needs, for megrez_attention_use. */
 size_t megrez_attention_plan(megrez_attention *all);

@@ -67,7 +67,7 @@ static const char *understand(const inputs *of, megrez_attention *all) {
     const int64_t wide = all->heads * all->width, narrow = all->kv_heads * all->width;
     const bool packed = !of->data[KEY];
     if (!megrez_attends(all->width) || all->rotated > all->width)
-        return "heads as wide as a multiple of 8 and at most 256 are taken, and no more of them is rotated";
+        return "heads whose width is a multiple of 8 are taken, and no more of them is rotated";
     if (memcmp(past, &of->shapes[PAST_VALUE], sizeof *past) || past->dimensions[0] != all->rows ||
         past->dimensions[1] != all->kv_heads)
         return "past_key and past_value differ in shape, or are not of query's batch and kv_num_heads";
@@ -148,7 +148,6 @@ static ort_status *compute(void *opaque, ort_context *context) {
     const char *wrong = understand(&of, &all);
     if (wrong) return megrez_refuse(api, wrong);
     if (!all.rows) return megrez_refuse(api, "no rows were given");
-    if (all.scale == 0) all.scale = 1 / __builtin_sqrtf((float)all.width);
     int32_t *told = malloc(2 * (size_t)all.rows * sizeof *told);
     if (!told) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory for its lengths");
     ort_status *status = attend_to(self, context, &of, &all, told);

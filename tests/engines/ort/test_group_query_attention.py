@@ -44,7 +44,7 @@ SHAPES = [
     Shape(heads=9, kv_heads=3, lengths=(801,)),
     Shape(heads=14, kv_heads=2, width=128, lengths=(600, 1, 130)),
     Shape(heads=14, kv_heads=2, width=128, lengths=(600, 1, 130), window=100),
-    Shape(heads=1, kv_heads=1, width=256, lengths=(2100,)),
+    Shape(heads=1, kv_heads=1, width=264, lengths=(2100,)),
     Shape(tokens=3, width=16, lengths=(20, 11), window=5),
     Shape(tokens=3, width=16, lengths=(20, 11), fresh=(3, 2), window=5),
     Shape(heads=8, kv_heads=8, width=80, lengths=(290, 5), fresh=(1, 0), rotated=32),
