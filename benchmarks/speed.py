@@ -5,8 +5,9 @@ python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rou
 The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. All runtimes
 stay open, each in a process of its own, and take turns of one generation, every other round in the opposite order, so
 that a machine that changes its speed changes it for all; how fast it reads memory is measured between all turns.
-onnxruntime-genai has a second row with the threads that it takes by itself, which is half of the processors. A peer
-that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
+onnxruntime-genai has a second row with the threads that it takes by itself, which is half of the processors, and ours
+one with ONNX Runtime's kernels, which is no other where ours do not run (custom_ops.py says where). A peer that is not
+installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
 decode the rest over the time of the rest.
 """
 
@@ -23,6 +24,8 @@ from bandwidth import Reader
 from random_checkpoint import SHAPE
 from report import Figures, summarise, write
 from turns import Runtime, opened_runtime
+
+from megrez.engines.ort import custom_ops
 
 HERE = Path(__file__).parent
 
@@ -52,6 +55,8 @@ def contestants(
             [sys.executable, HERE / "speed_megrez.py", bundle, threads, output_tokens],
             artefacts.onnx_bytes_per_token(bundle),
         )
+    ours, read = found["megrez-compile cpu-int4"]
+    found["megrez-compile cpu-int4, ONNX Runtime's kernels"] = ["env", f"{custom_ops.SETTING}=0", *ours], read
     if python and not missing(python, "onnxruntime_genai"):
         folder = artefacts.genai_folder(cache, layers, python)
         read = artefacts.onnx_bytes_per_token(folder)
