@@ -125,20 +125,10 @@ static ort_type input_type(const ort_custom_op *op, size_t index) {
 }
 
 const ort_custom_op MEGREZ_MATMUL_NBITS = {
-    .version = ORT_VERSION,
-    .name = name,
-    .provider = megrez_provider,
+    MEGREZ_COMMON,
     .input_type = input_type,
     .input_count = input_count,
-    .output_type = megrez_float,
     .output_count = output_count,
     .destroy = free,
     .input_presence = input_presence,
-    .output_presence = megrez_always,
-    .input_memory = megrez_in_memory,
-    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
-    .create_or_fail = create,
-    .compute_or_fail = compute,
-    .first_version = megrez_one,
-    .last_version = megrez_one,
 };

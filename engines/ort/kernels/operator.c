@@ -46,22 +46,20 @@ ort_status *megrez_output(
     return status ? status : ort_data(api)(value, data);
 }
 
+/* Whether an attribute was found; a status that says it was not is released. */
+static bool is_there(const ort_api *api, ort_status *status) {
+    if (status) ort_release_status(api)(status);
+    return !status;
+}
+
 void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value) {
     int64_t found;
-    ort_status *status = ort_attribute(api)(info, name, &found);
-    if (status)
-        ort_release_status(api)(status);
-    else
-        *value = found;
+    if (is_there(api, ort_attribute(api)(info, name, &found))) *value = found;
 }
 
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value) {
     float found;
-    ort_status *status = ort_float_attribute(api)(info, name, &found);
-    if (status)
-        ort_release_status(api)(status);
-    else
-        *value = found;
+    if (is_there(api, ort_float_attribute(api)(info, name, &found))) *value = found;
 }
 
 const char *megrez_provider(const ort_custom_op *op) { return (void)op, "CPUExecutionProvider"; }

@@ -11,7 +11,7 @@ typedef struct {
     size_t rank;
 } megrez_shape;
 
-/* Every one returns NULL where all went well. */
+/* Those that return a status return NULL where all went well. */
 ort_status *megrez_refuse(const ort_api *api, const char *why);
 /* The shape and data of an input; a rank of 0 and NULL for one that is absent. Either pointer may be NULL. */
 ort_status *megrez_input(
@@ -22,16 +22,20 @@ ort_status *megrez_output(
 );
 /* An attribute that may be absent: `value` is left as it is then. */
 void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value);
-
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
 extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU;
 
-/* Parts of an operator's description that are the same for all of ours. */
+/* What all of ours say of themselves: float32 outputs in host memory, and the file's own name, create and compute. */
 const char *megrez_provider(const ort_custom_op *op);
 int megrez_one(const ort_custom_op *op);
 int megrez_in_memory(const ort_custom_op *op, size_t index);
 ort_type megrez_float(const ort_custom_op *op, size_t index);
 ort_presence megrez_always(const ort_custom_op *op, size_t index);
+#define MEGREZ_COMMON                                                                                \
+    .version = ORT_VERSION, .name = name, .provider = megrez_provider, .output_type = megrez_float,  \
+    .output_presence = megrez_always, .input_memory = megrez_in_memory,                              \
+    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one}, .create_or_fail = create,          \
+    .compute_or_fail = compute, .first_version = megrez_one, .last_version = megrez_one
 
 #endif

@@ -77,20 +77,10 @@ static const char *name(const ort_custom_op *op) { return (void)op, "SwiGLU"; }
 static size_t one(const ort_custom_op *op) { return (void)op, 1; }
 
 const ort_custom_op MEGREZ_SWIGLU = {
-    .version = ORT_VERSION,
-    .name = name,
-    .provider = megrez_provider,
+    MEGREZ_COMMON,
     .input_type = megrez_float,
     .input_count = one,
-    .output_type = megrez_float,
     .output_count = one,
     .destroy = destroy,
     .input_presence = megrez_always,
-    .output_presence = megrez_always,
-    .input_memory = megrez_in_memory,
-    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},
-    .create_or_fail = create,
-    .compute_or_fail = compute,
-    .first_version = megrez_one,
-    .last_version = megrez_one,
 };
