@@ -12,6 +12,7 @@ SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-cpu-int4
 PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
+KERNELS := $(wildcard engines/ort/kernels/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
 .PHONY: demo test slow gpu-check check format
@@ -55,11 +56,11 @@ $(VENV)/python:
 	python3 -m venv $(VENV)
 	touch $@
 
-$(VENV)/cpu: pyproject.toml | $(VENV)/python
+$(VENV)/cpu: pyproject.toml $(KERNELS) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export]'
 	touch $@
 
-$(VENV)/dev: pyproject.toml | $(VENV)/python
+$(VENV)/dev: pyproject.toml $(KERNELS) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,dev]'
 	touch $@
 

@@ -6,8 +6,8 @@ The weights are random and the same for all, the model is cut to a few layers an
 stay open, each in a process of its own, and take turns of one generation, every other round in the opposite order, so
 that a machine that changes its speed changes it for all; how fast it reads memory is measured between all turns.
 onnxruntime-genai has a second row with the threads that it takes by itself, which is half of the processors, and ours
-one with ONNX Runtime's kernels, which is no other where ours do not run (custom_ops.py says where). A peer that is not
-installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
+one with ONNX Runtime's kernels or, where those are what runs unasked (custom_ops.py says where), rows with ours. A peer
+that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
 decode the rest over the time of the rest.
 """
 
@@ -21,6 +21,7 @@ import artefacts
 import click
 import numpy as np
 from bandwidth import Reader
+from onnxruntime import SessionOptions
 from random_checkpoint import SHAPE
 from report import Figures, summarise, write
 from turns import Runtime, opened_runtime
@@ -56,7 +57,8 @@ def contestants(
             artefacts.onnx_bytes_per_token(bundle),
         )
     ours, read = found["megrez-compile cpu-int4"]
-    found["megrez-compile cpu-int4, ONNX Runtime's kernels"] = ["env", f"{custom_ops.SETTING}=0", *ours], read
+    for name, setting in other_kernels().items():
+        found[f"megrez-compile cpu-int4, {name}"] = ["env", f"{custom_ops.SETTING}={setting}", *ours], read
     if python and not missing(python, "onnxruntime_genai"):
         folder = artefacts.genai_folder(cache, layers, python)
         read = artefacts.onnx_bytes_per_token(folder)
@@ -69,6 +71,16 @@ def contestants(
             artefacts.gguf_bytes_per_token(file),
         )
     return found
+
+
+def other_kernels() -> dict[str, str]:
+    """What to set for kernels other than those that run unasked on this processor."""
+    if custom_ops.register(SessionOptions()):
+        return {"ONNX Runtime's kernels": "0"}
+    library = custom_ops.find_library()
+    if library is None or not custom_ops.judge(library):
+        return {}
+    return {"our kernels": "1", "our kernels but MatMulNBits": "attention"}
 
 
 def take_turns(

@@ -85,11 +85,13 @@ def open_on_cpu(
     slots: int,
     capacity: int | None,
     basic: bool = False,
+    own_kernels: bool = False,
 ) -> "OrtSession":
     """Load the bundle's graph on ONNX Runtime's CPU kernels; see `cache_shape`.
 
     threads: for one operator; by default the physical cores this process may use. basic: let ONNX Runtime rewrite
-    only what leaves every number as it is. Raises EngineError when ONNX Runtime refuses the graph.
+    only what leaves every number as it is. own_kernels: ours in place of its own, see custom_ops. Raises EngineError
+    when ONNX Runtime refuses the graph.
     """
     cache = cache_shape(bundle, slots, capacity)
     onnxruntime = load_library("cpu")
@@ -97,7 +99,7 @@ def open_on_cpu(
     options.intra_op_num_threads = threads or default_threads()
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if cache.dtype == np.float32:
+    if own_kernels:
         custom_ops.register(options)
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)

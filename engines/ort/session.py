@@ -10,7 +10,8 @@ from megrez.runtime.session import Lengths, Session
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
     """See megrez.engines.ort.bound.open_on_cpu."""
-    return open_on_cpu(bundle, Interface(length_inputs=_length_inputs), threads=threads, slots=slots, capacity=capacity)
+    interface = Interface(length_inputs=_length_inputs)
+    return open_on_cpu(bundle, interface, threads=threads, slots=slots, capacity=capacity, own_kernels=True)
 
 
 def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:

@@ -1,17 +1,20 @@
 /* GroupQueryAttention for ONNX Runtime, in place of its own, for a float32 cache.
  *
  * Inputs as in the operator's specification. key and value may be absent, query then holds all three; query_seqlens may
- * be absent, every token is valid then. The cache's outputs are as large as its inputs, and best the same memory.
+ * be absent, as many tokens as a row's length has room for are valid then. The cache's outputs are as large as its
+ * inputs, and best the same memory.
  */
 #include "attention.h"
 #include "operator.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
     QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, LONGEST, COSINES, SINES,
-    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, FRESH, INPUTS
+    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, /* none of these is taken */
+    FRESH, INPUTS
 };
 enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, OUTPUTS };
 
@@ -56,11 +59,9 @@ typedef struct {
 /* What is wrong with the inputs, or NULL; fills in what they say. */
 static const char *understand(const inputs *of, megrez_attention *all) {
     const megrez_shape *query = &of->shapes[QUERY], *past = &of->shapes[PAST_KEY], *table = &of->shapes[COSINES];
-    for (int n = POSITIONS; n < FRESH; n++)
-        if (of->data[n]) return "position_ids, attention_bias, head_sink, k_scale, v_scale, q_norm, k_norm: not taken";
     if (query->rank != 3 || past->rank != 4 || of->shapes[PAST_VALUE].rank != 4 || table->rank != 2)
         return "query [B, T, width], past_key and past_value [B, heads, capacity, width], cos_cache are needed";
-    if (!of->data[LENGTHS]) return "seqlens_k is needed";
+    if (!of->data[LENGTHS] || !of->data[LONGEST]) return "seqlens_k and total_sequence_length are needed";
     if (memcmp(table, &of->shapes[SINES], sizeof *table)) return "cos_cache and sin_cache differ in shape";
     all->rows = query->dimensions[0], all->tokens = query->dimensions[1];
     all->capacity = past->dimensions[2], all->width = past->dimensions[3], all->rotated = 2 * table->dimensions[1];
@@ -88,17 +89,20 @@ static const char *understand(const inputs *of, megrez_attention *all) {
 
 /* The rows' lengths after this step and their new tokens, in `told` [2, B]; what is wrong with them, or NULL. */
 static const char *understand_lengths(const inputs *of, megrez_attention *all, int32_t *told) {
-    const int32_t *last = of->data[LENGTHS], *valid = of->data[FRESH];
+    const int32_t *last = of->data[LENGTHS], *valid = of->data[FRESH], *longest = of->data[LONGEST];
     const megrez_shape *lengths = &of->shapes[LENGTHS], *counts = &of->shapes[FRESH];
     const int64_t positions = of->shapes[COSINES].dimensions[0];
-    if (!lengths->rank || lengths->dimensions[0] != all->rows) return "seqlens_k is not [B]";
-    if (valid && (counts->rank != 1 || counts->dimensions[0] != all->rows)) return "query_seqlens is not [B]";
+    if (megrez_elements(lengths) != all->rows) return "seqlens_k is not [B]";
+    if (valid && megrez_elements(counts) != all->rows) return "query_seqlens is not [B]";
+    if (megrez_elements(&of->shapes[LONGEST]) != 1) return "total_sequence_length is not one number";
     for (int64_t row = 0; row < all->rows; row++) {
-        const int64_t length = (int64_t)last[row] + 1, fresh = valid ? valid[row] : all->tokens;
+        const int64_t length = (int64_t)last[row] + 1;
+        const int64_t fresh = valid ? valid[row] : length < all->tokens ? length : all->tokens;
         if (fresh < 0 || fresh > all->tokens || fresh > length)
             return "a row has more valid new tokens than new ones, or than seqlens_k says it has in all";
         if (length > all->capacity || length > positions)
             return "a row is longer than its cache or the tables of its positions";
+        if (length > *longest) return "a row is longer than total_sequence_length";
         told[row] = (int32_t)length, told[all->rows + row] = (int32_t)fresh;
     }
     all->lengths = told, all->fresh = told + all->rows;
@@ -155,25 +159,54 @@ static ort_status *compute(void *opaque, ort_context *context) {
     return status;
 }
 
+/* Attributes of which one value is taken; where they are absent, or negative, they have the other. */
+static const struct {
+    const char *name;
+    int64_t absent, taken;
+} FIXED[] = {
+    {"do_rotary", 0, 1}, {"causal", 1, 1}, {"rotary_interleaved", 0, 0}, {"smooth_softmax", 0, 0}, {"qk_output", 0, 0},
+    {"sliding_window_cache", 0, 0}
+};
+
+/* Refuses what this kernel would compute otherwise than ONNX Runtime's. */
+static ort_status *judge(const ort_api *api, const ort_kernel_info *info) {
+    char text[96];
+    float softcap = 0;
+    for (size_t n = 0; n < sizeof FIXED / sizeof *FIXED; n++) {
+        int64_t value = -1;
+        megrez_optional(api, info, FIXED[n].name, &value);
+        if (value < 0) value = FIXED[n].absent;
+        if (value == FIXED[n].taken) continue;
+        snprintf(text, sizeof text, "GroupQueryAttention: %s is %lld, %lld is taken", FIXED[n].name, (long long)value,
+                 (long long)FIXED[n].taken);
+        return megrez_decline(api, text);
+    }
+    megrez_optional_float(api, info, "softcap", &softcap);
+    if (softcap != 0) return megrez_decline(api, "GroupQueryAttention: softcap is not taken");
+    for (size_t n = POSITIONS; n < FRESH; n++) {
+        bool given;
+        ort_status *status = megrez_find_given(api, info, n, &given);
+        if (status) return status;
+        if (!given) continue;
+        snprintf(text, sizeof text, "GroupQueryAttention: input %zu is not taken", n);
+        return megrez_decline(api, text);
+    }
+    return NULL;
+}
+
 static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
     (void)op;
     kernel found = {.api = api, .window = -1};
-    int64_t rotates = 0, interleaved = 0, smooth = 0;
-    float softcap = 0;
-    ort_status *status = ort_attribute(api)(info, "num_heads", &found.heads);
+    ort_status *status = judge(api, info);
+    if (!status) status = ort_attribute(api)(info, "num_heads", &found.heads);
     if (!status) status = ort_attribute(api)(info, "kv_num_heads", &found.kv_heads);
     if (status) return status;
-    megrez_optional(api, info, "do_rotary", &rotates);
-    megrez_optional(api, info, "rotary_interleaved", &interleaved);
-    megrez_optional(api, info, "smooth_softmax", &smooth);
     megrez_optional(api, info, "local_window_size", &found.window);
     megrez_optional_float(api, info, "scale", &found.scale);
-    megrez_optional_float(api, info, "softcap", &softcap);
-    if (rotates != 1 || interleaved || smooth > 0 || softcap != 0)
-        return megrez_refuse(api, "GroupQueryAttention: do_rotary in halves is taken, no softcap or smooth_softmax");
+    if (!found.window) return megrez_decline(api, "GroupQueryAttention: local_window_size is 0, in which nothing is seen");
     if (found.kv_heads < 1 || found.heads < 1 || found.heads % found.kv_heads)
         return megrez_refuse(api, "GroupQueryAttention: num_heads is not a multiple of kv_num_heads");
-    if (found.window < 0) found.window = 0;
+    if (found.window < 0) found.window = 0; /* all is seen */
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory");
     *self = found;

@@ -1,15 +1,17 @@
 /* MatMulNBits for ONNX Runtime, in place of its own: a session that registers this library needs no other graph.
  *
  * It reads the weights where they lie, in the mapped file; nothing is repacked or copied. Inputs as in the operator's
- * specification: A, B, scales, zero_points, g_idx, bias; the last three may be absent, and g_idx has to be.
+ * specification: A, B, scales, zero_points, g_idx, bias; the last three may be absent, and g_idx has to be. All but A
+ * are constants of the graph. A is rounded to int8, which is accuracy_level 4.
  */
 #include "operator.h"
 #include "products.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { A, B, SCALES, ZERO_POINTS, G_IDX, BIAS, INPUTS };
-enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4 };
+enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4, ACCURACY_LEVEL = 4 };
 
 typedef struct {
     const ort_api *api;
@@ -73,39 +75,78 @@ static const char *output_shape(const megrez_weights *weights, megrez_shape *sha
 static ort_status *compute(void *opaque, ort_context *context) {
     const kernel *self = opaque;
     const ort_api *api = self->api;
-    const void *found[INPUTS];
+    product all = {.weights = &self->weights};
     megrez_shape shape;
-    for (size_t n = 0; n < INPUTS; n++) {
-        ort_status *status = megrez_input(api, context, n, n == A ? &shape : NULL, &found[n]);
-        if (status) return status;
-    }
-    product all = {0};
-    const char *wrong = output_shape(&self->weights, &shape, &all.inputs.count);
-    if (wrong || found[G_IDX]) return megrez_refuse(api, wrong ? wrong : "MatMulNBits: g_idx is not taken");
+    const void *values = NULL;
     void *outputs = NULL;
-    ort_status *status = megrez_output(api, context, 0, &shape, &outputs);
+    ort_status *status = megrez_input(api, context, A, &shape, &values);
     if (status) return status;
-    megrez_weights weights = self->weights;
-    weights.codes = found[B], weights.scales = found[SCALES];
-    weights.zero_points = found[ZERO_POINTS], weights.bias = found[BIAS];
-    all.weights = &weights, all.values = found[A], all.outputs = outputs;
-    return all.inputs.count ? multiply(api, context, &all) : NULL;
+    const char *wrong = output_shape(all.weights, &shape, &all.inputs.count);
+    if (wrong) return megrez_refuse(api, wrong);
+    status = megrez_output(api, context, 0, &shape, &outputs);
+    if (status || !all.inputs.count) return status;
+    all.values = values, all.outputs = outputs;
+    return multiply(api, context, &all);
+}
+
+/* A constant's data, refused unless it has that many elements; NULL where it is absent and may be. */
+static ort_status *find_constant(
+    const ort_api *api, const ort_kernel_info *info, size_t index, const char *called, int64_t elements,
+    const void **data
+) {
+    megrez_shape shape;
+    ort_status *status = megrez_constant(api, info, index, &shape, data);
+    if (status || (!*data && index > SCALES)) return status;
+    const int64_t found = *data ? megrez_elements(&shape) : 0;
+    if (found == elements) return NULL;
+    char text[160];
+    snprintf(text, sizeof text, "MatMulNBits: %s has %lld elements, by N, K, bits and block_size it would have %lld",
+             called, (long long)found, (long long)elements);
+    return megrez_refuse(api, text);
+}
+
+static ort_status *find_constants(const ort_api *api, const ort_kernel_info *info, megrez_weights *weights) {
+    const int64_t rows = weights->rows, blocks = weights->blocks, bits = weights->bits;
+    const void *codes, *scales, *points, *order, *bias;
+    megrez_shape shape;
+    ort_status *status = megrez_constant(api, info, G_IDX, &shape, &order);
+    if (!status && order) status = megrez_decline(api, "MatMulNBits: g_idx is not taken");
+    if (!status) status = find_constant(api, info, B, "B", rows * blocks * (weights->block * bits / 8), &codes);
+    if (!status) status = find_constant(api, info, SCALES, "scales", rows * blocks, &scales);
+    if (!status)
+        status = find_constant(api, info, ZERO_POINTS, "zero_points", rows * ((blocks * bits + 7) / 8), &points);
+    if (!status) status = find_constant(api, info, BIAS, "bias", rows, &bias);
+    if (status) return status;
+    weights->codes = codes, weights->scales = scales, weights->zero_points = points, weights->bias = bias;
+    return NULL;
+}
+
+static ort_status *understand(const ort_api *api, const ort_kernel_info *info, megrez_weights *weights) {
+    int64_t accuracy_level = 0;
+    weights->bits = 4;
+    ort_status *status = ort_attribute(api)(info, "N", &weights->rows);
+    if (!status) status = ort_attribute(api)(info, "K", &weights->columns);
+    if (!status) status = ort_attribute(api)(info, "block_size", &weights->block);
+    if (status) return status;
+    megrez_optional(api, info, "bits", &weights->bits);
+    megrez_optional(api, info, "accuracy_level", &accuracy_level);
+    if (accuracy_level != ACCURACY_LEVEL) return megrez_decline(api, "MatMulNBits: accuracy_level 4 is taken");
+    if (!megrez_takes(weights))
+        return megrez_decline(api, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
+    if (weights->rows < 1 || weights->rows > INT32_MAX || weights->columns < 1 || weights->columns > INT32_MAX)
+        return megrez_refuse(api, "MatMulNBits: N and K are not between 1 and 2^31 - 1");
+    weights->blocks = (weights->columns + weights->block - 1) / weights->block;
+    return find_constants(api, info, weights);
 }
 
 static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
     (void)op;
-    megrez_weights weights = {0};
-    ort_status *status = ort_attribute(api)(info, "N", &weights.rows);
-    if (!status) status = ort_attribute(api)(info, "K", &weights.columns);
-    if (!status) status = ort_attribute(api)(info, "bits", &weights.bits);
-    if (!status) status = ort_attribute(api)(info, "block_size", &weights.block);
+    kernel found = {.api = api};
+    ort_status *status = understand(api, info, &found.weights);
     if (status) return status;
-    if (!megrez_takes(&weights))
-        return megrez_refuse(api, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
-    weights.blocks = (weights.columns + weights.block - 1) / weights.block;
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
-    *self = (kernel){api, weights};
+    *self = found;
     *made = self;
     return NULL;
 }

@@ -2,6 +2,10 @@
 #include "operator.h"
 #include "products.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
@@ -10,6 +14,12 @@
 
 ort_status *megrez_refuse(const ort_api *api, const char *why) {
     return ort_create_status(api)(ORT_INVALID_ARGUMENT, why);
+}
+
+ort_status *megrez_decline(const ort_api *api, const char *why) {
+    char text[256];
+    snprintf(text, sizeof text, "%s; MEGREZ_KERNELS=0 has ONNX Runtime's own kernels", why);
+    return megrez_refuse(api, text);
 }
 
 static ort_status *shape_of(const ort_api *api, const ort_value *value, megrez_shape *found) {
@@ -36,6 +46,36 @@ ort_status *megrez_input(
     if (!status && value && shape) status = shape_of(api, value, shape);
     if (!status && value && data) status = ort_data(api)((ort_value *)value, (void **)data);
     return status;
+}
+
+ort_status *megrez_find_given(const ort_api *api, const ort_kernel_info *info, size_t index, bool *given) {
+    size_t count, length = 1; /* inputs that are left out have an empty name, but for those at the end */
+    ort_status *status = ort_given_count(api)(info, &count);
+    if (!status && index < count) status = ort_input_name(api)(info, index, NULL, &length);
+    *given = length > 1; /* the final zero counts */
+    return status;
+}
+
+ort_status *megrez_constant(
+    const ort_api *api, const ort_kernel_info *info, size_t index, megrez_shape *shape, const void **data
+) {
+    const ort_value *value = NULL;
+    int is_constant = 0;
+    bool given;
+    *data = NULL, shape->rank = 0;
+    ort_status *status = megrez_find_given(api, info, index, &given);
+    if (status || !given) return status;
+    status = ort_constant(api)(info, index, &is_constant, &value);
+    if (status) return status;
+    if (!is_constant || !value) return megrez_decline(api, "weights are taken that are constants of the graph");
+    status = shape_of(api, value, shape);
+    return status ? status : ort_data(api)((ort_value *)value, (void **)data);
+}
+
+int64_t megrez_elements(const megrez_shape *shape) {
+    int64_t count = 1;
+    for (size_t n = 0; n < shape->rank; n++) count *= shape->dimensions[n];
+    return count;
 }
 
 ort_status *megrez_output(
@@ -86,13 +126,18 @@ static ort_status *add(
     return ort_add_domain(api)(options, *domain);
 }
 
-/* What ONNX Runtime calls as it registers the library. The domains live as long as the process. */
+/* What ONNX Runtime calls as it registers the library. The domains live as long as the process.
+ *
+ * The setting "attention" leaves MatMulNBits, the last of theirs, to ONNX Runtime; custom_ops.py has the others.
+ */
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
-    static const ort_custom_op *const theirs[] = {&MEGREZ_MATMUL_NBITS, &MEGREZ_GROUP_QUERY_ATTENTION};
+    static const ort_custom_op *const theirs[] = {&MEGREZ_GROUP_QUERY_ATTENTION, &MEGREZ_MATMUL_NBITS};
     static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU};
     static ort_domain *microsoft, *megrez;
     const ort_api *api = base->get_api(ORT_VERSION);
-    if (!api) return NULL; /* older than 1.17: its own kernels run */
-    ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs, &microsoft);
+    if (!api || !megrez_runs()) return NULL; /* older than 1.17, or no AVX2: its own kernels run */
+    const char *setting = getenv("MEGREZ_KERNELS");
+    const size_t left = setting && !strcmp(setting, "attention");
+    ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
     return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours, &megrez);
 }

@@ -4,6 +4,8 @@
 
 #include "ort_abi.h"
 
+#include <stdbool.h>
+
 enum { MEGREZ_MOST_DIMENSIONS = 8 };
 
 typedef struct {
@@ -13,10 +15,20 @@ typedef struct {
 
 /* Those that return a status return NULL where all went well. */
 ort_status *megrez_refuse(const ort_api *api, const char *why);
+/* For what ONNX Runtime's own kernels may take: the message says how to have them. */
+ort_status *megrez_decline(const ort_api *api, const char *why);
 /* The shape and data of an input; a rank of 0 and NULL for one that is absent. Either pointer may be NULL. */
 ort_status *megrez_input(
     const ort_api *api, const ort_context *context, size_t index, megrez_shape *shape, const void **data
 );
+/* The same as the graph is opened, of an input that has to be a constant of it. */
+ort_status *megrez_constant(
+    const ort_api *api, const ort_kernel_info *info, size_t index, megrez_shape *shape, const void **data
+);
+/* Whether the graph gives a node this input. */
+ort_status *megrez_find_given(const ort_api *api, const ort_kernel_info *info, size_t index, bool *given);
+/* How many elements a shape has. */
+int64_t megrez_elements(const megrez_shape *shape);
 ort_status *megrez_output(
     const ort_api *api, ort_context *context, size_t index, const megrez_shape *shape, void **data
 );

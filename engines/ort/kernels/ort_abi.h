@@ -46,6 +46,10 @@ typedef struct {
 #define ort_output(api) ORT_CALL(api, 91, ort_status *, ort_context *, size_t, const int64_t *, size_t, ort_value **)
 #define ort_release_status(api) ORT_CALL(api, 93, void, ort_status *)
 #define ort_release_shape(api) ORT_CALL(api, 99, void, ort_shape *)
+#define ort_given_count(api) ORT_CALL(api, 230, ort_status *, const ort_kernel_info *, size_t *)
+#define ort_input_name(api) ORT_CALL(api, 232, ort_status *, const ort_kernel_info *, size_t, char *, size_t *)
+#define ort_constant(api) \
+    ORT_CALL(api, 249, ort_status *, const ort_kernel_info *, size_t, int *, const ort_value **)
 #define ort_parallel_for(api) \
     ORT_CALL(api, 274, ort_status *, const ort_context *, void (*)(void *, size_t), size_t, size_t, void *)
 

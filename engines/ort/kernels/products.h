@@ -35,7 +35,7 @@ bool megrez_takes(const megrez_weights *weights);
 static inline int64_t megrez_stride(const megrez_weights *weights) {
     return (weights->blocks * weights->block + 63) / 64 * 64;
 }
-/* Round one input of [columns]: the largest magnitude of each block becomes 127. */
+/* Round one input of [columns]: the largest magnitude of each block becomes 127; a block that is not finite, NaN. */
 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
 /* outputs [count, rows], of which the columns first_row to last_row are written. */
 void megrez_multiply(

@@ -4,16 +4,21 @@
 
 #ifdef MEGREZ_HAS_AVX2
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
+/* Blocks of nothing larger count as zeros: 127 over less would be infinite. */
+static const float SMALLEST = 1e-36f;
+
+/* Infinite for values that are not finite: as integers, magnitudes are in order, and those of NaN the largest. */
 KERNEL float largest_magnitude(const float *values, int64_t count) {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 largest = _mm256_setzero_ps();
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), infinity = _mm256_set1_epi32(0x7f800000);
+    __m256i largest = _mm256_setzero_si256();
     for (int64_t n = 0; n < count; n += 8)
-        largest = _mm256_max_ps(largest, _mm256_and_ps(_mm256_loadu_ps(values + n), magnitude));
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(load(values + n), magnitude));
     float lanes[8], found = 0;
-    _mm256_storeu_ps(lanes, largest);
+    _mm256_storeu_ps(lanes, _mm256_castsi256_ps(_mm256_min_epi32(largest, infinity)));
     for (int n = 0; n < 8; n++) found = lanes[n] > found ? lanes[n] : found;
     return found;
 }
@@ -53,7 +58,12 @@ AVX2 void megrez_round(const megrez_weights *weights, const float *input, const 
             values = memcpy(padded, values, (size_t)left * sizeof *values);
         }
         const float largest = largest_magnitude(values, block);
-        const __m256 factor = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+        if (largest < SMALLEST || largest > FLT_MAX) {
+            memset(codes + n * block, 0, (size_t)block);
+            scales[n] = sums[n] = largest < SMALLEST ? 0 : NAN;
+            continue;
+        }
+        const __m256 factor = _mm256_set1_ps(127 / largest);
         int32_t sum = 0;
         for (int64_t m = 0; m < block; m += 16) sum += round_16(values + m, factor, codes + n * block + m);
         scales[n] = largest / 127;

@@ -9,15 +9,12 @@ import onnxruntime
 import pytest
 
 from megrez.engines.ort import custom_ops
-from megrez.runtime.errors import EngineError
-
-needs_library = pytest.mark.skipif(
-    custom_ops.find_library() is None, reason="the kernels were not compiled: no C compiler was found"
-)
+from megrez.runtime.errors import EngineError, UsageError
+from tests.engines.ort.own_kernels import needs_kernels
 
 
-@needs_library
-@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True)])
+@needs_kernels
+@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True), ("attention", True)])
 def test_the_environment_decides(setting: str, registers: bool) -> None:
     code = "import onnxruntime; from megrez.engines.ort.custom_ops import register; "
     code += "print(register(onnxruntime.SessionOptions()))"
@@ -32,7 +29,24 @@ def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.
     assert custom_ops.register(onnxruntime.SessionOptions()) is False
 
 
-@needs_library
+@needs_kernels
+def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(custom_ops.SETTING, "yes")
+    with pytest.raises(UsageError, match="MEGREZ_KERNELS is 'yes', its values are 0, 1 and attention"):
+        custom_ops.register(onnxruntime.SessionOptions())
+
+
+@needs_kernels
+def test_attention_alone_leaves_products_to_onnxruntime() -> None:
+    """Blocks of 512 are taken by ONNX Runtime's MatMulNBits and refused by ours."""
+    code = "import tests.engines.ort.test_matmul_nbits as t; t.session(t.matrix(16, 512, 4, 512)); print('opened')"
+    for setting, opens in (("attention", True), ("1", False)):
+        environment = {**os.environ, custom_ops.SETTING: setting}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert ("opened" in done.stdout) is opens, done.stderr
+
+
+@needs_kernels
 def test_a_library_of_another_machine_is_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

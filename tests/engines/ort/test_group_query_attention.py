@@ -9,15 +9,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from megrez.engines.ort import custom_ops
+from tests.engines.ort.own_kernels import LIBRARY, needs_kernels
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-LIBRARY = custom_ops.find_library()
 INPUTS = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "longest", "cos", "sin"]
-TYPES = {"seqlens_k": TensorProto.INT32, "longest": TensorProto.INT32, "query_seqlens": TensorProto.INT32}
+NOT_TAKEN = ["position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight"]
+TYPES = dict.fromkeys(("seqlens_k", "longest", "query_seqlens"), TensorProto.INT32) | {
+    "position_ids": TensorProto.INT64
+}
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
+pytestmark = needs_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +75,15 @@ def feeds(shape: Shape, capacity: int = 2112) -> dict[str, NDArray[Any]]:
 
 
 def session(shape: Shape, *, ours: bool = True, packed: bool = False, **changed: Any) -> Any:
-    names = [*INPUTS, *[""] * 7, "query_seqlens"]
+    """extra: an input more, which the operator has and our kernel does not take. counted: with query_seqlens."""
+    extra, counted = changed.pop("extra", ""), changed.pop("counted", True)
+    names = [*INPUTS, *(name if name == extra else "" for name in NOT_TAKEN), *["query_seqlens"] * counted]
     if packed:
         names[1:3] = "", ""
-    attributes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1} | changed
+    attributes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1}
+    attributes |= {"local_window_size": shape.window} | changed
     outputs = ["output", "present_key", "present_value"]
-    node = helper.make_node(
-        "GroupQueryAttention", names, outputs, domain="com.microsoft", local_window_size=shape.window, **attributes
-    )
+    node = helper.make_node("GroupQueryAttention", names, outputs, domain="com.microsoft", **attributes)
     told = [helper.make_tensor_value_info(n, TYPES.get(n, TensorProto.FLOAT), None) for n in names if n]
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -204,6 +207,9 @@ def test_onnxruntime_gives_the_same() -> None:
         ({"seqlens_k": np.array([2112], np.int32)}, "longer than its cache"),
         ({"query_seqlens": np.array([2], np.int32)}, "more valid new tokens"),
         ({"query_seqlens": np.array([1, 1], np.int32)}, "query_seqlens is not"),
+        ({"seqlens_k": np.zeros((1, 0), np.int32)}, "seqlens_k is not"),
+        ({"longest": np.zeros(0, np.int32)}, "total_sequence_length is not one number"),
+        ({"longest": np.array(199, np.int32)}, "longer than total_sequence_length"),
         ({"query": np.zeros((1, 1, 128), np.float32)}, "query is not as wide"),
         ({"key": np.zeros((1, 1, 64), np.float32)}, "key and value are not"),
         ({"past_value": np.zeros((1, 2, 64, 64), np.float32)}, "differ in shape"),
@@ -216,7 +222,33 @@ def test_inputs_that_do_not_fit_are_refused(changed: dict[str, NDArray[Any]], me
         session(Shape()).run(None, feeds(Shape()) | changed)
 
 
-@pytest.mark.parametrize("changed", [{"softcap": 30.0}, {"rotary_interleaved": 1}, {"do_rotary": 0}])
-def test_other_attention_is_refused_when_the_graph_is_opened(changed: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match="do_rotary in halves"):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"do_rotary": 0}, "do_rotary is 0, 1 is taken; MEGREZ_KERNELS=0 has ONNX Runtime's own"),
+        ({"causal": 0}, "causal is 0, 1 is taken"),
+        ({"rotary_interleaved": 1}, "rotary_interleaved is 1, 0 is taken"),
+        ({"smooth_softmax": 1}, "smooth_softmax is 1, 0 is taken"),
+        ({"qk_output": 1}, "qk_output is 1, 0 is taken"),
+        ({"sliding_window_cache": 1}, "sliding_window_cache is 1, 0 is taken"),
+        ({"softcap": 30.0}, "softcap is not taken"),
+        ({"local_window_size": 0}, "local_window_size is 0"),
+        ({"num_heads": 3}, "not a multiple of kv_num_heads"),
+        *(({"extra": name}, f"input {number} is not taken; MEGREZ") for number, name in enumerate(NOT_TAKEN, 9)),
+    ],
+    ids=str,
+)
+def test_other_attention_is_refused_when_the_graph_is_opened(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
         session(Shape(), **changed)
+
+
+def test_without_counts_as_many_tokens_are_valid_as_a_row_is_long() -> None:
+    shape = Shape(width=16, tokens=7, lengths=(7, 4), fresh=(7, 4))
+    given = feeds(shape)
+    output, keys, _ = exact(shape, given)
+    del given["query_seqlens"]
+    found = run_in_place(session(shape, counted=False), given, shape.heads)
+    np.testing.assert_allclose(found[0], output[0], rtol=0, atol=4e-6)
+    np.testing.assert_allclose(found[1, :4], output[1, :4], rtol=0, atol=4e-6)
+    np.testing.assert_allclose(given["past_key"], keys, rtol=0, atol=1e-6)

@@ -1,6 +1,6 @@
 """Our kernels against the operator's arithmetic in float64: int8 inputs with a scale per block, the rest exact."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from megrez.engines.ort import custom_ops
+from tests.engines.ort.own_kernels import LIBRARY, needs_kernels
 from tests.quantized import decode
 
 Float32 = NDArray[np.float32]
-LIBRARY = custom_ops.find_library()
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
+pytestmark = needs_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +60,25 @@ def matrix(rows: int, columns: int, bits: int, block: int, *, points: bool = Tru
     )
 
 
-def session(weights: Matrix, *, ours: bool = True, **changed: int) -> Any:
-    arrays = {"b": weights.codes, "s": weights.scales, "z": weights.zero_points, "": None, "c": weights.bias}
+def session(
+    weights: Matrix, *, ours: bool = True, order: NDArray[np.int32] | None = None, fed: str = "", **changed: int | None
+) -> Any:
+    """order: g_idx. fed: constants, by letter, that the graph gets as inputs instead. None leaves an attribute out."""
+    arrays = {"b": weights.codes, "s": weights.scales, "z": weights.zero_points, "g": order, "c": weights.bias}
     inputs = ["x", *("" if array is None else name for name, array in arrays.items())]
     while not inputs[-1]:
         inputs.pop()
-    rows = len(weights.codes)
-    attributes = {"N": rows, "K": weights.columns, "bits": weights.bits, "block_size": weights.block, **changed}
-    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", accuracy_level=4, **attributes)
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
-    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items() if array is not None]
+    wanted = {"N": len(weights.codes), "K": weights.columns, "bits": weights.bits, "block_size": weights.block}
+    wanted["accuracy_level"] = 4
+    attributes = {name: value for name, value in (wanted | changed).items() if value is not None}
+    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **attributes)
+    given = {name: numpy_helper.from_array(array, name) for name, array in arrays.items() if array is not None}
+    x = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+    x += [helper.make_tensor_value_info(name, given[name].data_type, None) for name in fed]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    initializers = [tensor for name, tensor in given.items() if name not in fed]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(
-        helper.make_graph([node], "g", [x], [y], initializers), opset_imports=opsets, ir_version=10
-    )
+    model = helper.make_model(helper.make_graph([node], "g", x, [y], initializers), opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     if ours:
@@ -84,6 +88,10 @@ def session(weights: Matrix, *, ours: bool = True, **changed: int) -> Any:
 
 def check(weights: Matrix, x: Float32) -> None:
     (found,) = session(weights).run(None, {"x": x})
+    compare(found, weights, x)
+
+
+def compare(found: Float32, weights: Matrix, x: Float32) -> None:
     exact = weights.exact(x)
     assert found.dtype == np.float32 and found.shape == exact.shape
     magnitudes = np.abs(
@@ -131,9 +139,69 @@ def test_an_input_of_another_width_is_refused() -> None:
         session(matrix(70, 256, 4, 32)).run(None, {"x": np.zeros((1, 128), np.float32)})
 
 
-def test_other_blocks_are_refused_when_the_graph_is_opened() -> None:
-    with pytest.raises(Exception, match="blocks of 16 to 256 are taken"):
-        session(matrix(16, 512, 4, 256), block_size=512)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"block_size": 512}, "blocks of 16 to 256 are taken; MEGREZ_KERNELS=0 has ONNX Runtime's own"),
+        ({"bits": 2}, "4 or 8 bits"),
+        ({"accuracy_level": None}, "accuracy_level 4 is taken; MEGREZ_KERNELS=0"),
+        ({"accuracy_level": 1}, "accuracy_level 4 is taken"),
+        ({"order": np.zeros(512, np.int32)}, "g_idx is not taken"),
+        ({"fed": "b"}, "constants of the graph"),
+        ({"fed": "z"}, "constants of the graph"),
+        ({"N": 1 << 40}, "N and K are not between"),
+        ({"K": 0}, "N and K are not between"),
+        ({"N": 17}, "B has 4096 elements, by N, K, bits and block_size it would have 4352"),
+        ({"K": 256}, "B has 4096 elements, by .* it would have 2048"),
+    ],
+    ids=str,
+)
+def test_what_is_not_taken_is_refused_when_the_graph_is_opened(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        session(matrix(16, 512, 4, 256), **changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_shape", "message"),
+    [
+        ("codes", (16, 0, 128), "B has 0 elements, by N, K, bits and block_size it would have 4096"),
+        ("scales", (16, 1), "scales has 16 elements, .* 32"),
+        ("zero_points", (15, 1), "zero_points has 15 elements, .* 16"),
+        ("bias", (1,), "bias has 1 elements, .* 16"),
+    ],
+)
+def test_constants_of_other_sizes_are_refused(name: str, of_shape: tuple[int, ...], message: str) -> None:
+    weights = matrix(16, 512, 4, 256, bias=True)
+    other = replace(weights, **{name: np.zeros(of_shape, getattr(weights, name).dtype)})
+    with pytest.raises(Exception, match=message):
+        session(other)
+
+
+def test_bits_are_4_where_they_are_not_said() -> None:
+    weights = matrix(16, 512, 4, 256)
+    x = np.ones((1, 512), np.float32)
+    np.testing.assert_array_equal(*(session(weights, bits=bits).run(None, {"x": x})[0] for bits in (None, 4)))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(bits: int, number: float) -> None:
+    weights = matrix(40, 512, bits, 64)
+    x = np.random.default_rng(0).standard_normal((3, 512), np.float32)
+    x[1, 300] = number
+    (found,) = session(weights).run(None, {"x": x})
+    assert not np.isfinite(found[1]).any()
+    compare(found[[0, 2]], weights, x[[0, 2]])
+
+
+def test_very_large_and_very_small_numbers() -> None:
+    weights = matrix(40, 512, 4, 64, points=False)
+    weights.scales.fill(1)
+    x = np.random.default_rng(0).standard_normal((2, 512), np.float32)
+    scales = np.array([[1e35], [1e-39]], np.float32)
+    (found,) = session(weights).run(None, {"x": x * scales})
+    assert (np.abs(found[0] / 1e35 - weights.exact(x)[0]) <= 1e-3).all()
+    assert (np.abs(found[1]) <= 1e-35).all()
 
 
 def test_onnxruntime_has_the_same_arithmetic() -> None:

@@ -8,12 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from megrez.engines.ort import custom_ops
+from tests.engines.ort.own_kernels import LIBRARY, needs_kernels
 
-LIBRARY = custom_ops.find_library()
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("megrez", 1)]
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled: no C compiler was found")
+pytestmark = needs_kernels
 
 
 def session() -> Any:
