@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,10 @@ from pathlib import Path
 from megrez.calibration.record import Record
 from megrez.compile.atomic_folder import atomic_folder
 from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.checkpoint.text_assets import GREEDY
 from megrez.compile.config import ModelConfig
+from megrez.compile.rotated_checkpoint import RotatedCheckpoint
 from megrez.engines.targets import Target
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
@@ -27,22 +31,11 @@ from megrez.runtime.manifest import (
     Manifest,
     Measured,
     Provenance,
-    SamplingDefaults,
     Tokens,
 )
 
-TOOLS = (
-    "megrez-compile",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-qnn",
-    "optimum",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "torch",
-    "transformers",
-)
+TOOLS = ("gguf", "megrez-compile", "numpy", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
+ENGINE_TOOLS = {"tensorrt": ("tensorrt-cu13", "tensorrt-rtx-cu13"), "qnn": ("onnxruntime-qnn",)}
 BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 # Graph, tokenizer and manifest on top of the weights.
 SMALL_FILES = 64 << 20
@@ -85,13 +78,22 @@ def write_bundle(
                 measured = replace(manifest, measured=found)
                 (folder / FILE_NAME).write_text(measured.to_json(), encoding="utf-8")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(f"cannot write {output}: {error.strerror}: choose another -o") from error
-        raise BundleError(f"the disk of {output} is full: free some space or choose another -o") from error
+        raise BundleError(_what_failed(error, output)) from error
+
+
+def _what_failed(error: OSError, output: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {output} is full: free some space or choose another -o"
+    reason = error.strerror or str(error)
+    if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(output.parent):
+        return f"cannot write {output}: {reason}: choose another -o"
+    return f"cannot build {output}, {error.filename} failed: {reason}: see to that file and compile again"
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError if `output` exists and is no bundle: it would be replaced."""
+    """Raise UsageError if `output` exists and is no bundle, for it would be replaced, or is where this program runs."""
+    if Path.cwd().is_relative_to(output.absolute().resolve()):
+        raise UsageError(f"{output} is the current folder or holds it: give -o a folder of its own")
     if output.is_dir() and ((output / FILE_NAME).is_file() or not any(output.iterdir())):
         return
     if output.exists():
@@ -143,11 +145,11 @@ def describe(content: Content) -> Manifest:
         provenance=Provenance(
             source=checkpoint.source,
             weights=content.weights,
-            quantization=_quantization(target),
+            quantization=_quantization(target, checkpoint),
             calibration=None
             if content.record is None
             else Calibration(algorithm=content.record.algorithm, **asdict(content.record.text)),
-            tools=tool_versions(),
+            tools=tool_versions(target.engine),
         ),
         measured=None if target.runs_here else _simulated(content),
         device=None,
@@ -162,7 +164,7 @@ def _simulated(content: Content) -> Measured | None:
     return Measured(of="simulation", text=record.text.source, fidelity=record.fidelity)
 
 
-def _quantization(target: Target) -> str:
+def _quantization(target: Target, checkpoint: Checkpoint) -> str:
     if target.weights is None:
         return "none"
     sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
@@ -170,11 +172,10 @@ def _quantization(target: Target) -> str:
     head, embedding = (target.kv_dtype if form is None else form for form in (target.head, target.embedding))
     if target.observes:
         inputs, embedding = f", all activations {target.activations}", "uint16"
-    kept = "; the checkpoint's own blocks kept" if target.inputs is None and not target.observes else ""
-    return f"projections {target.weights}{sensitive}{inputs}; embedding {embedding}, head {head}{kept}"
-
-
-GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+    own = any(checkpoint.block_format(name) for name in expected_tensors(checkpoint.config))
+    kept = "; the checkpoint's own blocks kept" if own and target.inputs is None and not target.observes else ""
+    turned = "; turned by a rotation first" if isinstance(checkpoint, RotatedCheckpoint) else ""
+    return f"projections {target.weights}{sensitive}{inputs}; embedding {embedding}, head {head}{kept}{turned}"
 
 
 def _architecture(config: ModelConfig) -> Architecture:
@@ -190,8 +191,8 @@ def _architecture(config: ModelConfig) -> Architecture:
     )
 
 
-def tool_versions() -> dict[str, str]:
-    """Of those that had a part in the bundle, what is installed."""
+def tool_versions(engine: str) -> dict[str, str]:
+    """What is installed of the tools that a bundle of `engine` may have been made with."""
     found = importlib.metadata.distributions()
     installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
-    return {tool: installed[tool] for tool in TOOLS if tool in installed}
+    return {tool: installed[tool] for tool in (*TOOLS, *ENGINE_TOOLS.get(engine, ())) if tool in installed}

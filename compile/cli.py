@@ -1,7 +1,6 @@
 """The `megrez-compile` command: options to a request, errors to one line; knows no stage."""
 
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
+from megrez.runtime.measure import peak_rss_bytes
 
 
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -80,7 +80,7 @@ def compile_command(model: str, target: str | None, output: Path, as_json: bool,
         else:
             bundle = compile_bundle(_request(model, target, output, engine, **options), report)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_rss_bytes()
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
     else:
@@ -111,7 +111,7 @@ def _request(
     row = _row(target, block_size, stage, quantize_head)
     if scales is not None and algorithm is not None:
         raise UsageError("--scales were made by an algorithm already: leave --algorithm out")
-    if max_kl is not None and (max_kl <= 0 or scales is not None):
+    if max_kl is not None and (not max_kl > 0 or scales is not None):
         raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, whose formats are chosen")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
     row = fit_blocks(row, checkpoint.config, asked=block_size is not None)

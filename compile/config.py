@@ -35,6 +35,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]
 
 
+KINDS = ("full_attention", "sliding_attention")
 MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -158,11 +159,16 @@ def _sliding_windows(data: dict[str, Any], model_type: str, layers: int, faults:
     window = _window(data, faults) if data.get("use_sliding_window") is True else None
     first = data.get("max_window_layers", 28)
     kinds = data.get("layer_types")
+    if kinds is None and window is not None:
+        if type(first) is int:
+            return tuple(window if i >= first else None for i in range(layers))
+        faults.append(f"max_window_layers is {first!r}, not an integer")
     if kinds is None:
-        return tuple(window if i >= first else None for i in range(layers))
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return (None,) * layers
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in KINDS for kind in kinds):
         faults.append(f"layer_types must name full_attention or sliding_attention for {layers} layers, found {kinds}")
-    elif window is None and "sliding_attention" in kinds:
+        return (None,) * layers
+    if window is None and "sliding_attention" in kinds:
         faults.append("layer_types has sliding_attention, but use_sliding_window and sliding_window give no window")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 

@@ -6,10 +6,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.config import ModelConfig
 from megrez.compile.passes.all_positions import AllPositions
 from megrez.compile.passes.fuse_projections import FuseProjections
 from megrez.compile.passes.graph import MICROSOFT
-from megrez.compile.passes.group_query_attention import GroupQueryAttention
+from megrez.compile.passes.group_query_attention import HEAD_MULTIPLE, GroupQueryAttention
 from megrez.compile.passes.half_precision import HalfPrecision
 from megrez.compile.passes.name_boundaries import NameBoundaries
 from megrez.compile.passes.name_layers import NameLayers
@@ -21,8 +22,18 @@ from megrez.compile.passes.swiglu import SwiGLU
 from megrez.compile.precision import Precision
 from megrez.compile.quantizer import Quantizer
 from megrez.engines.targets import Target
+from megrez.runtime.errors import UsageError
 
 InputScale = Callable[[str], float | None]
+
+
+def check_shape(config: ModelConfig, target: Target) -> None:
+    """Raise UsageError for a shape that the operators of the target's dialect do not take."""
+    if target.dialect == "ort" and config.head_dim % HEAD_MULTIPLE:
+        raise UsageError(
+            f"{target.name} takes heads whose width is a multiple of {HEAD_MULTIPLE}, this model's have "
+            f"{config.head_dim}, which ONNX Runtime's GroupQueryAttention refuses: a trt-* target needs no such width"
+        )
 
 
 def lower(model: ir.Model, checkpoint: Checkpoint, target: Target, input_scale: InputScale = lambda name: None) -> None:

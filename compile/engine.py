@@ -52,6 +52,8 @@ def _plan_tensorrt(target: Target, context: int, options: EngineOptions) -> Plan
     if options.batch < 1:
         raise UsageError(f"--batch is {options.batch}: ask for at least 1")
     name = choose_library(options.builder)
+    if options.hardware_compatible and name == RTX:
+        raise UsageError("--hardware-compatible is TensorRT's, TensorRT-RTX builds for all of --arch: leave it out")
     library = load_library(name)
     here = None
     if capabilities:

@@ -18,6 +18,7 @@ from megrez.compile.console_report import ConsoleReport
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle, open_bundle
+from megrez.runtime.commands.options import threads_option, write_json
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import FILE_NAME, Fidelity
@@ -32,7 +33,7 @@ from megrez.runtime.text import Text
 @click.option("--tokens", type=int, default=8192, show_default=True, help="How many of the text's tokens to read.")
 @click.option("--skip", type=int, default=0, show_default=True, help="How many to leave out before those.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens read from an empty cache at a time.")
-@click.option("--threads", type=int, help="Threads [physical cores].")
+@threads_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 def eval_command(
     bundle: Path,
@@ -50,8 +51,8 @@ def eval_command(
     """
     opened = open_bundle(bundle)
     ids = read_tokens(opened, text, tokens, skip=skip)
-    if window < 1 or window > opened.manifest.context_length:
-        raise UsageError(f"--window is {window}: the bundle's context takes 1 to {opened.manifest.context_length}")
+    if not 2 <= window <= opened.manifest.context_length:
+        raise UsageError(f"--window is {window}: the bundle's context takes 2 to {opened.manifest.context_length}")
     with _reference_bundle(reference, window) as truth:
         check_same_model(opened, truth)
         with (
@@ -119,7 +120,7 @@ def _session(bundle: Bundle, threads: int | None, window: int) -> Iterator[Sessi
 
 def _report(found: Fidelity, json_file: Path | None) -> None:
     figures = dataclasses.asdict(found)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, value in figures.items():
         click.echo(f"{name:22}{value:.6g}")
+    if json_file is not None:
+        write_json(json_file, json.dumps(figures, indent=2) + "\n")

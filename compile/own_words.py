@@ -30,6 +30,8 @@ Ids = NDArray[np.int64]
 SOURCE = "the model's own words"
 # Near enough to the model to write as it does, and half the memory of 8 bits.
 DRAFT = find_target("cpu-int4").with_block(32)
+# Samples that are written side by side: each has a KV cache of its own.
+AT_ONCE = 32
 
 
 def calibration_text(
@@ -74,8 +76,13 @@ def _own_words(checkpoint: Checkpoint, samples: int, length: int, seed: int, fol
         model = lowered(checkpoint, DRAFT, length)
         path = Path(draft) / "bundle"
         write_bundle(path, describe(content), None, lambda made: build_engine(model, made, length, None, report))
-        with closing(open_session(open_bundle(path), threads=None, slots=samples)) as session:
-            return speak(session, length, bos=tokens.bos if tokens.add_bos else None, stop=tokens.stop, seed=seed)
+        bos = tokens.bos if tokens.add_bos else None
+        with closing(open_session(open_bundle(path), threads=None, slots=min(samples, AT_ONCE))) as session:
+            parts = [
+                speak(session, length, bos=bos, stop=tokens.stop, seed=seed + number)
+                for number in range(-(-samples // session.slots))
+            ]
+        return np.concatenate(parts)[:samples]
 
 
 def speak(session: Session, length: int, *, bos: int | None, stop: Collection[int], seed: int) -> Ids:

@@ -10,6 +10,7 @@ from megrez.compile.bundle_writer import Content, check_output, check_space, des
 from megrez.compile.calibrate import discard
 from megrez.compile.calibration_text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.dialects import check_shape
 from megrez.compile.engine import Plan, build_engine, disk_bytes, plan_request
 from megrez.compile.engine_options import ANY_DEVICE, EngineOptions
 from megrez.compile.held_out import measure_bundle
@@ -48,6 +49,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
     dummy = request.calibration.weights == "dummy"  # which is as random in every direction
     checkpoint = request.checkpoint if dummy else rotate_for(request.checkpoint, request.target)
     context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
+    check_shape(checkpoint.config, request.target)
     check_output(request.output)
     plan = plan_request(request.target, context, request.engine)
     if isinstance(plan, ContextsPlan):
@@ -100,6 +102,7 @@ def _build(
 def _through_graphs(request: Request, report: Report) -> Path:
     """An NPU's contexts by way of a bundle of their graphs, which tells what they are worth: no NPU is at hand."""
     graphs = request.output.with_name(f".{request.output.name}.graphs")
+    check_output(graphs)  # before it is removed
     staged = replace(
         request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
     )

@@ -73,9 +73,11 @@ class Precision:
         Tokenizers number their tokens as they learn them, the most common first: 8 bits for the first 32nd of a 4-bit
         head take away nearly as much of its loss as for the first sixteenth, which carries half of it.
         """
-        wanted, finer = self.wanted(name), self._target.embedding
-        coarser = wanted is not None and finer is not None and wanted.bits < finer.bits
-        return rows // 32 if name in HEAD and coarser else 0
+        wanted, finer, own = self.wanted(name), self._target.embedding, self._checkpoint.block_format(name)
+        if name not in HEAD or wanted is None or finer is None or wanted.bits >= finer.bits:
+            return 0
+        carried_over = own is not None and own.bits == wanted.bits
+        return 0 if carried_over else rows // 32
 
     def group(self, name: str) -> object:
         """Equal for tensors that can be stored as one matrix."""

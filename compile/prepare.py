@@ -21,6 +21,7 @@ from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
 from megrez.compile.rotated_checkpoint import RotatedCheckpoint
+from megrez.compile.text_records import default_name
 from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
@@ -96,8 +97,10 @@ class Preparation:
         if request.scales is not None:
             return self._from_scales(request.scales)
         if request.weights == "dummy":
+            self._refuse_calibration("random weights have nothing to learn from a text")
             return self._dummy()
         if request.max_kl is None and not rounds_anything(self.checkpoint, target):
+            self._refuse_calibration(f"{target.name} rounds nothing of {self.checkpoint.source}")
             return self._to_nearest()
         algorithm = self._algorithm()
         if request.max_kl is not None:
@@ -109,6 +112,11 @@ class Preparation:
             self.checkpoint, target, algorithm, text, self.work, self._layers(), reuse=True
         )
         return self._prepared(target, record, held_out if held_out.tokens.size else None)
+
+    def _refuse_calibration(self, why: str) -> None:
+        asked = self.request.algorithm not in (None, "rtn")
+        if asked or self.request.text.path is not None:
+            raise UsageError(f"{why}: leave {'--algorithm' if asked else '--calib'} out")
 
     def _algorithm(self) -> str:
         request, target = self.request, self.target
@@ -141,9 +149,10 @@ class Preparation:
                 f"{scales} belongs to another model ({record.model}, SHA-256 {record.model_sha256[:12]}…) than "
                 f"{self.checkpoint.source}: calibrate this one with  megrez calibrate"
             )
-        # Held out from the text as it was cut for the calibration, so that nothing is judged by what it learned.
-        own = record.text
-        text = dataclasses.replace(self.request.text, samples=own.samples, length=own.tokens, seed=own.seed)
+        own, text = record.text, self.request.text
+        if own.source == (default_name() if text.path is None else text.path.name):
+            # Cut as it was for the calibration, so that nothing is judged by what it learned.
+            text = dataclasses.replace(text, samples=own.samples, length=own.tokens, seed=own.seed)
         target = self.target if record.finer is None else self.target.with_finer(frozenset(record.finer))
         calibrated = CalibratedCheckpoint(self.checkpoint, record, scales.parent)
         self._check_formats(scales, calibrated, target)
@@ -157,8 +166,8 @@ class Preparation:
             wanted = form(name) if len(shape) == 2 and not looked_up else None
             if wanted is not None and calibrated.block_format(name) != block_format_of(wanted, shape[1]):
                 raise UsageError(
-                    f"{scales} does not hold {name} as {wanted}: use the --block-size and --quantize-head that it was "
-                    "calibrated with, or calibrate again"
+                    f"{scales} does not hold {name} as {wanted}: leave --block-size out, give --quantize-head where it "
+                    "was calibrated with it and nowhere else, or calibrate again"
                 )
 
     def _dummy(self) -> Prepared:

@@ -75,7 +75,7 @@ def _manifest(staged: Manifest, target: Target) -> Manifest:
         staged,
         engine=target.engine,
         kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=per_token),
-        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions()}),
+        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions(target.engine)}),
         measured=None if staged.measured is None else _as_simulated(staged.measured),
     )
 

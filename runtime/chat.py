@@ -55,7 +55,12 @@ class ChatTemplate:
         plain = _plain(messages)
         try:
             return self._template.render(
-                messages=plain, add_generation_prompt=add_generation_prompt, range=LimitedRange(), **self._variables
+                messages=plain,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                range=LimitedRange(),
+                **self._variables,
             )
         except TemplateRuntimeError as error:
             raise BundleError(f"the chat template failed ({error}): it may not suit these messages") from error

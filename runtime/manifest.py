@@ -5,6 +5,7 @@ Knows JSON and shapes; knows no engine, no checkpoint and no file but its own.
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from megrez.runtime.records import parse
 
 SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
+CACHE_DTYPES = ("float32", "float16", "uint8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,16 @@ class SamplingDefaults:
     top_k: int
     top_p: float
     repetition_penalty: float
+
+    def faults(self) -> list[str]:
+        """What no sampler can use, as short phrases; empty when there is none."""
+        wanted = {
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "repetition_penalty": 0.01 <= self.repetition_penalty <= 100,
+        }
+        return [f"{name} is {getattr(self, name)}" for name, holds in wanted.items() if not holds]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +136,8 @@ class Measured:
 class Device:
     """What an engine built ahead of time runs on, and what it can take; other engines have no such limits.
 
-    library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", …
+    library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", or
+    "sm_80+" for it and all later ones, …
     slots: most sequences at once. chunk: most tokens of each in a step. rows: most logits that a step gives.
     memory_bytes: of the device, for weights and intermediate results, without the KV cache. version_compatible: later
     versions of the library run it too.
@@ -138,6 +151,12 @@ class Device:
     rows: int
     memory_bytes: int
     version_compatible: bool
+
+    def takes(self, capability: int) -> bool:
+        """Whether the engine runs on a GPU of this capability: 89 is sm_89."""
+        named = f"sm_{capability}"
+        later = (one.removeprefix("sm_").removesuffix("+") for one in self.capabilities if one.endswith("+"))
+        return named in self.capabilities or any(one.isdecimal() and capability >= int(one) for one in later)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +212,11 @@ class Manifest:
         found = [f"{name} is {value}" for name, value in counts.items() if value < 1]
         if a.num_key_value_heads > 0 and a.num_attention_heads % a.num_key_value_heads:
             found.append(f"{a.num_attention_heads} heads do not share {a.num_key_value_heads} KV heads evenly")
-        found += [f"token id {i} is outside the vocabulary" for i in self.tokens.stop if not 0 <= i < a.vocab_size]
+        tokens, cache = self.tokens, self.kv_cache.dtype
+        ids = (*tokens.stop, *(i for i in (tokens.bos, tokens.pad) if i is not None))
+        found += [f"token id {i} is outside the vocabulary" for i in ids if not 0 <= i < a.vocab_size]
+        found += [] if cache in CACHE_DTYPES else [f"the KV cache's dtype is {cache!r}"]
+        found += [f"recommended {fault}" for fault in self.sampling.faults()]
         found += [f"file path {f.path!r} leaves the bundle" for f in self.files if not _stays_inside(f.path)]
         return found
 

@@ -30,6 +30,7 @@ class Model:
     text: Text
     template: ChatTemplate | None
     _cached: list[int] = field(default_factory=list, init=False, repr=False)
+    _streams: int = field(default=0, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int | None = None, verify: bool = False) -> "Model":
@@ -92,7 +93,8 @@ class Model:
         stop: Sequence[str] = (),
         reuse_prefix: bool = False,
     ) -> Iterator[Piece]:
-        """One piece per token as it is known, the last with a finish reason. One stream at a time: they share a cache.
+        """One piece per token as it is known, the last with a finish reason. One stream at a time: they share a cache,
+        and going on with one after another was asked for is a UsageError.
 
         params: `sampling` by default. max_tokens: None goes on to the end of the context.
         stop: strings that end the text and are left out of it.
@@ -108,7 +110,8 @@ class Model:
             max_tokens=max_tokens,
             cached=_shared_prefix(self._cached, prompt_ids) if reuse_prefix else 0,
         )
-        return as_pieces(self._recorded(steps, prompt_ids), Detokenizer(self.text, prompt_ids), stops)
+        self._streams += 1
+        return as_pieces(self._recorded(steps, prompt_ids, self._streams), Detokenizer(self.text, prompt_ids), stops)
 
     def close(self) -> None:
         self.session.close()
@@ -119,8 +122,9 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _recorded(self, steps: Iterator[Step], prompt_ids: Sequence[int]) -> Iterator[Step]:
+    def _recorded(self, steps: Iterator[Step], prompt_ids: Sequence[int], stream: int) -> Iterator[Step]:
         """Pass `steps` through and note what the cache holds, so that an interrupted stream leaves a true record."""
+        self._check_latest(stream)
         self._cached = []
         fed = list(prompt_ids)
         for step in steps:
@@ -128,6 +132,11 @@ class Model:
             self._cached += fed
             fed = [step.token]
             yield step
+            self._check_latest(stream)
+
+    def _check_latest(self, stream: int) -> None:
+        if stream != self._streams:
+            raise UsageError("another answer was asked of this model since: read one to its end, then ask for the next")
 
 
 def _shared_prefix(cached: Sequence[int], prompt_ids: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ class SamplingParams:
             "top_k of 0 (off) or more": self.top_k >= 0,
             "top_p above 0 and up to 1 (off)": 0 < self.top_p <= 1,
             "min_p from 0 (off) to 1": 0 <= self.min_p <= 1,
-            "repetition_penalty above 0": 0 < self.repetition_penalty < math.inf,
+            "repetition_penalty from 0.01 to 100": 0.01 <= self.repetition_penalty <= 100,
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
             "seed of 0 or more": self.seed is None or self.seed >= 0,

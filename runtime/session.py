@@ -1,5 +1,6 @@
 """What the runtime asks of an engine, and a fake that keeps the promise; knows no engine."""
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,26 @@ class Session(Protocol):
         ...
 
 
+def choose_capacity(asked: int | None, longest: int, bundle: Path) -> int:
+    """The tokens to make room for: `asked`, or the bundle's whole context; UsageError where that does not hold it."""
+    if asked is not None and not 1 <= asked <= longest:
+        raise UsageError(
+            f"room for {asked} tokens was asked for, the context of {bundle} takes 1 to {longest}: "
+            "ask for one of these or compile with a larger --context"
+        )
+    return longest if asked is None else asked
+
+
+def check_room(lengths: Lengths, width: int, capacity: int) -> None:
+    """Raise UsageError where `width` more tokens do not fit behind the longest of `lengths`."""
+    length = int(lengths.max())
+    if length + width > capacity:
+        raise UsageError(
+            f"{length} tokens are cached and {width} more were given, the context holds {capacity}: "
+            "shorten the prompt or compile with a larger --context"
+        )
+
+
 class FakeSession:
     """A Session whose next token depends on all tokens before it: argmax(logits) = sum(context) % vocab_size."""
 
@@ -48,8 +69,7 @@ class FakeSession:
         self.cache = np.zeros((slots, capacity), np.int64)
 
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
-        if int(lengths.max()) + tokens.shape[1] > self.capacity:
-            raise UsageError(f"{int(lengths.max())} + {tokens.shape[1]} tokens do not fit the context {self.capacity}")
+        check_room(lengths, tokens.shape[1], self.capacity)
         logits = np.zeros((*tokens.shape, self.vocab_size), np.float32)
         for slot, (row, start) in enumerate(zip(tokens, lengths, strict=True)):
             self.cache[slot, start : start + len(row)] = row

@@ -12,6 +12,8 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        if isinstance(stops, str):
+            raise UsageError(f"stop is the text {stops!r}: give a list of stop strings")
         if "" in stops:
             raise UsageError("a stop string is empty: give one of at least one character")
         self._stops = tuple(stops)

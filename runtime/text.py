@@ -97,9 +97,16 @@ class Detokenizer:
         return self._show(self._pending())
 
     def _restart(self, ids: list[int]) -> None:
-        """Open a window on `ids`, whose text has been returned already."""
+        """Open a window on `ids`, whose text has been returned already.
+
+        A prompt's last tokens may begin within a character, whose bytes would spoil those of the next ones.
+        """
+        context = self._text.decode(ids)
+        while context.startswith(_REPLACEMENT):
+            ids = ids[1:]
+            context = self._text.decode(ids)
         self._ids, self._done, self._shown = ids, len(ids), 0
-        self._context = self._text.decode(ids)
+        self._context = context
 
     def _pending(self) -> str:
         """The text of the tokens since the window was opened."""

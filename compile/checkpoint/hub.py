@@ -6,6 +6,8 @@ from megrez.runtime.errors import CheckpointError, MissingExtraError
 
 # Data only: no Python, no pickle. The index and every config are JSON.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja")
+# The same weights once more, under other names, as Mistral and Meta keep them.
+DUPLICATES = ("*consolidated*",)
 
 
 def download(model_id: str, *, revision: str | None) -> Path:
@@ -19,7 +21,10 @@ def download(model_id: str, *, revision: str | None) -> Path:
         ) from error
     asked = model_id if revision is None else f"{model_id} at revision {revision}"
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, revision=revision, allow_patterns=list(PATTERNS)))
+        found = huggingface_hub.snapshot_download(
+            model_id, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=list(DUPLICATES)
+        )
+        return Path(found)
     except errors.HFValidationError as error:
         raise CheckpointError(f"{model_id!r} is neither a local path nor a hub id such as owner/name") from error
     except errors.GatedRepoError as error:

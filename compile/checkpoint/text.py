@@ -1,5 +1,7 @@
 """How a Hugging Face folder's model reads and writes text: tokenizer, template, stop tokens, sampling; no weights."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from megrez.compile.checkpoint.text_assets import GREEDY, TextFacts, assemble
 from megrez.runtime.errors import CheckpointError
 from megrez.runtime.manifest import SamplingDefaults
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 OLDER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
@@ -29,7 +31,7 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
 def _facts(folder: Path) -> TextFacts:
     tokenizer = read_object_if_there(folder / "tokenizer_config.json")
     special = read_object_if_there(folder / "special_tokens_map.json")
-    generation = read_object_if_there(folder / "generation_config.json")
+    generation = read_object_if_there(folder / GENERATION)
     config = read_object_if_there(folder / "config.json")
 
     def token(key: str) -> str | None:
@@ -53,24 +55,35 @@ def read_sampling(generation: dict[str, Any]) -> SamplingDefaults:
     """What generation_config.json recommends, read as transformers' generate reads it.
 
     Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
-    either way. Keys left out have generate's own defaults.
+    either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
+    Raises CheckpointError for what is no number or can sample nothing.
     """
-    penalty = float(generation.get("repetition_penalty") or 1.0)
+    penalty = _number(generation, "repetition_penalty", 1.0) or 1.0
     if generation.get("do_sample") is not True:
-        return SamplingDefaults(
-            temperature=GREEDY.temperature, top_k=GREEDY.top_k, top_p=GREEDY.top_p, repetition_penalty=penalty
-        )
-    top_k = generation.get("top_k")
-    return SamplingDefaults(
-        temperature=float(_or(generation.get("temperature"), 1.0)),
-        top_k=max(int(_or(top_k, 50)), 0),
-        top_p=float(_or(generation.get("top_p"), 1.0)),
+        return _usable(replace(GREEDY, repetition_penalty=penalty))
+    top_k, top_p = max(int(_number(generation, "top_k", 50)), 0), _number(generation, "top_p", 1.0)
+    found = SamplingDefaults(
+        temperature=_number(generation, "temperature", 1.0),
+        top_k=top_k if top_p else 1,
+        top_p=top_p or 1.0,
         repetition_penalty=penalty,
     )
+    return _usable(found)
 
 
-def _or(value: Any, default: float) -> Any:
-    return default if value is None else value
+def _number(generation: dict[str, Any], key: str, default: float) -> float:
+    value = generation.get(key)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise CheckpointError(f"{GENERATION}: {key} is {value!r}, not a number: mend it or remove it")
+    return float(value)
+
+
+def _usable(found: SamplingDefaults) -> SamplingDefaults:
+    if faults := found.faults():
+        raise CheckpointError(f"{GENERATION}: {', '.join(faults)}, which samples nothing: mend it or remove it")
+    return found
 
 
 def _spelling(token: Any) -> str | None:

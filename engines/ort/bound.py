@@ -11,8 +11,8 @@ from megrez.engines.ort import MODEL_FILE, custom_ops
 from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError, UsageError, first_line
-from megrez.runtime.session import Lengths, Logits, Tokens
+from megrez.runtime.errors import EngineError, first_line
+from megrez.runtime.session import Lengths, Logits, Tokens, check_room, choose_capacity
 from megrez.runtime.threads import default_threads
 
 # From the slots' lengths [slots], the step's width and the capacity: the inputs by which a dialect is told of them.
@@ -61,17 +61,11 @@ def cache_shape(bundle: Bundle, slots: int, capacity: int | None) -> CacheShape:
     Raises UsageError when the capacity is not within the context.
     """
     manifest = bundle.manifest
-    longest = manifest.context_length
-    if capacity is not None and not 1 <= capacity <= longest:
-        raise UsageError(
-            f"room for {capacity} tokens was asked for, the context of {bundle.path} takes 1 to {longest}: "
-            "ask for one of these or compile with a larger --context"
-        )
     return CacheShape(
         layers=manifest.architecture.num_hidden_layers,
         slots=slots,
         kv_heads=manifest.architecture.num_key_value_heads,
-        capacity=longest if capacity is None else capacity,
+        capacity=choose_capacity(capacity, manifest.context_length, bundle.path),
         head_dim=manifest.architecture.head_dim,
         dtype=np.dtype(manifest.kv_cache.dtype),
     )
@@ -117,11 +111,7 @@ class OrtSession:
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
         """See megrez.runtime.session.Session."""
         width = tokens.shape[1]
-        if int(lengths.max()) + width > self.capacity:
-            raise UsageError(
-                f"{int(lengths.max())} tokens are cached and {width} more were given, the context holds "
-                f"{self.capacity}: shorten the prompt or compile with a larger --context"
-            )
+        check_room(lengths, width, self.capacity)
         if width == 1 or self._interface.ragged or self.slots == 1 or not lengths.any():
             return self._run(0, tokens, lengths, rows)
         slots, columns = np.divmod(rows, width)

@@ -15,7 +15,7 @@ from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Layout, graph_name,
 from megrez.engines.qnn.masks import visible
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError, EngineError, UsageError, first_line
-from megrez.runtime.session import Lengths, Logits, Session, Tokens
+from megrez.runtime.session import Lengths, Logits, Session, Tokens, check_room, choose_capacity
 
 MASK, PAST, PRESENT = "mask", "past_key_values.", "present."
 # The codes of what a mask adds to a score: the least that it can, and 0.
@@ -58,13 +58,9 @@ def open_static(
     longest = bundle.manifest.context_length
     if slots != 1:
         raise UsageError(f"{slots} sequences at once were asked for, an NPU's static graphs take one: ask for one")
-    if capacity is not None and not 1 <= capacity <= longest:
-        raise UsageError(
-            f"room for {capacity} tokens was asked for, the context of {bundle.path} takes 1 to {longest}: "
-            "ask for one of these or compile with a larger --context"
-        )
+    room = choose_capacity(capacity, longest, bundle.path)
     tables = [np.load(bundle.path / file, mmap_mode="r", allow_pickle=False) for file in (EMBEDDING_FILE, ROTARY_FILE)]
-    return StaticSession(layout, open_graph, tables[0], tables[1], capacity or longest)
+    return StaticSession(layout, open_graph, tables[0], tables[1], room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +93,7 @@ class StaticSession:
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
         """See megrez.runtime.session.Session."""
         width, length = tokens.shape[1], int(lengths[0])
-        if length + width > self.capacity:
-            raise UsageError(
-                f"{length} tokens are cached and {width} more were given, the context holds {self.capacity}: "
-                "shorten the prompt or compile with a larger --context"
-            )
+        check_room(lengths, width, self.capacity)
         logits = np.empty((len(rows), self.vocab_size), np.float32)
         chain = self._decode if width == 1 else self._prefill
         for start in range(0, width, chain.tokens):

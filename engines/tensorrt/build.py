@@ -20,6 +20,8 @@ from megrez.runtime.manifest import Device
 
 # What a message names of many faults; the rest is counted.
 NAMED = 3
+# What TensorRT's hardware compatibility promises.
+AMPERE_AND_LATER = "sm_80+"
 
 
 def build(
@@ -52,13 +54,20 @@ def build(
     return Device(
         library=request.library,
         version=built.version,
-        capabilities=tuple(f"sm_{one}" for one in request.capabilities or (request.here,)),
+        capabilities=_capabilities(request),
         slots=request.slots,
         chunk=request.chunk,
         rows=request.rows,
         memory_bytes=built.memory_bytes,
         version_compatible=request.version_compatible,
     )
+
+
+def _capabilities(request: PlanRequest) -> tuple[str, ...]:
+    """As the manifest spells them; see megrez.runtime.manifest.Device."""
+    if request.hardware_compatible:
+        return (AMPERE_AND_LATER,)
+    return tuple(f"sm_{one}" for one in request.capabilities or (request.here,))
 
 
 def _refuse(faults: list[str], said: str) -> None:

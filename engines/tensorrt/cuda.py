@@ -38,11 +38,11 @@ def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
             f"install that version, or compile the bundle again"
         )
     cuda = Cuda(EXTRAS[needed.library])
-    found = f"sm_{cuda.capability()}"
-    if needed.capabilities and found not in needed.capabilities:
+    found = cuda.capability()
+    if not needed.takes(found):
         raise EngineError(
-            f"{bundle.path} was built for {', '.join(needed.capabilities)}, this GPU is {found}: compile it with "
-            f"--arch {found}, or choose a cuda-* target"
+            f"{bundle.path} was built for {', '.join(needed.capabilities)}, this GPU is sm_{found}: compile it with "
+            f"--arch sm_{found}, or choose a cuda-* target"
         )
     check_memory(session_bytes + needed.memory_bytes, cuda.free_bytes(), "compile with a smaller --context or --batch")
     return CudaDevice(cuda, library, bundle, needed)

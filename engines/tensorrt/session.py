@@ -13,7 +13,7 @@ from megrez.engines.tensorrt.device import Context, Device, Graph
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError, UsageError
 from megrez.runtime.manifest import Manifest
-from megrez.runtime.session import Lengths, Logits, Session, Tokens
+from megrez.runtime.session import Lengths, Logits, Session, Tokens, check_room, choose_capacity
 
 DECODE, PREFILL = 0, 1
 HALF_BYTES = 2
@@ -70,14 +70,10 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
             f"{slots} sequences at once were asked for, the engine of {bundle.path} takes {shape.slots}: compile with "
             f"--batch {slots}"
         )
-    if capacity is not None and not 1 <= capacity <= shape.capacity:
-        raise UsageError(
-            f"room for {capacity} tokens was asked for, the context of {bundle.path} takes 1 to {shape.capacity}: "
-            "ask for one of these or compile with a larger --context"
-        )
+    room = choose_capacity(capacity, shape.capacity, bundle.path)
     from megrez.engines.tensorrt.cuda import open_device
 
-    return TensorRtSession(open_device(bundle, session_bytes(shape, slots)), shape, slots=slots, capacity=capacity)
+    return TensorRtSession(open_device(bundle, session_bytes(shape, slots)), shape, slots=slots, capacity=room)
 
 
 def session_bytes(shape: PlanShape, slots: int) -> int:
@@ -114,11 +110,7 @@ class TensorRtSession:
     def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
         """See megrez.runtime.session.Session."""
         width = tokens.shape[1]
-        if int(lengths.max()) + width > self.capacity:
-            raise UsageError(
-                f"{int(lengths.max())} tokens are cached and {width} more were given, the context holds "
-                f"{self.capacity}: shorten the prompt or compile with a larger --context"
-            )
+        check_room(lengths, width, self.capacity)
         wanted, order = np.unique(rows, return_inverse=True)
         slot, column = np.divmod(wanted, width)
         logits = np.empty((len(wanted), self.vocab_size), np.float32)

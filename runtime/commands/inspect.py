@@ -94,7 +94,7 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
 def _device(device: Device | None) -> str:
     if device is None:
         return "any"
-    where = ", ".join(device.capabilities) or "the GPU it was built on"
+    where = ", ".join(device.capabilities)
     return (
         f"{where}, {device.library} {device.version}, {device.memory_bytes / 2**20:.1f} MiB and the KV cache; "
         f"up to {device.slots} sequences, {device.chunk} tokens a step"

@@ -12,9 +12,12 @@ import pytest
 
 from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.rotated_checkpoint import rotate_for
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError, UsageError
+from tests.gguf_models import make_gguf
 
 TARGET = find_target("cpu-int4")
 
@@ -68,9 +71,20 @@ def test_the_manifest_tells_shape_cache_tokens_and_provenance(checkpoint_of: Any
     assert (provenance["source"], provenance["weights"]) == (folder.name, "checkpoint")
     assert provenance["quantization"] == (
         "projections int4 block 256 with zero points, the most sensitive int8 block 128; "
-        "embedding int8 block 128, head int4 block 256 with zero points; the checkpoint's own blocks kept"
+        "embedding int8 block 128, head int4 block 256 with zero points"
     )
     assert {"megrez-compile", "torch", "onnxruntime"} <= set(provenance["tools"])
+    assert not {"onnxruntime-qnn", "tensorrt-rtx-cu13"} & set(provenance["tools"])  # which are installed here
+
+
+def test_the_manifest_tells_what_was_turned_and_what_was_kept(checkpoint_of: Any, tmp_path: Path) -> None:
+    def told(checkpoint: Checkpoint) -> str:
+        content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
+        return describe(content).provenance.quantization.rpartition("; ")[2]
+
+    assert told(rotate_for(open_checkpoint(str(checkpoint_of())), TARGET)) == "turned by a rotation first"
+    own = make_gguf(tmp_path / "m.gguf", checkpoint_of(), kind="Q4_0")
+    assert told(rotate_for(open_checkpoint(str(own)), TARGET)) == "the checkpoint's own blocks kept"
 
 
 def test_a_checkpoint_without_tokenizer_makes_a_bundle_without_text(checkpoint_of: Any, tmp_path: Path) -> None:
@@ -85,11 +99,12 @@ def test_a_checkpoint_without_tokenizer_makes_a_bundle_without_text(checkpoint_o
         (errno.ENOSPC, "the disk of {} is full: free some space or choose another -o"),
         (errno.EDQUOT, "the disk of {} is full: free some space or choose another -o"),
         (errno.EIO, "cannot write {}: Input/output error: choose another -o"),
+        (None, "cannot write {}: Input/output error: choose another -o"),
     ],
 )
 @pytest.mark.parametrize("older", [False, True])
 def test_a_write_that_fails_leaves_nothing_new(
-    checkpoint_of: Any, tmp_path: Path, code: int, said: str, older: bool
+    checkpoint_of: Any, tmp_path: Path, code: int | None, said: str, older: bool
 ) -> None:
     output = tmp_path / "b"
     if older:
@@ -98,13 +113,19 @@ def test_a_write_that_fails_leaves_nothing_new(
 
     def fail(into: Path) -> None:
         (into / "model.onnx").write_bytes(b"half")
-        raise OSError(code, "Input/output error")
+        raise OSError("Input/output error") if code is None else OSError(code, "Input/output error")
 
     with pytest.raises(BundleError) as caught:
         write(output, checkpoint_of(), fail)
     assert str(caught.value) == said.format(output)
     assert [path.name for path in tmp_path.iterdir()] == (["b"] if older else [])
     assert not older or contents(output) == before
+
+
+def test_a_file_that_cannot_be_read_is_not_blamed_on_the_output(checkpoint_of: Any, tmp_path: Path) -> None:
+    shard = tmp_path / "elsewhere" / "model-00002.safetensors"
+    with pytest.raises(BundleError, match=rf"{shard} failed: No such file or directory: see to that file"):
+        write(tmp_path / "there" / "b", checkpoint_of(), lambda into: shard.read_bytes())
 
 
 def test_while_it_is_written_nothing_there_opens(checkpoint_of: Any, tmp_path: Path) -> None:

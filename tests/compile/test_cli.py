@@ -133,6 +133,40 @@ def test_an_output_that_is_no_bundle_stays_untouched(
     assert kept.read_text() == "years of work" and names(tmp_path) == ["b"]
 
 
+def test_the_current_folder_is_no_output(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for output in (".", tmp_path / "empty", "..", "../empty/../empty"):
+        done = megrez_compile(checkpoint_of(), "--target", "cpu-fp32", "-o", output)
+        assert_one_error(done, 2, f"{output} is the current folder or holds it: give -o a folder of its own")
+    assert names(tmp_path) == ["empty"] and names(tmp_path / "empty") == []
+
+
+def test_heads_that_onnxruntime_cannot_run(megrez_compile: Any, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", head_dim=40)
+    for target in ("cpu-fp32", "cpu-int4", "cuda-fp16"):
+        done = megrez_compile(folder, "--target", target, "-o", tmp_path / "b")
+        assert_one_error(done, 2, f"{target} takes heads whose width is a multiple of 16, this model's have 40")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "cpu-fp32", "--algorithm", "gptq"], "cpu-fp32 rounds nothing of {}: leave --algorithm out"),
+        (["--target", "cpu-fp32", "--calib", "t.txt"], "cpu-fp32 rounds nothing of {}: leave --calib out"),
+        (["--target", "cpu-int4", "--dummy-weights", "--algorithm", "gptq"], "random weights have nothing to learn"),
+        (["--target", "cpu-int4", "--max-kl", "nan"], "--max-kl is nan: give a positive number"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = megrez_compile(checkpoint_of(), *options, "-o", tmp_path / "b")
+    assert_one_error(done, 2, said.format(checkpoint_of().name))
+
+
 def test_an_older_bundle_is_replaced_by_a_whole_one_only(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path
 ) -> None:

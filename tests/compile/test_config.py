@@ -168,6 +168,8 @@ def test_refuses(changes: dict[str, Any], told: str) -> None:
         ({"layer_types": ["full_attention"]}, "for 4 layers"),
         ({"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ({"layer_types": ["sliding_attention"] * 4}, "give no window"),
+        ({"layer_types": 5}, "for 4 layers, found 5"),
+        ({"use_sliding_window": True, "max_window_layers": None}, "max_window_layers is None, not an integer"),
         ({"use_sliding_window": True, "sliding_window": -1, "max_window_layers": 0}, "sliding_window is -1"),
     ],
 )

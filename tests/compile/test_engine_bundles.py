@@ -135,6 +135,7 @@ def run_plain(*args: object) -> subprocess.CompletedProcess[str]:
         (("--target", "trt-fp16", "--arch", "rtx-4080ti"), "unknown device 'rtx-4080ti': did you mean rtx-4090? "),
         (("--target", "trt-fp16", "--arch", "h100"), "cannot build ahead of time for sm_90 (h100, h200, gh200)"),
         (("--target", "trt-fp16", "--batch", 0), "--batch is 0: ask for at least 1"),
+        (("--target", "trt-fp16", "--hardware-compatible"), "--hardware-compatible is TensorRT's, TensorRT-RTX builds"),
         (("--target", "cpu-int4", "--batch", 2), "are for TensorRT engines, cpu-int4 builds none"),
         (("--target", "cpu-int4", "--arch", "orin"), "--arch names NVIDIA devices, cpu-int4 is for any CPU"),
         (("--target", "trt-fp8", "--stage", "onnx", "--batch", 2), "are for TensorRT engines, trt-fp8 builds none"),

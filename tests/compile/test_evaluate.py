@@ -93,8 +93,8 @@ def test_skipped_tokens_are_not_read(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--window", 65], "--window is 65: the bundle's context takes 1 to 64"),
-        (["--window", 0], "--window is 0"),
+        (["--window", 65], "--window is 65: the bundle's context takes 2 to 64"),
+        (["--window", 1], "--window is 1: the bundle's context takes 2 to 64"),
         (["--tokens", 1], "--tokens is 1 and "),
         (["--tokens", 100_000], "ask for 2 to"),
         (["--skip", -1], "--skip is -1 and "),
@@ -112,6 +112,17 @@ def test_misuse(
     given = [part for pair in arguments.items() for part in pair]
     code, out, err = megrez("eval", tmp_path / "b", "--reference", folder, *given)
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and said in err
+
+
+def test_figures_that_cannot_be_written_are_shown_all_the_same(
+    checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint_of()
+    megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64)
+    options = ("--tokens", 40, "--window", 20, "--json", tmp_path / "none" / "f.json")
+    code, out, err = megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)
+    assert code == 1 and [line.split()[0] for line in out.splitlines()] == FIGURES
+    assert err.endswith("none/f.json (No such file or directory): name another file\n") and "Traceback" not in err
 
 
 def test_another_model_is_no_reference(

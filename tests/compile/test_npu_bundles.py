@@ -146,6 +146,8 @@ def test_what_an_npu_does_not_take_is_refused_before_any_work(
     checkpoint_of: Any, staged: Path, megrez_compile: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
+    (tmp_path / ".phone.graphs").mkdir()
+    (tmp_path / ".phone.graphs" / "thesis.txt").write_text("years of work")
     folder, output = checkpoint_of(), ("-o", tmp_path / "b")
     qnn = (folder, "--target", "qnn-w8a16")
     for arguments, said in (
@@ -156,6 +158,7 @@ def test_what_an_npu_does_not_take_is_refused_before_any_work(
         ((*qnn, "--arch", "v79", "--context", 9999, *output), "--context is 9999, this model takes 1 to 512"),
         ((*qnn, "--arch", "v79", "--stage", "onnx", *output), "--arch and --share-weights come with the contexts"),
         ((*qnn, "--arch", "v79", "-o", tmp_path / "file"), "file exists and is not a bundle: choose another -o"),
+        ((*qnn, "--arch", "v79", "-o", tmp_path / "phone"), "phone.graphs exists and is not a bundle"),
         ((folder, "--target", "cpu-fp32", "--chunk", 8, *output), "--chunk and --share-weights are for NPUs"),
         ((folder, "--target", "cpu-int4", "--block-size", "channel", *output), "--block-size channel is for NPUs"),
         ((staged, *output), "--arch is missing"),
@@ -163,7 +166,8 @@ def test_what_an_npu_does_not_take_is_refused_before_any_work(
     ):
         done = megrez_compile(*arguments)
         assert done.code == 2 and said in done.err and "Traceback" not in done.err, (said, done.err)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".phone.graphs", "file"]
+    assert (tmp_path / ".phone.graphs" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_session_keeps_to_what_was_built(staged: Path, megrez: Any) -> None:

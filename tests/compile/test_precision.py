@@ -11,6 +11,7 @@ from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
 Q4_1 = BlockFormat(bits=4, block=32, zero_points=True, offsets=True)
+Q4_0 = BlockFormat(bits=4, block=32, zero_points=False, offsets=False)
 Q8_0 = BlockFormat(bits=8, block=32, zero_points=False, offsets=False)
 LAYERS = 16
 
@@ -61,6 +62,12 @@ def test_a_head_of_eight_bits_in_its_file_stays_as_it_is() -> None:
     assert bits("cpu-int4", name, {name: Q8_0}) == 8
     assert precision("cpu-int4", {name: Q8_0}).common_rows(name, 160) == 0
     assert bits("cpu-fp32", name, {name: Q8_0}) is None
+
+
+def test_a_head_of_four_bits_in_its_file_stays_as_it_is() -> None:
+    name = "lm_head.weight"
+    assert bits("cpu-int4", name, {name: Q4_0}) == 4
+    assert precision("cpu-int4", {name: Q4_0}).common_rows(name, 160) == 0
 
 
 def test_blocks_of_256_are_for_cpus() -> None:

@@ -74,6 +74,25 @@ def test_a_file_path_cannot_leave_the_bundle(make_bundle, manifest):
         open_bundle(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("sampling", {"temperature": -1.0}, "recommended temperature is -1.0"),
+        ("sampling", {"top_k": -1}, "recommended top_k is -1"),
+        ("sampling", {"top_p": 0.0}, "recommended top_p is 0.0"),
+        ("sampling", {"repetition_penalty": 1e-39}, "recommended repetition_penalty is 1e-39"),
+        ("tokens", {"bos": 267}, "token id 267 is outside the vocabulary"),
+        ("tokens", {"pad": -1}, "token id -1 is outside the vocabulary"),
+        ("kv_cache", {"dtype": "bogus"}, "the KV cache's dtype is 'bogus'"),
+    ],
+)
+def test_a_manifest_that_nothing_could_run_is_refused(make_bundle, manifest, part, changes, said):
+    changed = dataclasses.replace(getattr(manifest, part), **changes)
+    folder = make_bundle(manifest=dataclasses.replace(manifest, **{part: changed}))
+    with pytest.raises(BundleError, match=re.escape(said)):
+        open_bundle(folder)
+
+
 def test_a_newer_schema_is_refused_with_the_cure(make_bundle, manifest):
     folder = make_bundle(manifest=dataclasses.replace(manifest, schema_version=99))
     with pytest.raises(BundleError, match=r"schema version 99.*pip install -U"):

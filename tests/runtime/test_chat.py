@@ -49,6 +49,10 @@ TOOLS = (
     "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is defined else '-' }}"
     "{% if m.tool_calls %}{{ m.tool_calls | tojson(indent=2) }}{% endif %};{% endfor %}{{ dict(a=1) | tojson }}"
 )
+NO_TOOLS = (
+    "{% if tools is not none %}tools{% endif %}{% if tools is defined %}defined{% endif %}"
+    "{% if documents is not none %}documents{% endif %}{% if documents is defined %}defined{% endif %}"
+)
 PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text if p.type == 'text' }}{% endfor %}{% endfor %}"
 
 USER = {"role": "user", "content": "Is 1 < 2 & 'é' > \"e\"? 你好"}
@@ -79,7 +83,11 @@ def test_same_output_as_transformers(reference, megrez_template, name, messages,
     assert USER["content"] in expected
 
 
-@pytest.mark.parametrize(("source", "messages"), [(TOOLS, CALL), (PARTS, LIST)], ids=["tools", "parts"])
+@pytest.mark.parametrize(
+    ("source", "messages"),
+    [(TOOLS, CALL), (PARTS, LIST), (NO_TOOLS, [USER])],
+    ids=["tools", "parts", "no-tools"],
+)
 def test_structured_messages_render_as_in_transformers(reference, source, messages):
     expected = reference.apply_chat_template(messages, chat_template=source, tokenize=False)
     assert ChatTemplate(source).render(messages, add_generation_prompt=False) == expected

@@ -141,6 +141,20 @@ def test_an_interrupted_stream_does_not_spoil_the_next(model_saying):
         assert said == context[4 : 4 + len(said)]
 
 
+def test_a_stream_ends_in_an_error_once_another_is_asked_for(model_saying):
+    model = model_saying("x")
+    model.session = FakeSession(vocab_size=267, capacity=64)
+    list(model.stream_ids([5, 6, 7], max_tokens=4))
+    unread = model.stream_ids([5, 6, 8], max_tokens=4, reuse_prefix=True)
+    begun = model.stream_ids([5, 6, 9], max_tokens=4, reuse_prefix=True)
+    assert next(begun).token == 20
+    last = [piece.token for piece in model.stream_ids([5, 6, 7, 9], max_tokens=3, reuse_prefix=True)]
+    assert last == [27, 54, 108]
+    for older in (unread, begun):
+        with pytest.raises(UsageError, match="another answer was asked of this model since"):
+            next(older)
+
+
 def test_the_manifests_sampling_is_the_default_and_yields_to_the_callers(make_bundle, byte_level, manifest, scripted):
     sampling = dataclasses.replace(manifest.sampling, temperature=0.7, top_p=0.9, repetition_penalty=1.02)
     bundle = open_bundle(make_bundle(manifest=dataclasses.replace(manifest, sampling=sampling), tokenizer=byte_level))

@@ -41,6 +41,16 @@ def test_a_word_after_the_prompt_keeps_the_space_that_a_lone_decode_would_strip(
     assert "".join(streamed(text, answer, prompt)) == " b a"
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+@pytest.mark.parametrize(("asked", "said"), [("😀😀", "😀a"), ("你好🏳️‍🌈", "好你"), ("é" * 9, "é 😀")])
+def test_a_prompt_cut_within_a_character_does_not_spoil_the_answer(request, kind, asked, said):
+    text = Text(request.getfixturevalue(kind), NO_BOS)
+    whole, prompt = text.encode(asked + said), text.encode(asked)
+    assert whole[: len(prompt)] == prompt
+    pieces = streamed(text, whole[len(prompt) :], prompt)
+    assert "".join(pieces) == said and not any("\ufffd" in piece for piece in pieces)
+
+
 def test_an_unfinished_character_at_the_end_shows_as_a_replacement(byte_level):
     text = Text(byte_level, NO_BOS)
     assert "".join(streamed(text, text.encode("hi你")[:-1])) == "hi\ufffd"

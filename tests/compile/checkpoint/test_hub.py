@@ -15,8 +15,11 @@ from megrez.runtime.errors import CheckpointError
 def answer(monkeypatch: pytest.MonkeyPatch, result: Exception | str) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
-    def snapshot_download(model_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.update(model_id=model_id, revision=revision, allow_patterns=allow_patterns)
+    def snapshot_download(
+        model_id: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        asked.update(model_id=model_id, revision=revision)
+        asked.update(allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
         if isinstance(result, Exception):
             raise result
         return result
@@ -31,6 +34,7 @@ def test_asks_for_data_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert asked["model_id"] == "owner/name"
     assert asked["revision"] == "v2"
     assert set(asked["allow_patterns"]) == {"*.safetensors", "*.json", "*.jinja"}
+    assert asked["ignore_patterns"] == ["*consolidated*"]  # the weights of model-*.safetensors once more
 
 
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)  # all that the hub's errors ask of one

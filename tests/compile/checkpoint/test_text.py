@@ -140,6 +140,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         ({}, (0.0, 0, 1.0, 1.0)),
         ({"temperature": 0.7, "repetition_penalty": 1.02}, (0.0, 0, 1.0, 1.02)),
         ({"do_sample": True}, (1.0, 50, 1.0, 1.0)),
+        ({"do_sample": True, "top_p": 0.0}, (1.0, 1, 1.0, 1.0)),
+        ({"do_sample": True, "top_k": -1, "temperature": 0}, (0.0, 0, 1.0, 1.0)),
         (
             {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.02},
             (0.7, 0, 0.9, 1.02),
@@ -151,3 +153,18 @@ def test_sampling(generation: dict[str, Any], expected: tuple[float, int, float,
     assert read_sampling(generation) == SamplingDefaults(
         temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty
     )
+
+
+@pytest.mark.parametrize(
+    ("generation", "told"),
+    [
+        ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot', not a number"),
+        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which samples nothing"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
+        ({"repetition_penalty": -2}, "repetition_penalty is -2.0"),
+        ({"repetition_penalty": True}, "repetition_penalty is True, not a number"),
+    ],
+)
+def test_sampling_that_nothing_can_follow(generation: dict[str, Any], told: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^generation_config.json: {told}.*: mend it or remove it$"):
+        read_sampling(generation)

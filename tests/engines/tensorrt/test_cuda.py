@@ -86,6 +86,12 @@ def test_without_a_driver_that_is_said_in_cudas_words(tmp_path: Path, monkeypatc
     )
 
 
+def test_an_engine_for_later_gpus_too_takes_them() -> None:
+    device = replace(DEVICE, capabilities=("sm_75", "sm_80+"))
+    assert [one for one in (70, 75, 79, 80, 89, 120) if device.takes(one)] == [75, 80, 89, 120]
+    assert [one for one in (80, 89, 90, 120) if DEVICE.takes(one)] == [89, 120]
+
+
 def test_another_capability_is_told_with_what_to_compile_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(monkeypatch, OneGpu(capability=(9, 0)))
     said = opened(monkeypatch, bundle(tmp_path))
