@@ -48,9 +48,7 @@ def engine_options(command: Command) -> Command:
             ),
             click.option("--workspace-mib", type=int, help="Most device memory for intermediate results [no limit]."),
             click.option("--version-compatible", is_flag=True, help="The engine opens in later TensorRT releases too."),
-            click.option(
-                "--hardware-compatible", is_flag=True, help="The engine runs on SM80 and later (TensorRT)."
-            ),
+            click.option("--hardware-compatible", is_flag=True, help="The engine runs on SM80 and later (TensorRT)."),
             click.option("--chunk", type=int, metavar="N", help="Tokens of a prompt in one step of an NPU [64]."),
             click.option("--share-weights", is_flag=True, help="One copy of an NPU's weights: half the size."),
         )

@@ -2,6 +2,7 @@
 
 import re
 
+from megrez.compile.checkpoint.derived import file_of
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.config import ModelConfig
 from megrez.engines.targets import BLOCK_SIZES, Target
@@ -73,10 +74,11 @@ class Precision:
         Tokenizers number their tokens as they learn them, the most common first: 8 bits for the first 32nd of a 4-bit
         head take away nearly as much of its loss as for the first sixteenth, which carries half of it.
         """
-        wanted, finer, own = self.wanted(name), self._target.embedding, self._checkpoint.block_format(name)
+        wanted, finer = self.wanted(name), self._target.embedding
         if name not in HEAD or wanted is None or finer is None or wanted.bits >= finer.bits:
             return 0
-        carried_over = own is not None and own.bits == wanted.bits
+        in_file = file_of(self._checkpoint).block_format(name)
+        carried_over = in_file is not None and in_file.bits == wanted.bits
         return 0 if carried_over else rows // 32
 
     def group(self, name: str) -> object:

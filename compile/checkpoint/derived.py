@@ -4,6 +4,13 @@ from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
 from megrez.compile.config import ModelConfig
 
 
+def file_of(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint that others were made from, as its file has it."""
+    while isinstance(checkpoint, DerivedCheckpoint):
+        checkpoint = checkpoint.original
+    return checkpoint
+
+
 class DerivedCheckpoint:
     """The part of the Checkpoint `original` that other weights leave as it is."""
 
