@@ -62,6 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 TIMED_ONLY = "megrez"
+# What gpu_probe.py writes beside its JSON.
+ARRAYS = ("logits", "steps", "ragged")
 GPUS = tuple(target.name for target in TARGETS if target.engine in ("tensorrt", "ort-cuda"))
 
 
@@ -109,7 +111,7 @@ def reference(model: str, target: str, bundle: Path, folder: Path) -> dict[str, 
 
 def read_probe(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
-    return {**found, "logits": np.load(folder / "logits.npy"), "steps": np.load(folder / "steps.npy")}
+    return {**found, **{name: np.load(file) for name in ARRAYS if (file := folder / f"{name}.npy").exists()}}
 
 
 def check(
@@ -120,7 +122,6 @@ def check(
     family = target.split("-")[0]
     try:
         if (missing := devices.get(family, {}).get("said")) is not None:
-            row["no_device"] = True
             raise Failed(missing)
         started = time.perf_counter()
         options = ("--arch", "native", "--batch", max(batches)) if family == "trt" else ()
@@ -129,12 +130,12 @@ def check(
         batch = [word for size in batches for word in ("--batch", size)]
         run(pythons.get(family, sys.executable), HERE / "gpu_probe.py", bundle, work, *batch)
         found = read_probe(work)
-        row |= {key: value for key, value in found.items() if key not in ("logits", "steps")}
+        row |= {key: value for key, value in found.items() if key not in ARRAYS}
         if "1" in found["speed"]:
             row["bytes_per_step"] = bytes_per_step(bundle, model)
             row["bandwidth_share"] = found["speed"]["1"]["decode"] * row["bytes_per_step"] / found["bandwidth"]
         if (expected := reference(model, target, bundle, work / "reference")) is not None:
-            row |= judge(found, expected)
+            row |= judge(found, expected, target)
     except Failed as failed:
         row["said"] = str(failed)
     return row
@@ -147,7 +148,8 @@ def bytes_per_step(bundle: Path, model: str) -> int:
         weights = onnx.load(graph, load_external_data=False).graph.initializer
         read = [one for one in weights if shape["tie_word_embeddings"] or not one.name.startswith("model.embed_tokens")]
         return sum(int(entry.value) for one in read for entry in one.external_data if entry.key == "length")
-    return (bundle / "model.plan").stat().st_size - 2 * shape["vocab_size"] * shape["hidden_size"]
+    looked_up = 0 if shape["tie_word_embeddings"] else 2 * shape["vocab_size"] * shape["hidden_size"]
+    return (bundle / "model.plan").stat().st_size - looked_up
 
 
 def find_devices(pythons: dict[str, Any]) -> dict[str, Any]:
@@ -192,16 +194,17 @@ def main(
     cache.mkdir(parents=True, exist_ok=True)
     results = cache / "results.json"
     rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    rows = [row for row in rows if not row.get("no_device")]
     pythons = {"trt": sys.executable, "cuda": cuda_python}
     devices = find_devices(pythons)
-    done = {(row["model"], row["target"]) for row in rows}
-    left = [(model, target) for model in models for target in targets if (model, target) not in done]
+    tried = {(row["model"], row["target"]): row["said"] for row in rows}
+    left = [(model, target) for model in models for target in targets if (model, target) not in tried]
+    left += [one for one, said in tried.items() if said is not None]  # what failed is tried again, last
     while left and time.monotonic() - began < 60 * minutes:
         model, target = left.pop(0)
         click.echo(f"checking {model} {target}", err=True)
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            rows.append(check(model, target, batches, devices, pythons, Path(work)))
+            row = check(model, target, batches, devices, pythons, Path(work))
+        rows = [*(one for one in rows if (one["model"], one["target"]) != (model, target)), row]
         if target == "trt-fp16":
             click.echo(answer(devices, rows), err=True)
         write(results, devices, rows)

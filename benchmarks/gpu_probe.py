@@ -3,7 +3,8 @@
 python benchmarks/gpu_probe.py BUNDLE FOLDER [--batch 1 --batch 8] [--prompt-tokens 128] [--output-tokens 64] [--cpu]
 
 Writes FOLDER/logits.npy, of every token of a fixed random prompt; FOLDER/steps.npy, the logits of greedy steps after
-it; and FOLDER/probe.json: the ids of those steps, tokens a second with so many sequences at once, and memory bandwidth.
+it; FOLDER/ragged.npy, logits of the same prompt's tokens where several sequences of other lengths are decoded together;
+and FOLDER/probe.json: the ids of those steps, tokens a second with so many sequences at once, and memory bandwidth.
 --cpu: a cuda-* bundle on CPU kernels.
 """
 
@@ -26,6 +27,7 @@ from megrez.runtime.session import Session
 
 # Short enough for every bundle that is checked; long enough for several pieces of a prompt.
 CHECKED, GENERATED = 96, 32
+RAGGED = (95, 48, 7)
 COPIED = 1 << 30
 EXTRAS = {"tensorrt": "rtx", "ort-cuda": "cuda"}
 Opener = Callable[..., Session]
@@ -49,6 +51,23 @@ def compute(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
             ids.append(int(steps[-1].argmax()))
         np.save(folder / "steps.npy", np.array(steps))
         return {"ids": ids}
+
+
+def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
+    """Three sequences read the prompt and then each decodes one of its tokens again, at a length of its own, for one
+    row of logits, for all and for some: recorded steps must follow every length.
+    """
+    with contextlib.closing(opener(bundle, threads=None, slots=len(RAGGED))) as session:
+        prompt, lengths = np.array(checked_ids(session.vocab_size)), np.array(RAGGED, np.int32)
+        session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
+        found, positions = [], []
+        for rows in ([0, 1, 2], [1], [2, 0], [0, 1, 2]):
+            found.append(np.array(session.step(prompt[lengths][:, None], lengths, np.array(rows))))
+            positions += [int(lengths[row]) for row in rows]
+            lengths = lengths[[1, 2, 0]]
+            session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
+        np.save(folder / "ragged.npy", np.concatenate(found))
+        return {"ragged_positions": positions}
 
 
 def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int, opener: Opener) -> dict[str, float]:
@@ -104,6 +123,8 @@ def main(
 ) -> None:
     bundle, opener = open_bundle(bundle_folder), open_on_cpu if cpu else open_session
     found = compute(bundle, folder, opener)
+    if max(batch) >= len(RAGGED):
+        found |= compute_ragged(bundle, folder, opener)
     found["speed"] = {str(size): speed(bundle, size, prompt_tokens, output_tokens, opener) for size in batch}
     if not cpu:
         found["bandwidth"] = bandwidth(bundle)

@@ -19,7 +19,7 @@ from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import Array
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import EngineError
+from megrez.runtime.errors import EngineError, first_line
 from megrez.runtime.session import Lengths, Session
 
 EXTRA, PROVIDER = "cuda", "CUDAExecutionProvider"
@@ -41,8 +41,9 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     _check_gpu(bundle, cache)
     _check_provider(onnxruntime)
     options = onnxruntime.SessionOptions()
-    providers = [(PROVIDER, {"device_id": "0", "enable_cuda_graph": "1"})]
-    session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, providers)
+    # By default what ONNX Runtime allocates grows in powers of two.
+    provider = {"device_id": "0", "enable_cuda_graph": "1", "arena_extend_strategy": "kSameAsRequested"}
+    session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, [(PROVIDER, provider)])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, INTERFACE, OnGpu(onnxruntime))
 
 
@@ -97,7 +98,14 @@ class OnGpu:
     onnxruntime: ModuleType
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> GpuBuffer:
-        value = self.onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", 0)
+        zeros = np.zeros(shape, dtype)
+        try:
+            value = self.onnxruntime.OrtValue.ortvalue_from_numpy(zeros, "cuda", 0)
+        except Exception as error:
+            raise EngineError(
+                f"the GPU gives no {zeros.nbytes / 2**20:.1f} MiB more ({first_line(error)}): choose a smaller target, "
+                "a smaller --context or fewer sequences"
+            ) from error
         return GpuBuffer(value, np.dtype(dtype))
 
     def run_options(self, recording: int | None) -> Any:

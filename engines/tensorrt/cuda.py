@@ -3,6 +3,7 @@
 Not run on a GPU yet: it is written to the libraries' signatures, and only what happens without a GPU is tested.
 """
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -62,7 +63,7 @@ class CudaDevice:
         self._pinned: list[int] = []
         self._graphs: list[CudaGraph] = []
         self.stream = cuda("cudaStreamCreate")
-        self._log = open_log(library)
+        self._log = open_log(library, errors_alone=True)
         self._runtime = library.Runtime(self._log)
         if needed.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
@@ -70,7 +71,14 @@ class CudaDevice:
         sizes = [self.engine.get_device_memory_size_for_profile_v2(profile) for profile in (DECODE, PREFILL)]
         self._scratch_size = max(*sizes, ALIGNMENT)
         self._scratch = self.allocate(self._scratch_size)
-        self._cache = RuntimeCache(self.engine, bundle.path) if needed.library == RTX else None
+        self._cache = RuntimeCache(library, self.engine, bundle.path) if needed.library == RTX else None
+
+    @property
+    def replays(self) -> bool:
+        """Whether the library records and replays decoding steps by itself, as TensorRT-RTX does once its kernels for
+        them are compiled: before that a recording would keep those that stand in.
+        """
+        return self._cache is not None
 
     def free_bytes(self) -> int:
         return self.cuda.free_bytes()
@@ -100,7 +108,7 @@ class CudaDevice:
         if self._cache is None:
             context = self.engine.create_execution_context(strategy)
         else:
-            context = self._cache.open_context(strategy)
+            context = self._cache.open_context(strategy, replayed=profile == DECODE)
         if context is None:
             raise EngineError(f"the engine cannot be opened: {self._log.errors[-1:] or 'no reason was given'}")
         context.set_device_memory(self._scratch, self._scratch_size)
@@ -141,7 +149,7 @@ class CudaDevice:
         return engine
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
-        self.cuda("cudaMemcpyAsync", to, source, size, self.cuda.runtime.cudaMemcpyKind[kind], self.stream)
+        self.cuda("cudaMemcpyAsync", to, source, size, getattr(self.cuda.runtime.cudaMemcpyKind, kind), self.stream)
 
 
 class CudaContext:
@@ -164,15 +172,20 @@ class CudaContext:
 
     def capture(self) -> "CudaGraph | None":
         cuda, stream = self._device.cuda, self._device.stream
-        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX still compiles kernels
-        if capturable is not None and not capturable(int(stream)):
+        if self._device.replays:
             return None
-        cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        self.enqueue()
-        recorded = cuda("cudaStreamEndCapture", stream)
-        graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)
-        cuda("cudaGraphDestroy", recorded)  # the executable holds all that it needs
-        self._device.keep(graph)
+        recorded: Any = None
+        graph: CudaGraph | None = None
+        with contextlib.suppress(EngineError):  # the step has run already, and so will the next ones without a graph
+            cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+            try:
+                self.enqueue()
+            finally:
+                recorded = cuda("cudaStreamEndCapture", stream)  # else all that follows on the stream would fail
+            graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)
+            self._device.keep(graph)
+        if recorded is not None:
+            cuda("cudaGraphDestroy", recorded)  # the executable holds all that it needs
         return graph
 
 

@@ -34,7 +34,7 @@ class Context(Protocol):
         ...
 
     def capture(self) -> Graph | None:
-        """Record a step without running it; None where that cannot be done yet."""
+        """Record a step without running it; None where that cannot be done, or the device replays steps by itself."""
         ...
 
 

@@ -6,8 +6,8 @@ from typing import Any
 NUMBER = re.compile(r"(\d+)")
 
 
-def open_log(library: Any) -> Any:
-    """A logger of `library` that keeps all messages, in `lines`, and the errors again, in `errors`."""
+def open_log(library: Any, *, errors_alone: bool = False) -> Any:
+    """A logger of `library` that keeps all messages, in `lines`, and the errors again, in `errors`; or those alone."""
 
     class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -16,7 +16,8 @@ def open_log(library: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            self.lines += message.splitlines()
+            if not errors_alone:
+                self.lines += message.splitlines()
             if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
                 self.errors.append(message.strip())
 

@@ -75,10 +75,9 @@ def build_plan(
 def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
-    if request.library == RTX and request.capabilities:
-        config.num_compute_capabilities = len(request.capabilities)
-        for i, capability in enumerate(request.capabilities):
-            config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), i)
+    if request.library == RTX:
+        _aim(config, library, request)
+        config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a step that allocates cannot be recorded
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if request.version_compatible:
@@ -94,6 +93,15 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
             profile.set_shape(tensor.name, *_range(tensor, slots, width, rows))
         config.add_optimization_profile(profile)
     return config
+
+
+def _aim(config: Any, library: Any, request: PlanRequest) -> None:
+    """Build for the capabilities asked for, or the GPU at hand: TensorRT-RTX takes others where none is set."""
+    names = [f"SM{capability}" for capability in request.capabilities] or ["CURRENT"]
+    config.num_compute_capabilities = len(names)
+    for i, name in enumerate(names):
+        if not config.set_compute_capability(getattr(library.ComputeCapability, name), i):
+            raise EngineError(f"{request.library} {library.__version__} cannot build for {name}: choose another --arch")
 
 
 def _range(tensor: Any, slots: int, width: int, rows: int) -> list[tuple[int, ...]]:

@@ -10,19 +10,24 @@ from megrez.runtime.errors import EngineError
 class RuntimeCache:
     """What contexts of `engine` compile. It is only a gain of time: a folder that cannot be written is let be."""
 
-    def __init__(self, engine: Any, bundle: Path) -> None:
-        self._engine = engine
+    def __init__(self, library: Any, engine: Any, bundle: Path) -> None:
+        self._library, self._engine = library, engine
         self._path = cache_path(bundle)
-        self._config = engine.create_runtime_config()
-        self._cache = self._config.create_runtime_cache()
+        self._configs = [engine.create_runtime_config()]  # contexts use them as long as they live
+        self._cache = self._configs[0].create_runtime_cache()
         with contextlib.suppress(OSError):
             self._cache.deserialize(self._path.read_bytes())  # of another version or GPU, it is ignored
-        if not self._config.set_runtime_cache(self._cache):
-            raise EngineError("TensorRT-RTX takes no runtime cache here: reinstall it")
 
-    def open_context(self, strategy: Any) -> Any:
-        self._config.set_execution_context_allocation_strategy(strategy)
-        return self._engine.create_execution_context(self._config)
+    def open_context(self, strategy: Any, *, replayed: bool) -> Any:
+        """replayed: as one CUDA graph, recorded once the kernels for its shapes are compiled."""
+        config = self._engine.create_runtime_config()
+        if not config.set_runtime_cache(self._cache):
+            raise EngineError("TensorRT-RTX takes no runtime cache here: reinstall it")
+        config.set_execution_context_allocation_strategy(strategy)
+        if replayed:
+            config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._configs.append(config)
+        return self._engine.create_execution_context(config)
 
     def save(self) -> None:
         """Write what was compiled, whole or not at all."""

@@ -101,7 +101,8 @@ class TensorRtSession:
         self._addresses = {name: device.allocate(size) for name, size in _buffer_sizes(shape, slots).items()}
         caches = {name: device.allocate(shape.cache_bytes(slots)) for name in shape.cache_names}
         self._contexts = [self._open(profile, caches) for profile in (DECODE, PREFILL)]
-        self._graphs: dict[int, Graph] = {}  # by the number of rows
+        self._graph: Graph | None = None
+        self._may_record = True
         self._ids = device.pin((slots * shape.chunk,), np.int64)
         self._starts = device.pin((slots,), np.int64)
         self._rows = device.pin((shape.rows,), np.int64)
@@ -122,7 +123,7 @@ class TensorRtSession:
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""
-        self._graphs.clear()
+        self._graph = None
         self._contexts.clear()
         self._device.close()
 
@@ -149,19 +150,23 @@ class TensorRtSession:
             start = stop
 
     def _run(self, tokens: Tokens, lengths: Lengths, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The logits [len(rows), vocab_size] of one step; the engine gives one row at least."""
-        count = max(len(rows), 1)
+        """The logits [len(rows), vocab_size] of one step. Decoding has one shape, with a row for every slot; the engine
+        gives one row at least.
+        """
+        decodes = tokens.shape[1] == 1
+        count = self.slots if decodes else max(len(rows), 1)
         self._ids[: tokens.size] = tokens.reshape(-1)
         self._starts[:] = lengths
-        self._rows[:count] = rows if len(rows) else 0
+        self._rows[:count] = 0
+        self._rows[: len(rows)] = rows
         for name, array in (
             ("input_ids", self._ids[: tokens.size]),
             ("write_indices", self._starts),
             ("logits_index", self._rows[:count]),
         ):
             self._device.upload(self._addresses[name], array)
-        if tokens.shape[1] == 1:
-            self._decode(count)
+        if decodes:
+            self._decode()
         else:
             self._enqueue(PREFILL, tokens.shape[1], count)
         found = self._logits[: len(rows)]
@@ -170,15 +175,15 @@ class TensorRtSession:
         self._device.synchronize()
         return found
 
-    def _decode(self, rows: int) -> None:
-        """The first step of its kind warms the engine up and is recorded, later ones replay it."""
-        if rows in self._graphs:
-            self._graphs[rows].launch()
+    def _decode(self) -> None:
+        """The first step warms the engine up and is recorded, later ones replay it. Recording is tried once."""
+        if self._graph is not None:
+            self._graph.launch()
             return
-        self._enqueue(DECODE, 1, rows)
-        self._device.synchronize()
-        if (graph := self._contexts[DECODE].capture()) is not None:
-            self._graphs[rows] = graph
+        self._enqueue(DECODE, 1, self.slots)
+        if self._may_record:
+            self._device.synchronize()
+            self._graph, self._may_record = self._contexts[DECODE].capture(), False
 
     def _enqueue(self, profile: int, width: int, rows: int) -> None:
         context = self._contexts[profile]

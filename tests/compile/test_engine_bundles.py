@@ -169,6 +169,19 @@ def test_the_gpu_at_hand_must_be_there(checkpoint_of: Any, megrez_compile: Any, 
     assert not (tmp_path / "b").exists()
 
 
+def test_the_gpu_at_hand_is_built_for_and_no_other(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for a GPU that is not there, TensorRT-RTX must not build for those it knows."""
+    if not no_gpu():
+        pytest.skip("a GPU is at hand")
+    monkeypatch.setattr("megrez.compile.engine.capability_at_hand", lambda library: 90)
+    options = ("--target", "trt-fp16", "--arch", "native", "--context", 64)
+    done = megrez_compile(checkpoint_of(**SHAPE), *options, "-o", tmp_path / "b")
+    assert done.code == 1 and "Traceback" not in done.err, done.err
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_gpu_at_hand_that_lacks_the_numbers_is_refused(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

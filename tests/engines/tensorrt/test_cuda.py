@@ -5,13 +5,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorrt_rtx
 from cuda import bindings
-from cuda.bindings import runtime  # noqa: F401 - the package must have it before a test replaces it
+from cuda.bindings import runtime
 
+from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.tensorrt.cuda import CudaContext, CudaDevice, open_log
-from megrez.engines.tensorrt.runtime_cache import cache_path
+from megrez.engines.tensorrt.runtime_cache import RuntimeCache, cache_path
 from megrez.engines.tensorrt.session import open_session
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError, EngineError, MissingExtraError, UsageError
@@ -149,18 +151,33 @@ def test_compiled_kernels_are_kept_beside_the_bundle_and_not_in_it(tmp_path: Pat
     assert cache_path(tmp_path / "b") == tmp_path / ".b.runtime-cache"
 
 
+def test_copies_are_asked_for_in_the_terms_of_cudas_bindings() -> None:
+    """Without a driver it is CUDA that refuses, not its bindings."""
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("a GPU is at hand, which addresses are real to")
+    device = object.__new__(CudaDevice)
+    device.cuda, device.stream = object.__new__(Cuda), 0
+    device.cuda.runtime = runtime
+    for copy in (device.upload, device.download):
+        with pytest.raises(EngineError, match=r"^CUDA's cudaMemcpyAsync says cudaError"):
+            copy(1 << 20, np.zeros(4, np.int64))
+
+
 class Noted:
-    """CUDA's runtime, called and not there: what was asked of it, in order."""
+    """CUDA's runtime, called and not there: what was asked of it, in order, of which `failing` is refused."""
 
     runtime = SimpleNamespace(
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
     )
 
-    def __init__(self) -> None:
+    def __init__(self, failing: str = "") -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.failing = failing
 
     def __call__(self, function: str, *args: Any) -> Any:
         self.calls.append((function, *args))
+        if function == self.failing:
+            raise EngineError(f"CUDA's {function} says no")
         return {"cudaStreamEndCapture": "graph", "cudaGraphInstantiate": "executable"}.get(function)
 
 
@@ -177,3 +194,46 @@ def test_a_recorded_step_is_destroyed_once_with_its_device() -> None:
     cuda.calls.clear()
     device.close()
     assert cuda.calls == [("cudaGraphExecDestroy", "executable"), ("cudaStreamDestroy", 7)]
+
+
+@pytest.mark.parametrize(
+    ("failing", "accepted", "asked"),
+    [
+        ("", False, ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphDestroy"]),
+        ("cudaStreamBeginCapture", True, ["cudaStreamBeginCapture"]),
+        ("cudaStreamEndCapture", True, ["cudaStreamBeginCapture", "cudaStreamEndCapture"]),
+        (
+            "cudaGraphInstantiate",
+            True,
+            ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"],
+        ),
+    ],
+)
+def test_a_recording_that_fails_is_ended_and_steps_go_on(failing: str, accepted: bool, asked: list[str]) -> None:
+    cuda = Noted(failing)
+    device = object.__new__(CudaDevice)
+    device.cuda, device.stream, device._cache, device._graphs = cuda, 7, None, []  # type: ignore[assignment]
+    assert CudaContext(device, SimpleNamespace(execute_async_v3=lambda stream: accepted)).capture() is None
+    assert [call[0] for call in cuda.calls] == asked and device._graphs == []
+
+
+def test_tensorrt_rtx_records_decoding_by_itself(tmp_path: Path) -> None:
+    class Config:
+        cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
+
+        def create_runtime_cache(self) -> Any:
+            return SimpleNamespace(deserialize=lambda data: None)
+
+        def set_runtime_cache(self, cache: Any) -> bool:
+            return True
+
+        def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+            pass
+
+    engine = SimpleNamespace(create_runtime_config=Config, create_execution_context=lambda config: config)
+    cache = RuntimeCache(tensorrt_rtx, engine, tmp_path)
+    strategies = [cache.open_context(None, replayed=decodes).cuda_graph_strategy.name for decodes in (True, False)]
+    assert strategies == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
+    device = object.__new__(CudaDevice)
+    device._cache, device.cuda, device.stream = cache, Noted(), 7  # type: ignore[assignment]
+    assert CudaContext(device, None).capture() is None and device.cuda.calls == []  # type: ignore[attr-defined]

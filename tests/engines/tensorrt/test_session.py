@@ -51,7 +51,7 @@ def test_buffers_are_allocated_once_and_account_for_all_memory() -> None:
     assert sum(line.startswith("allocate") for line in device.log) == len(allocated)
 
 
-def test_a_decoding_step_is_recorded_once_for_each_number_of_rows_and_then_replayed() -> None:
+def test_a_decoding_step_is_recorded_once_and_then_replayed_whatever_rows_are_wanted() -> None:
     session, device, fake = pair(slots=2)
     for length in range(3):
         both(session, fake, [[length], [7]], [length, length], [0, 1])
@@ -64,8 +64,7 @@ def test_a_decoding_step_is_recorded_once_for_each_number_of_rows_and_then_repla
         "capture 0 (2, 1)",
         "launch",
         "launch",
-        "enqueue 0 (2, 1)",
-        "capture 0 (2, 1)",
+        "launch",
         "enqueue 1 (2, 2)",
         "launch",
         "launch",
@@ -76,7 +75,8 @@ def test_without_capture_every_step_is_queued() -> None:
     session, device, fake = pair(capturable=False)
     for length in range(3):
         both(session, fake, [[length + 1]], [length], [0])
-    assert [line.split()[0] for line in device.log if not line.startswith("allocate")] == ["enqueue", "capture"] * 3
+    asked = [line.split()[0] for line in device.log if not line.startswith("allocate")]
+    assert asked == ["enqueue", "capture", "enqueue", "enqueue"]
 
 
 def test_a_long_prompt_is_read_in_pieces_as_if_whole() -> None:
