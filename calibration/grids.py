@@ -47,7 +47,7 @@ def fit_grid(weight: Float32, form: WeightFormat, importance: Float32 | None = N
         x = _blocks(weight[part], block)  # [rows, blocks, block]
         scale, zero = _best(x, form, loud, unit)
         if form.nested:
-            scale = _nested(scale)
+            scale = _nested(scale, (x != 0).any(axis=2))
         codes[part] = _codes(x, scale, zero, form).reshape(len(x), -1)[:, :columns]
         scales[part], zeros[part] = scale, zero
 
@@ -110,9 +110,13 @@ def _grids(x: Float32, form: WeightFormat, unit: np.float32 | None) -> Iterator[
             yield scale, np.clip(zero + np.float32(shift), 0, top)
 
 
-def _nested(scale: Float32) -> Float32:
-    """Scales [rows, blocks] as the nearest of 1 .. NESTED times a sixteenth of their row's largest."""
-    unit = scale.max(axis=1, keepdims=True) / np.float32(NESTED)
+def _nested(scale: Float32, filled: NDArray[np.bool_]) -> Float32:
+    """Scales [rows, blocks] as the nearest of 1 .. NESTED times a sixteenth of their row's largest.
+
+    filled: which blocks are not zeros throughout; the scale of those says nothing, and the others' decides.
+    """
+    largest = np.where(filled, scale, 0).max(axis=1, keepdims=True)
+    unit = _usable(largest / np.float32(NESTED))
     nearest: Float32 = np.clip(np.rint(scale / unit), 1, NESTED) * unit
     return nearest
 

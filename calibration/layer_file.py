@@ -1,12 +1,13 @@
 """Rounded matrices and changed tensors in a safetensors file, one file a layer; knows no layer."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from megrez.calibration.blocks import BlockFormat, BlockQuantized
@@ -14,7 +15,7 @@ from megrez.calibration.recipe import Calibrated
 
 
 def write_layer(path: Path, found: Calibrated) -> None:
-    """Write `found`'s arrays under a temporary name, then give them theirs."""
+    """Write `found`'s arrays under a temporary name, then give them theirs; OSError where they find no room."""
     arrays: dict[str, NDArray[np.generic]] = dict(found.tensors)
     formats = {}
     for name, matrix in found.matrices.items():
@@ -25,11 +26,11 @@ def write_layer(path: Path, found: Calibrated) -> None:
             arrays[f"{name}.zero_points"] = matrix.zero_points
         formats[name] = dataclasses.asdict(format_of(matrix)) | {"columns": matrix.codes.shape[1]}
     temporary = path.with_suffix(".partial")
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        temporary,
-        {"formats": json.dumps(formats)},
-    )
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    try:
+        save_file(whole, temporary, {"formats": json.dumps(formats)})
+    except SafetensorError as error:  # which says of a full disk what an OSError would
+        raise OSError(errno.EIO, str(error), str(path)) from error
     temporary.replace(path)
 
 

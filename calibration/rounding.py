@@ -54,6 +54,14 @@ class Rounded:
             met = round_to(met, self.input_scale, self.inputs)
         return np.concatenate([self._product(met, one) for one in self.projections], axis=1)
 
+    def dequantized(self) -> "Rounded":
+        """The same numbers with the matrices' floats at hand, for whoever asks more than once."""
+        projections = [
+            dataclasses.replace(one, weight=self.matrices[one.name].dequantize()) if one.name in self.matrices else one
+            for one in self.projections
+        ]
+        return dataclasses.replace(self, projections=projections, matrices={})
+
     def _product(self, met: Float32, one: Projection) -> Float32:
         matrix = self.matrices.get(one.name)
         y = met @ (one.weight if matrix is None else matrix.dequantize()).T

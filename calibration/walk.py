@@ -84,6 +84,7 @@ def _fidelity(tokens: Tokens, streams: Streams, head: Head, rounded_head: Rounde
     if tokens.size == 0:
         return None
     exact, rounded = (hidden[streams.learn :] for hidden in (streams.exact, streams.rounded))
+    rounded_head = rounded_head and rounded_head.dequantized()
 
     def logits(hidden: Float32) -> Float32:
         return head(hidden) if rounded_head is None else rounded_head(head.inputs(hidden))

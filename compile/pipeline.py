@@ -46,6 +46,18 @@ def compile_bundle(request: Request, report: Report) -> Path:
     Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
     when the bundle cannot be written.
     """
+    bundle = _compile(request, report)
+    if request.calibration.scales is None:
+        discard(_work(bundle))
+    return bundle
+
+
+def _work(output: Path) -> Path:
+    """Where the calibration of a bundle is kept until that is whole."""
+    return output.with_name(f"{output.name}.calibration.json")
+
+
+def _compile(request: Request, report: Report) -> Path:
     dummy = request.calibration.weights == "dummy"  # which is as random in every direction
     checkpoint = request.checkpoint if dummy else rotate_for(request.checkpoint, request.target)
     context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
@@ -56,13 +68,12 @@ def compile_bundle(request: Request, report: Report) -> Path:
         return _through_graphs(request, report)
     report.stage("checking the checkpoint")
     checkpoint.check()
-    work = request.output.with_name(f"{request.output.name}.calibration.json")
     prepared = Preparation(
         checkpoint=checkpoint,
         target=request.target,
         request=request.calibration,
         context=context,
-        work=work,
+        work=_work(request.output),
         report=report,
     ).run()
     report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers for {request.target.name}")
@@ -82,8 +93,6 @@ def compile_bundle(request: Request, report: Report) -> Path:
         lambda folder: _build(model, prepared, folder, context, plan, report),
         lambda bundle: _measure(bundle, prepared, report),
     )
-    if prepared.record is not None and request.calibration.scales is None:
-        discard(work)
     return request.output
 
 
@@ -107,10 +116,13 @@ def _through_graphs(request: Request, report: Report) -> Path:
         request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
     )
     try:
+        _compile(staged, report)
         engine = replace(request.engine, chunk=None)
-        return build_staged(str(compile_bundle(staged, report)), None, request.output, engine, report)
+        bundle = build_staged(str(graphs), None, request.output, engine, report)
     finally:
         shutil.rmtree(graphs, ignore_errors=True)
+    discard(_work(graphs))  # until the contexts are whole, a next try goes on from the calibration
+    return bundle
 
 
 def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:

@@ -77,7 +77,9 @@ class Precision:
         wanted, finer = self.wanted(name), self._target.embedding
         if name not in HEAD or wanted is None or finer is None or wanted.bits >= finer.bits:
             return 0
-        in_file = file_of(self._checkpoint).block_format(name)
+        file = file_of(self._checkpoint)
+        is_absent = name == HEAD[0] and file.config.tie_word_embeddings  # what was made of it may be untied
+        in_file = None if is_absent else file.block_format(name)
         carried_over = in_file is not None and in_file.bits == wanted.bits
         return 0 if carried_over else rows // 32
 

@@ -60,12 +60,11 @@ def calibrate_within(
     choices = {name: _choice(checkpoint, target, name, divergence) for name, divergence in divergences.items()}
     factor, best = 1.0, None
     lowest = 0.0
-    for _ in range(ROUNDS):
-        finer = choose_finer(choices, AIM * max_kl / factor)
+    for left in reversed(range(ROUNDS)):
+        finer = choose_finer(choices, AIM * max_kl / factor) if left else frozenset(choices)
         mixed = target.with_finer(_tensors(finer))
-        record, held_out = calibrate_checkpoint(
-            checkpoint, mixed, algorithm, text, path, progress(f"{len(finer)} of {len(choices)} points finer")
-        )
+        layers = progress(f"{len(finer)} of {len(choices)} points finer")
+        record, held_out = calibrate_checkpoint(checkpoint, mixed, algorithm, text, path, layers, reuse=True)
         assert record.fidelity is not None
         found, predicted = record.fidelity.kl_mean, remaining(choices, finer)
         if found <= max_kl:

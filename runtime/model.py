@@ -31,6 +31,7 @@ class Model:
     template: ChatTemplate | None
     _cached: list[int] = field(default_factory=list, init=False, repr=False)
     _streams: int = field(default=0, init=False, repr=False)
+    _is_closed: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int | None = None, verify: bool = False) -> "Model":
@@ -101,6 +102,8 @@ class Model:
         reuse_prefix: keep what the cache holds of the last prompt and answer: faster, with last-digit differences.
         Raises UsageError for a prompt that does not fit the context, EngineError when the engine fails.
         """
+        if self._is_closed:
+            raise UsageError(f"the model of {self.bundle.path} was closed: open it again")
         stops = StopStrings(stop)
         steps = generate(
             self.session,
@@ -114,7 +117,10 @@ class Model:
         return as_pieces(self._recorded(steps, prompt_ids, self._streams), Detokenizer(self.text, prompt_ids), stops)
 
     def close(self) -> None:
-        self.session.close()
+        """Free its memory; closing twice is closing once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.session.close()
 
     def __enter__(self) -> "Model":
         return self

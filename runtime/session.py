@@ -37,7 +37,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the buffers; the session cannot be used afterwards."""
+        """Free the buffers; the session cannot be used afterwards. Closing twice is closing once."""
         ...
 
 

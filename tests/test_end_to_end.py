@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError, UsageError
 from megrez.runtime.manifest import SCHEMA_VERSION
 from megrez.runtime.model import Model
@@ -75,6 +76,19 @@ def test_a_prompt_longer_than_the_context_is_refused(bundle: Path) -> None:
         with pytest.raises(UsageError, match="the prompt has 49 tokens, the context holds 48"):
             model.stream_ids([1] * 49, GREEDY)
         assert [piece.finish_reason for piece in model.stream_ids([1] * 48, GREEDY)] == ["length"]
+
+
+@pytest.mark.parametrize("target", ["cpu-int4", "cuda-int4"])
+def test_a_tied_gguf_of_floats_gets_a_head_of_its_own(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str
+) -> None:
+    """It is turned, which unties it: the file has no tensor of that name."""
+    path = make_gguf(tmp_path / "tiny.gguf", checkpoint_of(tied=True), kind="F16")
+    options = ("--target", target, "--algorithm", "rtn", "--context", 48, "-o", tmp_path / "b")
+    done = megrez_compile(path, *options, "--fidelity-tokens", 128)
+    assert done.code == 0, done.err
+    measured = open_bundle(tmp_path / "b").manifest.measured
+    assert measured is not None and measured.fidelity.kl_mean < 0.2
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])

@@ -40,6 +40,7 @@ def read_gguf_config(
 ) -> ModelConfig:
     """read_floats: a tensor by its GGUF name. Raises CheckpointError naming what is not supported, and `source`."""
     architecture = header.metadata.get("general.architecture")
+    _refuse_parts(header, source)
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{source} has architecture {architecture!r}, which is not supported: {', '.join(ARCHITECTURES)} are"
@@ -67,6 +68,10 @@ def read_gguf_config(
 def _refuse_variants(header: GgufHeader, facts: dict[str, Any], source: str) -> None:
     if facts.get("expert_count"):
         raise CheckpointError(f"{source} has {facts['expert_count']} experts: mixtures of experts are not supported")
+
+
+def _refuse_parts(header: GgufHeader, source: str) -> None:
+    """Of a model in parts, all but the first have no architecture."""
     if header.metadata.get("split.count", 1) > 1:
         raise CheckpointError(
             f"{source} is one of {header.metadata['split.count']} parts: join them with  llama-gguf-split --merge"
@@ -92,8 +97,12 @@ def _rope(
     header: GgufHeader, facts: dict[str, Any], read_floats: Callable[[str], NDArray[np.float32]], source: str
 ) -> dict[str, Any]:
     theta = _plain(facts.get("rope.freq_base", 10000.0))
-    kind = facts.get("rope.scaling.type", "none")
+    # As llama.cpp reads it: a factor alone, which older files have under another key, is linear scaling.
+    factor = facts.get("rope.scaling.factor", facts.get("rope.scale_linear", 0))
+    kind = facts.get("rope.scaling.type", "linear" if factor not in (0, 1) else "none")
     rope: dict[str, Any] = {"rope_theta": theta, "rope_type": "default" if kind == "none" else kind}
+    if kind == "linear":
+        rope["factor"] = _plain(factor)
     for key, value in facts.items():
         name = key.removeprefix("rope.scaling.")
         if name == key or name in ("type", "finetuned") or kind == "none":

@@ -34,7 +34,7 @@ def _build(facts: dict[str, Any], source: str) -> "Tokenizer":
         raise CheckpointError(f"{source} has a tokenizer without tokens: download it again")
     kinds = _kinds(facts)
     if facts["model"] == "gpt2":
-        return build_bpe(tokens, facts.get("merges", []), pre=facts.get("pre", "default"), source=source)
+        return build_bpe(tokens, facts.get("merges", []), pre=facts.get("pre", ""), source=source)
     if facts["model"] == "llama":
         return build_spm(
             tokens,

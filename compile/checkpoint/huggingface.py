@@ -80,10 +80,10 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
-        if (self._folder / INDEX).is_file():
-            tensors = _read_shards(self._folder, self._source)
-        elif (self._folder / SINGLE).is_file():
+        if (self._folder / SINGLE).is_file():  # before an index that an older save left there, as in transformers
             tensors = read_header(self._folder / SINGLE)
+        elif (self._folder / INDEX).is_file():
+            tensors = _read_shards(self._folder, self._source)
         else:
             raise CheckpointError(_no_weights(self._folder))
         if self._config.tie_word_embeddings:

@@ -35,7 +35,6 @@ class Cutting:
 
 
 CUTTINGS = {
-    "default": Cutting(),
     "gpt-2": Cutting(),
     "smollm": Cutting(single_digits=True),
     "llama-bpe": Cutting(pattern=_LLAMA3, whole_words=True),
@@ -43,14 +42,18 @@ CUTTINGS = {
     "megrez": Cutting(pattern=_QWEN2),
     "tekken": Cutting(pattern=_TEKKEN, whole_words=True),
 }
+# Other names of the same, as llama.cpp has them.
+ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 LEADS_WITH_BOS = ("llama-bpe", "tekken")
+# What older files say or leave out: llama.cpp guesses and warns that the model will answer worse.
+UNKNOWN = ("", "default")
 
 
 def build_bpe(tokens: Sequence[str], merges: Sequence[str], *, pre: str, source: str) -> "Tokenizer":
     """merges: pairs joined by a space, as GGUF has them. Raises CheckpointError for a name not in CUTTINGS."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cutting = _cutting(pre, source)
+    cutting = _cutting(ALIASES.get(pre, pre), source)
     pairs = [_pair(merge, source) for merge in merges]
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
@@ -65,6 +68,11 @@ def build_bpe(tokens: Sequence[str], merges: Sequence[str], *, pre: str, source:
 
 
 def _cutting(pre: str, source: str) -> Cutting:
+    if pre in UNKNOWN:
+        raise CheckpointError(
+            f"{source} does not say how its tokenizer cuts text (tokenizer.ggml.pre): take a newer conversion of the "
+            "model, or its safetensors checkpoint"
+        )
     if pre not in CUTTINGS:
         close = difflib.get_close_matches(pre, CUTTINGS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""

@@ -125,7 +125,7 @@ class OrtSession:
         """See megrez.runtime.session.Session."""
         self._caches.clear()
         self._decode.clear()
-        del self._session
+        self._session = None
 
     def _run(self, first: int, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
         """A step of the slots from `first` on; the graph gives one row of logits at least."""

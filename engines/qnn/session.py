@@ -108,7 +108,7 @@ class StaticSession:
         for chain in (self._prefill, self._decode):
             chain.graphs.clear()
             chain.arrays.clear()
-        del self._head
+        self.__dict__.pop("_head", None)
 
     def _append(self, chain: _Chain, ids: Array, length: int) -> None:
         """Fewer ids than the chain takes leave rubbish behind them: nothing sees it, and it is not cached."""

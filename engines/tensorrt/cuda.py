@@ -125,6 +125,8 @@ class CudaDevice:
         self.cuda("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
+        if self.stream is None:
+            return
         if self._cache is not None:
             self._cache.save()
         for graph in self._graphs:
@@ -137,6 +139,7 @@ class CudaDevice:
         self._memory.clear()
         self._pinned.clear()
         self.cuda("cudaStreamDestroy", self.stream)
+        self.stream = None
 
     def _read(self, bundle: Bundle) -> Any:
         """The engine, from the file mapped into memory."""

@@ -201,3 +201,15 @@ def test_nested_scales_are_sixteenths_of_their_channel_s_largest(weighed: bool) 
     np.testing.assert_allclose(steps, np.clip(np.rint(free.scales / (largest / 16)), 1, 16), rtol=1e-6)
     nearest = np.clip(np.rint(x / np.repeat(made.scales, 64, axis=1)) + 8, 0, 15)
     np.testing.assert_array_equal(made.codes, nearest)
+
+
+def test_a_block_of_zeros_does_not_coarsen_its_row() -> None:
+    form = WeightFormat(bits=4, block=64, symmetric=True, nested=True)
+    x = np.random.default_rng(4).normal(0, 0.02, (8, 256)).astype(np.float32)
+    without = fit_grid(np.delete(x, np.s_[64:128], axis=1), form).dequantize()
+    x[:, 64:128] = 0
+    x[3] = 0
+    made = fit_grid(x, form).dequantize()
+    assert not made[:, 64:128].any() and not made[3].any()
+    rows = np.delete(np.arange(8), 3)
+    np.testing.assert_array_equal(np.delete(made, np.s_[64:128], axis=1)[rows], without[rows])

@@ -91,3 +91,11 @@ def test_an_earlier_file_is_replaced(tmp_path: Path) -> None:
     write_layer(path, Calibrated(tensors={"x": np.ones(3, np.float32)}))
     write_layer(path, Calibrated(tensors={"y": np.ones(2, np.float32)}))
     assert LayerFile(path).tensors == {"y"}
+
+
+def test_a_file_that_finds_no_room_is_an_oserror(tmp_path: Path) -> None:
+    """As a full disk says it; the library that writes has errors of its own."""
+    path = tmp_path / "a.safetensors"
+    path.with_suffix(".partial").mkdir()
+    with pytest.raises(OSError):
+        write_layer(path, Calibrated(matrices=MATRICES))

@@ -11,7 +11,7 @@ import pytest
 
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.engines import open_session
-from megrez.runtime.errors import UsageError
+from megrez.runtime.errors import EngineError, UsageError
 from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
 from tests.graphs import IDS
@@ -130,6 +130,24 @@ def test_a_checkpoint_becomes_contexts_by_way_of_its_graphs(
     assert code == 0 and json.loads(out)["output_tokens"] == 4, err
     code, out, _ = megrez("inspect", tmp_path / "b")
     assert code == 0 and "snapdragon-8-gen-3, v75, onnxruntime-qnn" in out
+
+
+def test_contexts_that_fail_leave_the_calibration_to_the_next_try(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = ("--target", "qnn-w8a16", "--arch", "v75", "--context", 48, "--chunk", 16, "--algorithm", "gptq")
+    arguments = (checkpoint_of(), *build, "--calib-tokens", 48, "-o", tmp_path / "b")
+    with monkeypatch.context() as patched:
+        patched.setattr("megrez.compile.staged.build_contexts", crash)
+        assert megrez_compile(*arguments).code == 1
+    kept = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(kept) == 1 and kept[0].startswith(".b.graphs.calibration.")
+    done = megrez_compile(*arguments)
+    assert done.code == 0 and [path.name for path in tmp_path.iterdir()] == ["b"], done.err
+
+
+def crash(*arguments: object) -> None:
+    raise EngineError("the compiler crashed")
 
 
 def test_shared_weights_are_one_file_that_the_emulator_cannot_open(

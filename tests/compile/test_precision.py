@@ -17,7 +17,7 @@ LAYERS = 16
 
 
 def precision(target: str, own: dict[str, BlockFormat] | None = None) -> Precision:
-    config = SimpleNamespace(num_hidden_layers=LAYERS)
+    config = SimpleNamespace(num_hidden_layers=LAYERS, tie_word_embeddings=False)
     checkpoint: Any = SimpleNamespace(config=config, block_format=(own or {}).get)
     return Precision(checkpoint, find_target(target))
 

@@ -64,3 +64,17 @@ def test_a_budget_that_cannot_be_met_is_one_line(
     assert (done.code, done.out, len(told)) == (2, "", 1), done.err
     assert all(part in told[0] for part in said) and "Traceback" not in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_only_the_finest_formats_meet_is_met(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever sensitivities promise: the last round keeps every point finer."""
+    monkeypatch.setattr("megrez.compile.within_budget.choose_finer", lambda choices, budget: frozenset())
+    folder = checkpoint_of()
+    fine = compiled(megrez_compile, folder, "cpu-int8", tmp_path / "int8").manifest.measured
+    assert fine is not None
+    mixed = compiled(
+        megrez_compile, folder, "cpu-int4", tmp_path / "mixed", "--max-kl", 2 * fine.fidelity.kl_mean
+    ).manifest.measured
+    assert mixed is not None and mixed.fidelity.kl_mean <= 2 * fine.fidelity.kl_mean

@@ -141,6 +141,13 @@ def test_an_interrupted_stream_does_not_spoil_the_next(model_saying):
         assert said == context[4 : 4 + len(said)]
 
 
+def test_a_closed_model_says_so_and_may_be_closed_again(model_saying):
+    with model_saying("hello") as model:
+        model.close()
+    with pytest.raises(UsageError, match="was closed: open it again"):
+        model.generate(USER)
+
+
 def test_a_stream_ends_in_an_error_once_another_is_asked_for(model_saying):
     model = model_saying("x")
     model.session = FakeSession(vocab_size=267, capacity=64)

@@ -168,11 +168,31 @@ def test_yarn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("metadata", "factor"),
+    [
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, 4.0),
+        ({"llama.rope.scaling.factor": 4.0}, 4.0),
+        ({"llama.rope.scale_linear": 4.0}, 4.0),
+        ({"llama.rope.scale_linear": 1.0}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+    ],
+)
+def test_linear_scaling_is_read_as_llama_cpp_reads_it(
+    tmp_path: Path, metadata: dict[str, Any], factor: float | None
+) -> None:
+    path = make_gguf(tmp_path / "t.gguf", make_checkpoint(tmp_path / "hf"), metadata=metadata)
+    scaled = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
+    assert open_checkpoint(str(path)).config.rope == {"rope_theta": 10000.0, **scaled}
+
+
+@pytest.mark.parametrize(
     ("metadata", "told"),
     [
         ({"general.architecture": "gemma2"}, "architecture 'gemma2', which is not supported: llama, qwen2, qwen3 are"),
         ({"llama.expert_count": 8}, "8 experts"),
         ({"split.count": 3}, "one of 3 parts: join them"),
+        ({"split.count": 3, "general.architecture": None}, "one of 3 parts: join them"),
+        ({"tokenizer.ggml.pre": None}, "does not say how its tokenizer cuts text"),
         ({"llama.block_count": None}, "num_hidden_layers is missing"),
         ({"llama.attention.head_count_kv": [2, 2]}, "num_key_value_heads is [2, 2]"),
         ({"llama.rope.dimension_count": 16}, "rope.dimension_count 16: only head_dim, 32"),

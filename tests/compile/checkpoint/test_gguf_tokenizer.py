@@ -92,9 +92,10 @@ def byte_level(pre: str, *, more: Sequence[str] = (), merges: Sequence[str] = ()
     ("pre", "text", "words"),
     [
         ("gpt-2", "it's 1234 x", ["it", "'s", "Ġ1234", "Ġx"]),
-        ("default", "IT'S 12", ["IT", "'", "S", "Ġ12"]),
+        ("gpt-2", "IT'S 12", ["IT", "'", "S", "Ġ12"]),
         ("smollm", "a 123", ["a", "Ġ", "1", "2", "3"]),
         ("llama-bpe", "IT'S 12345 (x)\n", ["IT", "'S", "Ġ", "123", "45", "Ġ(", "x", ")Ċ"]),
+        ("llama-v3", "a 12345", ["a", "Ġ", "123", "45"]),
         ("qwen2", "it's 123\n\n", ["it", "'s", "Ġ", "1", "2", "3", "ĊĊ"]),
         ("megrez", "it's 123\n\n", ["it", "'s", "Ġ", "1", "2", "3", "ĊĊ"]),
         ("tekken", "camelCase 12/\n", ["camel", "Case", "Ġ", "1", "2", "/Ċ"]),
@@ -140,6 +141,7 @@ def test_control_tokens_are_special_and_user_tokens_are_not() -> None:
     ("facts", "told"),
     [
         ({"pre": "deepseek-coder"}, "pre-tokenizer 'deepseek-coder'"),
+        ({"pre": "default"}, "does not say how its tokenizer cuts text (tokenizer.ggml.pre): take a newer"),
         ({"merges": ["ab"]}, "a merge 'ab' that is not a pair"),
         ({"merges": ["a zz"]}, "merges that do not fit its vocabulary"),
         ({"tokens": []}, "without tokens"),

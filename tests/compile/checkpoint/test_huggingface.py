@@ -108,6 +108,16 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert f"{shard.name}, which model.safetensors.index.json names, is not there" in refusal(tmp_path)
 
 
+def test_a_whole_file_stands_before_an_index_that_was_left_there_as_in_transformers(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, sharded=True)
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    whole = make_checkpoint(tmp_path / "whole", seed=1) / "model.safetensors"
+    whole.rename(tmp_path / "model.safetensors")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()["model.norm.weight"]
+    np.testing.assert_array_equal(open_folder(tmp_path).read("model.norm.weight"), theirs.numpy())
+
+
 def test_an_index_that_names_what_its_shard_lacks(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, sharded=True)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
