@@ -82,6 +82,15 @@ def describe_file(path: Path, root: Path) -> File:
     return File(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
 
 
+def check_hashes(record: Record, folder: Path) -> None:
+    """Raise UsageError where a file under `folder` is not what it was when `record` was written; reads all of them."""
+    changed = [file.path for file in record.files if sha256_of(folder / file.path) != file.sha256]
+    if changed:
+        raise UsageError(
+            f"the scales' {', '.join(changed)} are not what was written: copy them again or calibrate again"
+        )
+
+
 def _fault(path: Path, file: File) -> str | None:
     if not path.is_file():
         return f"{file.path} is missing"

@@ -37,7 +37,7 @@ def _swap(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}{MARK}{os.getpid()}{OLD}")
     path.rename(old)
     new.rename(path)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # the new one is there: what is left of the old is removed next time
 
 
 def _remove_abandoned(path: Path) -> None:

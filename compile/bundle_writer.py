@@ -19,7 +19,7 @@ from megrez.engines.targets import Target
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import Bundle, sha256_of
-from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.errors import BundleError, UsageError, first_line
 from megrez.runtime.manifest import (
     FILE_NAME,
     SCHEMA_VERSION,
@@ -32,6 +32,7 @@ from megrez.runtime.manifest import (
     Measured,
     Provenance,
     Tokens,
+    stated_files,
 )
 
 TOOLS = ("gguf", "megrez-compile", "numpy", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
@@ -73,6 +74,8 @@ def write_bundle(
             if text is not None:
                 _write_text(text, folder)
             manifest = replace(manifest, device=device, files=_list_files(folder))
+            if faults := manifest.faults():
+                raise BundleError(f"the bundle {output} would not open: {'; '.join(faults)}: report this as a bug")
             (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
             if (found := measure(Bundle(path=folder, manifest=manifest))) is not None:
                 measured = replace(manifest, measured=found)
@@ -85,24 +88,50 @@ def _what_failed(error: OSError, output: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {output} is full: free some space or choose another -o"
     reason = error.strerror or str(error)
-    if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(output.parent):
+    if error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(output.absolute().parent):
         return f"cannot write {output}: {reason}: choose another -o"
     return f"cannot build {output}, {error.filename} failed: {reason}: see to that file and compile again"
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError if `output` exists and is no bundle, for it would be replaced, or is where this program runs."""
-    if Path.cwd().is_relative_to(output.absolute().resolve()):
-        raise UsageError(f"{output} is the current folder or holds it: give -o a folder of its own")
-    if output.is_dir() and ((output / FILE_NAME).is_file() or not any(output.iterdir())):
-        return
-    if output.exists():
-        raise UsageError(f"{output} exists and is not a bundle: choose another -o or remove it")
+    """Raise UsageError if `output` exists and is no bundle, for it would be replaced, is where this program runs, or
+    cannot be written.
+    """
+    try:
+        if Path.cwd().is_relative_to(output.resolve()):
+            raise UsageError(f"{output} is the current folder or holds it: give -o a folder of its own")
+        if output.exists() and not _may_be_replaced(output):
+            raise UsageError(f"{output} exists and is not a bundle: choose another -o or remove it")
+        parent = _existing_parent(output)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        raise UsageError(f"-o {output} cannot be used ({first_line(error)}): choose another") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"-o {output} cannot be written, {parent} is no folder for you to write in: choose another")
+
+
+def _may_be_replaced(output: Path) -> bool:
+    """An empty folder, or a bundle in which nobody has put a file of his own."""
+    if not output.is_dir():
+        return False
+    if not any(output.iterdir()):
+        return True
+    try:
+        stated = stated_files((output / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
+    if stated is None:
+        return False
+    found = (path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
+    return all(name == FILE_NAME or name in stated for name in found)
+
+
+def _existing_parent(output: Path) -> Path:
+    return next(folder for folder in output.absolute().parents if folder.exists())
 
 
 def check_space(output: Path, weight_bytes: int) -> None:
     """Raise BundleError if the disk cannot hold the bundle."""
-    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
+    parent = _existing_parent(output)
     free, needed = shutil.disk_usage(parent).free, weight_bytes + SMALL_FILES
     if free < needed:
         raise BundleError(

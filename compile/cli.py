@@ -1,6 +1,7 @@
 """The `megrez-compile` command: options to a request, errors to one line; knows no stage."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from megrez.compile.precision import fit_blocks
 from megrez.compile.prepare import CalibrationRequest
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
+from megrez.runtime.bundle import open_bundle
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
 from megrez.runtime.measure import peak_rss_bytes
@@ -84,9 +86,19 @@ def compile_command(model: str, target: str | None, output: Path, as_json: bool,
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
     else:
-        click.echo(
-            f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  megrez run {bundle} PROMPT"
-        )
+        click.echo(f"\n{bundle}: {seconds:.1f} s, {peak / 1e9:.2f} GB of memory at most; try  {_next_command(bundle)}")
+
+
+def _next_command(bundle: Path) -> str:
+    """What this machine can do with it."""
+    opened = open_bundle(bundle)
+    target, path = find_target(opened.manifest.target), shlex.quote(str(bundle))
+    if not target.runs_here and opened.manifest.engine == target.engine:
+        return f"megrez inspect {path}  here, and  megrez run {path} PROMPT  where its device is"
+    if target.inputs == "fp4":
+        return f"megrez inspect {path}"
+    has_text = opened.find("tokenizer.json") is not None
+    return f"megrez run {path} PROMPT" if has_text else f"megrez bench {path}"
 
 
 def _request(

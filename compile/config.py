@@ -83,7 +83,7 @@ def read_config(data: dict[str, Any], *, source: str = "config.json") -> ModelCo
 
 def _model_type(data: dict[str, Any], faults: list[str]) -> str:
     named = data.get("architectures")
-    found = named[0] if isinstance(named, list) and named else None
+    found = str(named[0]) if isinstance(named, list) and named else None
     model_type = data.get("model_type")
     if found is None and model_type in MODEL_TYPES.values():
         return str(model_type)
@@ -120,9 +120,9 @@ def _count(data: dict[str, Any], key: str, faults: list[str]) -> int:
 
 def _epsilon(data: dict[str, Any], faults: list[str]) -> float:
     value = data.get("rms_norm_eps", 1e-6)
-    if type(value) in (int, float) and value > 0:
+    if type(value) in (int, float) and 0 < value < 1:
         return float(value)
-    faults.append(f"rms_norm_eps is {value!r}, not a positive number")
+    faults.append(f"rms_norm_eps is {value!r}, not a number between 0 and 1")
     return 1.0
 
 

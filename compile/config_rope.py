@@ -25,7 +25,7 @@ def read_rope(data: dict[str, Any], positions: int, faults: list[str]) -> dict[s
         return {}
     values = {"rope_theta": data.get("rope_theta") or 10000.0, **found}
     kind = values.get("rope_type", values.get("type", "default"))
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         faults.append(f"rope type {kind!r} is not supported: {', '.join(_KEYS)} are")
         return {}
     _refuse_partial_rotary(data, found, faults)

@@ -46,7 +46,11 @@ def engine_options(command: Command) -> Command:
             click.option(
                 "--builder", type=click.Choice(tuple(EXTRAS)), help="Which TensorRT builds [what is installed]."
             ),
-            click.option("--workspace-mib", type=int, help="Most device memory for intermediate results [no limit]."),
+            click.option(
+                "--workspace-mib",
+                type=click.IntRange(1, 1 << 30),
+                help="Most memory for intermediate results [no limit].",
+            ),
             click.option("--version-compatible", is_flag=True, help="The engine opens in later TensorRT releases too."),
             click.option("--hardware-compatible", is_flag=True, help="The engine runs on SM80 and later (TensorRT)."),
             click.option("--chunk", type=int, metavar="N", help="Tokens of a prompt in one step of an NPU [64]."),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration import sensitivity_report
 from megrez.calibration.inputs import NUMBER_FORMATS
-from megrez.calibration.record import Record, read_record
+from megrez.calibration.record import Record, check_hashes, read_record
 from megrez.compile.calibrate import calibrate_checkpoint, rounded_form, rounds_anything
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
 from megrez.compile.calibration_text import CalibrationText, TextRequest, read_text
@@ -149,6 +149,7 @@ class Preparation:
                 f"{scales} belongs to another model ({record.model}, SHA-256 {record.model_sha256[:12]}…) than "
                 f"{self.checkpoint.source}: calibrate this one with  megrez calibrate"
             )
+        check_hashes(record, scales.parent)
         own, text = record.text, self.request.text
         if own.source == (default_name() if text.path is None else text.path.name):
             # Cut as it was for the calibration, so that nothing is judged by what it learned.

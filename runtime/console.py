@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> N
 
     Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
     """
+    _end_on_signals()
+    if sys.stdout is None:
+        click.echo("error: standard output is closed: leave it open or send it to a file", err=True)
+        sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a "?", not a traceback.
         sys.stdout.reconfigure(errors="replace")
@@ -58,7 +63,7 @@ def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> N
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except MegrezError as error:
         click.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
@@ -66,7 +71,26 @@ def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> N
     except BrokenPipeError:
         _mute_stdout()
         sys.exit(1)
+    except (OSError, MemoryError) as error:
+        _mute_stdout()  # its last flush would fail again where it is what failed
+        click.echo(f"error: {_told(error)}", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: OSError | MemoryError) -> str:
+    """What the machine refused, which is no bug of ours."""
+    if isinstance(error, MemoryError):
+        return f"the machine has too little memory{f' ({error})' if str(error) else ''}: free some or ask for less"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}: see to it and try again"
+
+
+def _end_on_signals() -> None:
+    """Let what was begun be cleaned up when the process is asked to end, as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
 
 
 def _load(asked: str, verb: Verb) -> click.Command:

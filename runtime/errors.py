@@ -1,7 +1,8 @@
 """The one tree of errors that users meet; it knows no library's own exceptions.
 
 A message says, on one line, what was asked, what was found and what to do. The CLIs print it after "error: " and
-exit with `exit_code`; anything else that reaches a CLI is a bug of ours and keeps its traceback.
+exit with `exit_code`. What the machine refuses (a file, a disk, memory) is one line too; anything else that reaches a
+CLI is a bug of ours and keeps its traceback.
 """
 
 

@@ -221,5 +221,16 @@ class Manifest:
         return found
 
 
+def stated_files(text: str) -> set[str] | None:
+    """The paths that a manifest of any schema lists; None where `text` is no manifest of ours."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data["schema_version"], int):
+            return None
+        return {file["path"] for file in data["files"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _stays_inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and "\\" not in path and ".." not in path.split("/")

@@ -104,7 +104,7 @@ class Model:
         """
         if self._is_closed:
             raise UsageError(f"the model of {self.bundle.path} was closed: open it again")
-        stops = StopStrings(stop)
+        prompt_ids, stops = list(prompt_ids), StopStrings(stop)
         steps = generate(
             self.session,
             prompt_ids,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.errors import BundleError, UsageError, first_line
 from megrez.runtime.manifest import Tokens
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Text:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise UsageError("the prompt is not valid Unicode text: pass it as UTF-8") from error
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise UsageError(f"the model's tokenizer cannot read this text: {first_line(error)}") from error
         bos = self._tokens.bos
         wanted = self._tokens.add_bos if add_bos is None else add_bos
         return [bos, *ids] if wanted and bos is not None and ids[:1] != [bos] else ids

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ class FakeCheckpoint:
 
     def __init__(self, tensors: Mapping[str, Float32]) -> None:
         self.tensors = tensors
+        self.config = SimpleNamespace(tie_word_embeddings="lm_head.weight" not in tensors)
         self.reads: list[str] = []
 
     def read(self, name: str) -> Float32:

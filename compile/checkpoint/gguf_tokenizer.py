@@ -77,13 +77,14 @@ def _facts(metadata: dict[str, Any], facts: dict[str, Any]) -> TextFacts:
 
 
 def _sampling(metadata: dict[str, Any]) -> SamplingDefaults:
-    """The file's own recommendation; greedy where it has none, as for a folder without generation_config.json."""
+    """The file's own recommendation; greedy where it has none that could be followed."""
     prefix = "general.sampling."
     if f"{prefix}temp" not in metadata:
         return GREEDY
-    return SamplingDefaults(
+    found = SamplingDefaults(
         temperature=round(float(metadata[f"{prefix}temp"]), 6),
         top_k=max(int(metadata.get(f"{prefix}top_k", 0)), 0),
         top_p=round(float(metadata.get(f"{prefix}top_p", 1.0)), 6),
         repetition_penalty=round(float(metadata.get(f"{prefix}penalty_repeat", 1.0)), 6),
     )
+    return GREEDY if found.faults() else found

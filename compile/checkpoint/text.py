@@ -100,7 +100,10 @@ def _ids(value: Any) -> tuple[int, ...]:
 def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): save it as such") from error
     found = read_object_if_there(folder / "chat_template.json").get("chat_template") or tokenizer.get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}

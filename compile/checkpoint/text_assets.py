@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.runtime.errors import CheckpointError
+from megrez.runtime.chat import ChatTemplate
+from megrez.runtime.errors import BundleError, CheckpointError, first_line
 from megrez.runtime.manifest import SamplingDefaults, Tokens
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class TextFacts:
 
 
 def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> TextAssets:
-    """Raises CheckpointError when the tokenizer cannot be read or no stop token is known."""
+    """Raises CheckpointError when the tokenizer or the template cannot be read or no stop token is known."""
     tokenizer = _parse(tokenizer_json)
-    bos, pad = _id(tokenizer, facts.bos_token), _id(tokenizer, facts.pad_token)
+    if facts.chat_template is not None:
+        _check_template(facts.chat_template)
+    bos, pad = (_known(_id(tokenizer, token), vocab_size) for token in (facts.bos_token, facts.pad_token))
     stop = _stop_ids(tokenizer, facts, vocab_size)
-    led = tokenizer.encode("a").ids[:1] == [bos]
+    led = _encodes(tokenizer, "a")[:1] == [bos]
     return TextAssets(
         tokenizer_json=tokenizer_json,
         chat_template=facts.chat_template,
@@ -64,8 +67,30 @@ def _parse(tokenizer_json: bytes) -> "Tokenizer":
         raise CheckpointError(f"tokenizer.json cannot be read ({error}): download it again") from error
 
 
+def _check_template(source: str) -> None:
+    """Now, and not when the bundle is opened."""
+    try:
+        ChatTemplate(source)
+        source.encode()
+    except (BundleError, UnicodeEncodeError) as error:
+        raise CheckpointError(f"{first_line(error)}, or remove it: the bundle then continues text") from error
+
+
 def _id(tokenizer: "Tokenizer", token: str | None) -> int | None:
     return None if token is None else tokenizer.token_to_id(token)
+
+
+def _encodes(tokenizer: "Tokenizer", text: str) -> list[int]:
+    try:
+        found: list[int] = tokenizer.encode(text).ids
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise CheckpointError(f"tokenizer.json cannot read a text ({first_line(error)}): download it again") from error
+    return found
+
+
+def _known(token: int | None, vocab_size: int) -> int | None:
+    """None for a token that was added to the tokenizer and never to the model."""
+    return token if token is not None and token < vocab_size else None
 
 
 def _stop_ids(tokenizer: "Tokenizer", facts: TextFacts, vocab_size: int) -> tuple[int, ...]:

@@ -14,12 +14,16 @@ def open_log(library: Any, *, errors_alone: bool = False) -> Any:
             super().__init__()
             self.lines: list[str] = []
             self.errors: list[str] = []
+            self.interrupted = False  # by Ctrl-C, which the library would swallow
 
         def log(self, severity: Any, message: str) -> None:
-            if not errors_alone:
-                self.lines += message.splitlines()
-            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.errors.append(message.strip())
+            try:
+                if not errors_alone:
+                    self.lines += message.splitlines()
+                if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                    self.errors.append(message.strip())
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     return Log()
 

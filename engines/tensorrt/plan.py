@@ -59,13 +59,15 @@ def build_plan(
     if not parser.parse_from_file(str(graph)):
         raise EngineError(f"{request.library} {library.__version__} cannot parse the graph: {_parser_error(parser)}")
     config = _configure(library, builder, network, request)
-    monitor = _monitor(library, progress)  # must outlive the build
+    monitor = _monitor(library, progress, log)  # must outlive the build
     config.progress_monitor = monitor
     with plan.open("wb") as file:
         writer = _writer(library, file.write)
         built = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.failure is not None:
             raise writer.failure
+    if log.interrupted or monitor.interrupted:
+        raise KeyboardInterrupt
     if not built:
         raise EngineError(f"{request.library} {library.__version__} cannot build the engine: {_first(log.errors)}")
     memory = largest(log.lines, "Total Weights Memory:") + largest(log.lines, "Total Activation Memory:")
@@ -130,25 +132,34 @@ def _writer(library: Any, write: Callable[[bytes], int]) -> Any:
     return Writer()
 
 
-def _monitor(library: Any, progress: Phase) -> Any:
+def _monitor(library: Any, progress: Phase, log: Any) -> Any:
+    """Ctrl-C strikes in its methods or the log's, where Python runs: raised through the library it would be lost."""
+
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
+            self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 self.totals[phase_name] = num_steps
-                progress(phase_name, 0, num_steps)
+                self.tell(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self.totals:
-                progress(phase_name, step + 1, self.totals[phase_name])
-            return True
+                self.tell(phase_name, step + 1, self.totals[phase_name])
+            return not (self.interrupted or log.interrupted)  # False ends the build
 
         def phase_finish(self, phase_name: str) -> None:
             if (total := self.totals.pop(phase_name, None)) is not None:
-                progress(phase_name, total, total)
+                self.tell(phase_name, total, total)
+
+        def tell(self, phase_name: str, done: int, total: int) -> None:
+            try:
+                progress(phase_name, done, total)
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     return Monitor()
 

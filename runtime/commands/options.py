@@ -18,7 +18,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 bundle_argument = click.argument("bundle", metavar="BUNDLE")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per physical core]"
+    "--threads", type=click.IntRange(min=1, max=1024), help="CPU threads.  [default: one per physical core]"
 )
 verify_option = click.option("--verify", is_flag=True, help="Check every file's SHA-256 before it is used.")
 max_tokens_option = click.option(

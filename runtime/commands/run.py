@@ -78,6 +78,8 @@ def summary(completion: "Completion") -> str:
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("the prompt on stdin cannot be read, stdin is closed: give it as an argument")
     try:
         # The last line's end belongs to the shell's echo, not to the prompt.
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from megrez.compile.rotated_checkpoint import rotate_for
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError, UsageError
+from megrez.runtime.manifest import FILE_NAME, Tokens
 from tests.gguf_models import make_gguf
 
 TARGET = find_target("cpu-int4")
@@ -147,7 +149,11 @@ def test_what_may_be_replaced(tmp_path: Path, checkpoint_of: Any) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
-    for name in ("file", "full"):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / FILE_NAME).write_text('{"name": "somebody\'s web app"}')
+    write(tmp_path / "noted", checkpoint_of())
+    (tmp_path / "noted" / "notes.txt").write_text("mine")
+    for name in ("file", "full", "web", "noted"):
         with pytest.raises(UsageError, match=rf"{name} exists and is not a bundle: choose another -o or remove it"):
             check_output(tmp_path / name)
 
@@ -164,3 +170,24 @@ def test_a_disk_too_small_is_told_before_work_begins(tmp_path: Path, monkeypatch
     with pytest.raises(BundleError, match=r"the bundle needs 3\.1 GB and the disk of .*there has 3\.0 GB free: free"):
         check_space(tmp_path / "not" / "yet" / "there", 3_000_000_000)
     assert asked == [tmp_path, tmp_path]
+
+
+def test_an_output_that_cannot_be_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for output, said in (
+        (tmp_path / "file" / "b", "is no folder for you to write in: choose another"),
+        (tmp_path / "loop", r"cannot be used \(.*\): choose another"),
+        (tmp_path / ("b" * 300), r"cannot be used \(.*\): choose another"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_output(output)
+
+
+def test_a_bundle_that_would_not_open_is_not_written(checkpoint_of: Any, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(checkpoint_of()))
+    content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
+    wrong = replace(describe(content), tokens=Tokens(bos=320, pad=None, stop=(), add_bos=False))
+    with pytest.raises(BundleError, match="would not open: token id 320 is outside the vocabulary"):
+        write_bundle(tmp_path / "b", wrong, None, lambda folder: None)
+    assert not (tmp_path / "b").exists()

@@ -329,6 +329,11 @@ def change(**fields: Any) -> Callable[[Path], None]:
     return write
 
 
+def flip_last_byte(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
 def first_file(scales: Path) -> Path:
     return scales.parent / read_record(scales).files[0].path
 
@@ -341,6 +346,7 @@ def first_file(scales: Path) -> Path:
         (lambda scales: scales.write_text("[]"), "are not whole"),
         (lambda scales: first_file(scales).unlink(), "000.safetensors is missing: copy them again or calibrate again"),
         (lambda scales: os.truncate(first_file(scales), 999), "000.safetensors has 999 bytes, expected "),
+        (lambda scales: flip_last_byte(first_file(scales)), "000.safetensors are not what was written: copy them"),
         (change(schema_version=99), "has schema version 99, this version reads 3"),
         (change(model_sha256="0" * 64), "belongs to another model"),
         (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for it"),

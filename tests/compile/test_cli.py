@@ -67,6 +67,11 @@ def test_json_has_exactly_the_fields_promised(checkpoint_of: Any, megrez_compile
 def test_without_json_stdout_names_the_next_command(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
     done = megrez_compile(checkpoint_of(), "--target", "cpu-int8", "-o", tmp_path / "b", *RTN)
     assert done.code == 0 and f"megrez run {tmp_path / 'b'} PROMPT" in done.out
+    bare, spaced = checkpoint_of(tokenizer=False), tmp_path / "a b"
+    done = megrez_compile(bare, "--target", "cpu-int8", "-o", spaced)
+    assert done.code == 0 and f"try  megrez bench '{spaced}'\n" in done.out
+    done = megrez_compile(checkpoint_of(), "--target", "cuda-fp16", "-o", tmp_path / "g")
+    assert done.code == 0 and f"try  megrez inspect {tmp_path / 'g'}  here, and  megrez run" in done.out
 
 
 @pytest.mark.parametrize(("asked", "given"), [([], 512), (["--context", 1], 1), (["--context", 512], 512)])

@@ -14,6 +14,8 @@ import pytest
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError
 
+# As much of a bundle as one has to be to be replaced.
+OLDER = '{"schema_version": 1, "files": []}'
 MAIN = str(Path(__file__).with_name("slow_main.py"))
 
 
@@ -33,7 +35,7 @@ def writing(checkpoint_of: Any, tmp_path: Path) -> Iterator[tuple[subprocess.Pop
     """A compilation that has written some of its weights, and its output, over which an older bundle lies."""
     config, output = checkpoint_of() / "config.json", tmp_path / "b"
     output.mkdir()
-    (output / "manifest.json").write_text("an older bundle")
+    (output / "manifest.json").write_text(OLDER)
     process = start(config, output, "wait")
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     (partial,) = (path for path in tmp_path.iterdir() if path != output)
@@ -51,7 +53,7 @@ def test_killed(writing: tuple[subprocess.Popen[str], Path], checkpoint_of: Any)
     assert len(remains) == 1
     with pytest.raises(BundleError):
         open_bundle(remains[0])
-    assert (output / "manifest.json").read_text() == "an older bundle"
+    assert (output / "manifest.json").read_text() == OLDER
     again = start(checkpoint_of() / "config.json", output, "go")
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
@@ -67,4 +69,4 @@ def test_interrupted(writing: tuple[subprocess.Popen[str], Path]) -> None:
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err and "error" not in err
     assert list(output.parent.iterdir()) == [output]
-    assert (output / "manifest.json").read_text() == "an older bundle"
+    assert (output / "manifest.json").read_text() == OLDER

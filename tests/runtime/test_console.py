@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import types
 
@@ -32,6 +33,9 @@ def raising(error: BaseException):
         (UsageError("wrong"), 2, "error: wrong\n"),
         (EngineError("two\nlines"), 1, "error: two lines\n"),
         (KeyboardInterrupt(), 130, ""),
+        (FileNotFoundError(2, "No such file", "x.gguf"), 1, "error: x.gguf: No such file: see to it and try again\n"),
+        (OSError("read only"), 1, "error: read only: see to it and try again\n"),
+        (MemoryError(), 1, "error: the machine has too little memory: free some or ask for less\n"),
         (BrokenPipeError(32, "gone"), 1, ""),
     ],
 )
@@ -81,3 +85,39 @@ def test_help_lists_the_table_without_importing_it(monkeypatch, capsys):
     verb = Verb(target="no_such_library:go", help="Goes places.")
     assert exit_code(monkeypatch, VerbGroup("tool", {"go": verb}, help="A tool."), "--help") == 0
     assert "Goes places." in capsys.readouterr().out
+
+
+LEAVES = """
+import click, os, signal, sys
+from megrez.runtime.console import run_cli
+
+def action():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        print("cleaned up", flush=True)
+
+run_cli(click.Command("tool", callback=action), [])
+"""
+
+
+def test_a_process_that_is_asked_to_end_cleans_up():
+    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "cleaned up\n", "")
+
+
+def test_a_closed_standard_output_is_said():
+    code = "import click; from megrez.runtime.console import run_cli; run_cli(click.Command('tool'), [])"
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output is closed: leave it open or send it to a file\n",
+    )
+
+
+def test_a_full_standard_output_is_said():
+    code = "import click; from megrez.runtime.console import run_cli; "
+    code += "run_cli(click.Command('tool', callback=lambda: click.echo('text')), [])"
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" >/dev/full', sys.executable, code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device: see to it and try again\n")

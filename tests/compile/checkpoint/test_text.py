@@ -63,6 +63,30 @@ def test_a_stop_id_outside_the_vocabulary_is_left_out(tmp_path: Path) -> None:
     assert read(tmp_path, vocab_size=320).tokens.stop == (258, 256)
 
 
+def test_a_bos_or_pad_that_was_never_given_to_the_model_is_none(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    write(tmp_path, "tokenizer_config.json", bos_token="<|pad|>", pad_token="<|pad|>")
+    known, beyond = read(tmp_path, vocab_size=320).tokens, read(tmp_path, vocab_size=259).tokens
+    assert (known.bos, known.pad) == (259, 259)
+    assert (beyond.bos, beyond.pad, beyond.add_bos) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
+        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: save it as such"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_told_before_a_bundle_has_it(
+    tmp_path: Path, template: bytes, told: str
+) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(template)
+    with pytest.raises(CheckpointError, match=told):
+        read(tmp_path)
+
+
 def test_no_stop_token_at_all_is_an_error(tmp_path: Path) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="no stop token is known"):

@@ -50,6 +50,21 @@ def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
     assert (device.library, device.slots, device.chunk, device.rows) == ("tensorrt_rtx", 2, 16, 4)
 
 
+def test_ctrl_c_ends_a_build(checkpoint_of: Any, tmp_path: Path) -> None:
+    """Wherever Python runs meanwhile: here where it is told of a phase."""
+    graph = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    told: list[int] = []
+
+    def strike(phase: str, done: int, total: int) -> None:
+        told.append(done)
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(graph, tmp_path, request(), building=strike)
+    assert not (tmp_path / "fusion.json").exists() and told
+
+
 def test_weights_are_not_twice_in_the_plan_of_a_single_sequence(checkpoint_of: Any, tmp_path: Path) -> None:
     sizes, memory = [], []
     for slots in (1, 2):
