@@ -46,10 +46,9 @@ def compile_bundle(request: Request, report: Report) -> Path:
     Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
     when the bundle cannot be written.
     """
-    bundle = _compile(request, report)
-    if request.calibration.scales is None:
-        discard(_work(bundle))
-    return bundle
+    if _compile(request, report):
+        discard(_work(request.output))
+    return request.output
 
 
 def _work(output: Path) -> Path:
@@ -57,7 +56,8 @@ def _work(output: Path) -> Path:
     return output.with_name(f"{output.name}.calibration.json")
 
 
-def _compile(request: Request, report: Report) -> Path:
+def _compile(request: Request, report: Report) -> bool:
+    """Do as compile_bundle says; whether a calibration is left, which the bundle needs no longer."""
     dummy = request.calibration.weights == "dummy"  # which is as random in every direction
     checkpoint = request.checkpoint if dummy else rotate_for(request.checkpoint, request.target)
     context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
@@ -65,7 +65,8 @@ def _compile(request: Request, report: Report) -> Path:
     check_output(request.output)
     plan = plan_request(request.target, context, request.engine)
     if isinstance(plan, ContextsPlan):
-        return _through_graphs(request, report)
+        _through_graphs(request, report)
+        return False
     report.stage("checking the checkpoint")
     checkpoint.check()
     prepared = Preparation(
@@ -93,7 +94,7 @@ def _compile(request: Request, report: Report) -> Path:
         lambda folder: _build(model, prepared, folder, context, plan, report),
         lambda bundle: _measure(bundle, prepared, report),
     )
-    return request.output
+    return prepared.record is not None and request.calibration.scales is None
 
 
 def _build(
@@ -108,7 +109,7 @@ def _build(
     return build_engine(model, folder, context, plan, report)
 
 
-def _through_graphs(request: Request, report: Report) -> Path:
+def _through_graphs(request: Request, report: Report) -> None:
     """An NPU's contexts by way of a bundle of their graphs, which tells what they are worth: no NPU is at hand."""
     graphs = request.output.with_name(f".{request.output.name}.graphs")
     check_output(graphs)  # before it is removed
@@ -116,13 +117,12 @@ def _through_graphs(request: Request, report: Report) -> Path:
         request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
     )
     try:
-        _compile(staged, report)
-        engine = replace(request.engine, chunk=None)
-        bundle = build_staged(str(graphs), None, request.output, engine, report)
+        calibrated = _compile(staged, report)
+        build_staged(str(graphs), None, request.output, replace(request.engine, chunk=None), report)
     finally:
         shutil.rmtree(graphs, ignore_errors=True)
-    discard(_work(graphs))  # until the contexts are whole, a next try goes on from the calibration
-    return bundle
+    if calibrated:
+        discard(_work(graphs))  # not before the contexts are whole: a next try goes on from it
 
 
 def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:

@@ -213,7 +213,7 @@ class Manifest:
         if a.num_key_value_heads > 0 and a.num_attention_heads % a.num_key_value_heads:
             found.append(f"{a.num_attention_heads} heads do not share {a.num_key_value_heads} KV heads evenly")
         tokens, cache = self.tokens, self.kv_cache.dtype
-        ids = (*tokens.stop, *(i for i in (tokens.bos, tokens.pad) if i is not None))
+        ids = (*tokens.stop, *([tokens.bos] if tokens.add_bos and tokens.bos is not None else []))
         found += [f"token id {i} is outside the vocabulary" for i in ids if not 0 <= i < a.vocab_size]
         found += [] if cache in CACHE_DTYPES else [f"the KV cache's dtype is {cache!r}"]
         found += [f"recommended {fault}" for fault in self.sampling.faults()]

@@ -187,7 +187,7 @@ def test_an_output_that_cannot_be_is_told_at_once(tmp_path: Path) -> None:
 def test_a_bundle_that_would_not_open_is_not_written(checkpoint_of: Any, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(checkpoint_of()))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
-    wrong = replace(describe(content), tokens=Tokens(bos=320, pad=None, stop=(), add_bos=False))
+    wrong = replace(describe(content), tokens=Tokens(bos=None, pad=None, stop=(320,), add_bos=False))
     with pytest.raises(BundleError, match="would not open: token id 320 is outside the vocabulary"):
         write_bundle(tmp_path / "b", wrong, None, lambda folder: None)
     assert not (tmp_path / "b").exists()

@@ -81,8 +81,7 @@ def test_a_file_path_cannot_leave_the_bundle(make_bundle, manifest):
         ("sampling", {"top_k": -1}, "recommended top_k is -1"),
         ("sampling", {"top_p": 0.0}, "recommended top_p is 0.0"),
         ("sampling", {"repetition_penalty": 1e-39}, "recommended repetition_penalty is 1e-39"),
-        ("tokens", {"bos": 267}, "token id 267 is outside the vocabulary"),
-        ("tokens", {"pad": -1}, "token id -1 is outside the vocabulary"),
+        ("tokens", {"bos": 267, "add_bos": True}, "token id 267 is outside the vocabulary"),
         ("kv_cache", {"dtype": "bogus"}, "the KV cache's dtype is 'bogus'"),
     ],
 )
