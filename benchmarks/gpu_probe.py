@@ -59,13 +59,12 @@ def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, An
     """
     with contextlib.closing(opener(bundle, threads=None, slots=len(RAGGED))) as session:
         prompt, lengths = np.array(checked_ids(session.vocab_size)), np.array(RAGGED, np.int32)
-        session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
         found, positions = [], []
         for rows in ([0, 1, 2], [1], [2, 0], [0, 1, 2]):
+            session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
             found.append(np.array(session.step(prompt[lengths][:, None], lengths, np.array(rows))))
             positions += [int(lengths[row]) for row in rows]
             lengths = lengths[[1, 2, 0]]
-            session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
         np.save(folder / "ragged.npy", np.concatenate(found))
         return {"ragged_positions": positions}
 

@@ -18,6 +18,7 @@ from megrez.compile.precision import fit_blocks
 from megrez.compile.prepare import CalibrationRequest
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
+from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
@@ -97,7 +98,7 @@ def _next_command(bundle: Path) -> str:
         return f"megrez inspect {path}  here, and  megrez run {path} PROMPT  where its device is"
     if target.inputs == "fp4":
         return f"megrez inspect {path}"
-    has_text = opened.find("tokenizer.json") is not None
+    has_text = opened.find(text_codec.FILE_NAME) is not None
     return f"megrez run {path} PROMPT" if has_text else f"megrez bench {path}"
 
 

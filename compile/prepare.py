@@ -13,6 +13,7 @@ from megrez.calibration.record import Record, check_hashes, read_record
 from megrez.compile.calibrate import calibrate_checkpoint, rounded_form, rounds_anything
 from megrez.compile.calibrated_checkpoint import CalibratedCheckpoint
 from megrez.compile.calibration_text import CalibrationText, TextRequest, read_text
+from megrez.compile.checkpoint.derived import file_of
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors, parameter_count
 from megrez.compile.held_out import HeldOut, read_held_out
@@ -20,7 +21,6 @@ from megrez.compile.own_words import calibration_text
 from megrez.compile.precision import EMBEDDING, HEAD
 from megrez.compile.quantizer import block_format_of
 from megrez.compile.report import Progress, Report
-from megrez.compile.rotated_checkpoint import RotatedCheckpoint
 from megrez.compile.text_records import default_name
 from megrez.compile.within_budget import calibrate_within
 from megrez.engines.targets import Target
@@ -209,10 +209,8 @@ class Preparation:
             return None
         text = read_text(self.checkpoint.text, request, self.context)
         self.report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the exact model")
-        exact = self.checkpoint
-        if isinstance(exact, RotatedCheckpoint):
-            exact = exact.original  # the same model, with nothing to turn
-        return read_held_out(exact, text, self._layers())
+        # As its file has it: the same model, with nothing to turn.
+        return read_held_out(file_of(self.checkpoint), text, self._layers())
 
     def _text(self, algorithm: str) -> CalibrationText:
         request = self.request.text

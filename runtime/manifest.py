@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megrez.runtime.errors import BundleError
@@ -49,6 +50,22 @@ class Tokens:
     add_bos: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """told: what `holds` asks of a value, as a message puts it."""
+
+    told: str
+    holds: Callable[[float], bool]
+
+
+SAMPLING_BOUNDS = {
+    "temperature": Bound("of 0 or more", lambda value: 0 <= value < math.inf),
+    "top_k": Bound("of 0 (off) or more", lambda value: value >= 0),
+    "top_p": Bound("above 0 and up to 1 (off)", lambda value: 0 < value <= 1),
+    "repetition_penalty": Bound("from 0.01 to 100", lambda value: 0.01 <= value <= 100),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
     """What the model's authors recommend; temperature 0 is greedy."""
@@ -60,13 +77,8 @@ class SamplingDefaults:
 
     def faults(self) -> list[str]:
         """What no sampler can use, as short phrases; empty when there is none."""
-        wanted = {
-            "temperature": 0 <= self.temperature < math.inf,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "repetition_penalty": 0.01 <= self.repetition_penalty <= 100,
-        }
-        return [f"{name} is {getattr(self, name)}" for name, holds in wanted.items() if not holds]
+        given = ((name, getattr(self, name)) for name in SAMPLING_BOUNDS)
+        return [f"{name} is {value}" for name, value in given if not SAMPLING_BOUNDS[name].holds(value)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,11 +128,11 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _recorded(self, steps: Iterator[Step], prompt_ids: Sequence[int], stream: int) -> Iterator[Step]:
+    def _recorded(self, steps: Iterator[Step], prompt_ids: list[int], stream: int) -> Iterator[Step]:
         """Pass `steps` through and note what the cache holds, so that an interrupted stream leaves a true record."""
         self._check_latest(stream)
         self._cached = []
-        fed = list(prompt_ids)
+        fed = prompt_ids
         for step in steps:
             # A step's own token enters the cache only when the next step is asked for.
             self._cached += fed

@@ -4,7 +4,6 @@ Order and meaning follow transformers: repetition penalty, presence and frequenc
 them), temperature, top-k, top-p, min-p.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.runtime.errors import EngineError, UsageError
-from megrez.runtime.manifest import SamplingDefaults
+from megrez.runtime.manifest import SAMPLING_BOUNDS, SamplingDefaults
 
 Scores = NDArray[np.float32]
 
@@ -37,12 +36,9 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        wanted = {
-            "temperature of 0 or more": 0 <= self.temperature < math.inf,
-            "top_k of 0 (off) or more": self.top_k >= 0,
-            "top_p above 0 and up to 1 (off)": 0 < self.top_p <= 1,
+        wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
+        wanted |= {
             "min_p from 0 (off) to 1": 0 <= self.min_p <= 1,
-            "repetition_penalty from 0.01 to 100": 0.01 <= self.repetition_penalty <= 100,
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
             "seed of 0 or more": self.seed is None or self.seed >= 0,

@@ -34,17 +34,17 @@ class Cutting:
     whole_words: bool = False
 
 
+# Of Llama 3, and other names of the same that llama.cpp has.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 CUTTINGS = {
     "gpt-2": Cutting(),
     "smollm": Cutting(single_digits=True),
-    "llama-bpe": Cutting(pattern=_LLAMA3, whole_words=True),
+    **dict.fromkeys(LLAMA3, Cutting(pattern=_LLAMA3, whole_words=True)),
     "qwen2": Cutting(pattern=_QWEN2, nfc=True),
     "megrez": Cutting(pattern=_QWEN2),
     "tekken": Cutting(pattern=_TEKKEN, whole_words=True),
 }
-# Other names of the same, as llama.cpp has them.
-ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-LEADS_WITH_BOS = ("llama-bpe", "tekken")
+LEADS_WITH_BOS = (*LLAMA3, "tekken")
 # What older files say or leave out: llama.cpp guesses and warns that the model will answer worse.
 UNKNOWN = ("", "default")
 
@@ -53,7 +53,7 @@ def build_bpe(tokens: Sequence[str], merges: Sequence[str], *, pre: str, source:
     """merges: pairs joined by a space, as GGUF has them. Raises CheckpointError for a name not in CUTTINGS."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cutting = _cutting(ALIASES.get(pre, pre), source)
+    cutting = _cutting(pre, source)
     pairs = [_pair(merge, source) for merge in merges]
     vocab = {token: i for i, token in enumerate(tokens)}
     try:

@@ -124,7 +124,7 @@ def test_bos_leads_where_the_file_or_the_name_says_so() -> None:
         assert assets is not None
         return assets.tokens.add_bos
 
-    assert leads("llama-bpe")
+    assert leads("llama-bpe") and leads("llama3") and leads("llama-v3")
     assert not leads("qwen2")
     assert leads("qwen2", add_bos_token=True)
     assert not leads("llama-bpe", add_bos_token=False)
