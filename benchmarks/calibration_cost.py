@@ -18,11 +18,11 @@ import click
 import numpy as np
 
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.store import Store
+from megrez.calibration.results.store import Store
 from megrez.calibration.walk import calibrate
-from megrez.compile.calibrate import ALGORITHMS, rounded_form
+from megrez.compile.calibrate.held_out import model_of
+from megrez.compile.calibrate.stage import ALGORITHMS, rounded_form
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.held_out import model_of
 from megrez.engines.targets import find_target
 
 

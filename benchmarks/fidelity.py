@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from megrez.calibration.fidelity import measure_fidelity
+from megrez.calibration.reference.fidelity import measure_fidelity
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.text import Text

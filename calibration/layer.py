@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.caches import CacheObservers
-from megrez.calibration.decoder import NORMS, POINTS, DecoderShape, forward, linear_of
-from megrez.calibration.drift import Exact
-from megrez.calibration.layer_smoothing import smooth_layer
+from megrez.calibration.activations.caches import CacheObservers
+from megrez.calibration.activations.layer_smoothing import smooth_layer
 from megrez.calibration.recipe import Calibrated, Point, Recipe
+from megrez.calibration.reference.decoder import NORMS, POINTS, DecoderShape, forward, linear_of
 from megrez.calibration.rounding import Projection, round_point
+from megrez.calibration.weights.asymmetric import Exact
 from megrez.runtime.errors import CheckpointError
 
 Float32 = NDArray[np.float32]

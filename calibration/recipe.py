@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
+from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockQuantized
-from megrez.calibration.drift import Exact, correction
-from megrez.calibration.gptq import quantize_gptq
-from megrez.calibration.grids import fit_grid
-from megrez.calibration.inputs import align_channels, choose_scale, round_to, search_rows
-from megrez.calibration.moments import second_moments
+from megrez.calibration.activations.inputs import align_channels, choose_scale, round_to, search_rows
 from megrez.calibration.recipe import Recipe
+from megrez.calibration.weights.asymmetric import Exact, correction
+from megrez.calibration.weights.blocks import BlockQuantized
+from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.gram import second_moments
+from megrez.calibration.weights.grids import fit_grid
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.decoder import forward, linear_of
-from megrez.calibration.drift import Exact
-from megrez.calibration.fidelity import measure_fidelity
-from megrez.calibration.hidden_session import HiddenSession
 from megrez.calibration.layer import Streams, calibrate_layer
-from megrez.calibration.model import Head, Model
 from megrez.calibration.recipe import Calibrated, Point, Recipe
+from megrez.calibration.reference.decoder import forward, linear_of
+from megrez.calibration.reference.fidelity import measure_fidelity
+from megrez.calibration.reference.hidden_session import HiddenSession
+from megrez.calibration.reference.model import Head, Model
+from megrez.calibration.results.store import Store
 from megrez.calibration.rounding import Projection, Rounded, round_point
-from megrez.calibration.store import Store
+from megrez.calibration.weights.asymmetric import Exact
 from megrez.runtime.manifest import Fidelity
 
 Float32 = NDArray[np.float32]

@@ -9,13 +9,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from megrez.compile.calibration_options import calibration_options, text_request
+from megrez.compile.calibrate.prepare import CalibrationRequest
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.console_report import ConsoleReport
-from megrez.compile.engine_options import ENGINE_OPTIONS, EngineOptions, engine_options, engine_request
+from megrez.compile.commands.calibration_options import calibration_options, text_request
+from megrez.compile.commands.console_report import ConsoleReport
+from megrez.compile.commands.engine_options import ENGINE_OPTIONS, EngineOptions, engine_options, engine_request
+from megrez.compile.graph.precision import fit_blocks
 from megrez.compile.pipeline import Request, compile_bundle
-from megrez.compile.precision import fit_blocks
-from megrez.compile.prepare import CalibrationRequest
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
 from megrez.runtime import text as text_codec

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from megrez.compile.bundle_writer import Content, check_output, check_space, describe, write_bundle
-from megrez.compile.calibrate import discard
-from megrez.compile.calibration_text import TextRequest
+from megrez.compile.backends.engine import Plan, build_engine, disk_bytes, plan_request
+from megrez.compile.backends.npu import ContextsPlan, GraphsPlan
+from megrez.compile.bundle.writer import Content, check_output, check_space, describe, write_bundle
+from megrez.compile.calibrate.held_out import measure_bundle
+from megrez.compile.calibrate.prepare import CalibrationRequest, Preparation, Prepared
+from megrez.compile.calibrate.stage import discard
+from megrez.compile.calibrate.text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.dialects import check_shape
-from megrez.compile.engine import Plan, build_engine, disk_bytes, plan_request
-from megrez.compile.engine_options import ANY_DEVICE, EngineOptions
-from megrez.compile.held_out import measure_bundle
-from megrez.compile.lowered import lowered
-from megrez.compile.npu import ContextsPlan, GraphsPlan
-from megrez.compile.prepare import CalibrationRequest, Preparation, Prepared
+from megrez.compile.checkpoint.rotated import rotate_for
+from megrez.compile.commands.engine_options import ANY_DEVICE, EngineOptions
+from megrez.compile.graph.dialects import check_shape
+from megrez.compile.graph.lowered import lowered
 from megrez.compile.report import Report
-from megrez.compile.rotated_checkpoint import rotate_for
 from megrez.compile.staged import build_staged
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
@@ -101,7 +101,7 @@ def _build(
     model: ir.Model, prepared: Prepared, folder: Path, context: int, plan: Plan | None, report: Report
 ) -> Device | None:
     if isinstance(plan, GraphsPlan):
-        from megrez.compile.static_graphs import write_static_graphs
+        from megrez.compile.graph.static.graphs import write_static_graphs
 
         write_static_graphs(model, prepared, folder, context, plan.chunk, report)
         return None

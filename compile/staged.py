@@ -5,11 +5,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from megrez.compile.bundle_writer import BYTES, check_output, check_space, tool_versions, write_bundle
+from megrez.compile.backends.engine import build_engine, disk_bytes, plan_request
+from megrez.compile.backends.npu import ContextsPlan, build_contexts
+from megrez.compile.bundle.writer import BYTES, check_output, check_space, tool_versions, write_bundle
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.engine import build_engine, disk_bytes, plan_request
-from megrez.compile.engine_options import EngineOptions
-from megrez.compile.npu import ContextsPlan, build_contexts
+from megrez.compile.commands.engine_options import EngineOptions
 from megrez.compile.report import Report
 from megrez.engines.ort import MODEL_FILE
 from megrez.engines.targets import STAGED, Target, find_target

@@ -25,12 +25,12 @@ from megrez.runtime.errors import UsageError
 class Target:
     """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
 
-    weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.precision.
+    weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.graph.precision.
     head: the lm_head. embedding: the table that tokens are looked up in, and a coarser head's most common rows.
     inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
-    calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate; "rtn" rounds
-    to nearest. finer: the tensors that get `sensitive`; None leaves the choice to megrez.compile.precision.
-    rotated: whether the residual stream is turned first, see megrez.compile.rotated_checkpoint.
+    calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate.stage; "rtn"
+    rounds to nearest. finer: the tensors that get `sensitive`; None leaves that to megrez.compile.graph.precision.
+    rotated: whether the residual stream is turned first, see megrez.compile.checkpoint.rotated.
     min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None for other devices.
     default_context: tokens, where a user asks for none.
     """

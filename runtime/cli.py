@@ -11,12 +11,12 @@ VERBS = {
     "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
     "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
     "eval": Verb(
-        target="megrez.compile.evaluate:eval_command",
+        target="megrez.compile.commands.evaluate:eval_command",
         help="Measure a bundle's fidelity to its checkpoint.",
         extra="export",
     ),
     "calibrate": Verb(
-        target="megrez.compile.calibrate_command:calibrate_command",
+        target="megrez.compile.commands.calibrate:calibrate_command",
         help="Choose scales that keep the model's answers.",
         extra="export",
     ),

@@ -35,7 +35,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever traces gets a copy of an earlier graph of the same shape: what is tested lies behind the tracing."""
     from tests.graphs import traced
 
-    monkeypatch.setattr("megrez.compile.export.trace.trace", traced)
+    monkeypatch.setattr("megrez.compile.graph.export.trace.trace", traced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def compile_in_process() -> Callable[..., None]:
 
     def run(model: Path, target: str, output: Path, *, context: int) -> None:
         from megrez.compile.checkpoint import open_checkpoint
-        from megrez.compile.console_report import ConsoleReport
+        from megrez.compile.commands.console_report import ConsoleReport
         from megrez.compile.pipeline import Request, compile_bundle
         from megrez.engines.targets import find_target
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.dialects import lower
-from megrez.compile.passes.half_precision import HalfPrecision
-from megrez.compile.passes.static_shapes import StaticShapes
+from megrez.compile.graph.dialects import lower
+from megrez.compile.graph.passes.half_precision import HalfPrecision
+from megrez.compile.graph.passes.static_shapes import StaticShapes
 from megrez.engines.targets import find_target
 from tests.graphs import canonical
 

@@ -12,10 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.config import ModelConfig
-from megrez.compile.export.trace import trace
-from megrez.compile.passes.graph import MICROSOFT
-from megrez.compile.weights import SOURCES, bind
+from megrez.compile.families.config import ModelConfig
+from megrez.compile.graph.export.trace import trace
+from megrez.compile.graph.passes.graph import MICROSOFT
+from megrez.compile.graph.weights import SOURCES, bind
 
 Float32 = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]

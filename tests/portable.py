@@ -12,9 +12,9 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from megrez.compile.bundle_writer import Content, describe, write_bundle
+from megrez.compile.bundle.writer import Content, describe, write_bundle
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.dialects import lower
+from megrez.compile.graph.dialects import lower
 from megrez.engines.onnx_files import write_onnx
 from megrez.engines.targets import Target, find_target
 from tests.graphs import canonical

@@ -8,13 +8,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.parts import LayerRange, head_part, layers_part
-from megrez.compile.passes.all_positions import AllPositions
-from megrez.compile.passes.explicit_attention import mask_name
-from megrez.compile.passes.name_boundaries import NameBoundaries
-from megrez.compile.passes.split_rotary import SplitRotary
-from megrez.compile.rope import rotary_tables
-from megrez.compile.static_graphs import static_graph
+from megrez.compile.graph.passes.all_positions import AllPositions
+from megrez.compile.graph.passes.explicit_attention import mask_name
+from megrez.compile.graph.passes.name_boundaries import NameBoundaries
+from megrez.compile.graph.passes.split_rotary import SplitRotary
+from megrez.compile.graph.rope import rotary_tables
+from megrez.compile.graph.static.graphs import static_graph
+from megrez.compile.graph.static.parts import LayerRange, head_part, layers_part
 from tests.graphs import canonical, run
 
 Float32 = NDArray[np.float32]

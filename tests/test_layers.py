@@ -57,7 +57,11 @@ def test_the_runtime_names_no_library_of_the_compiler():
     [
         ("import megrez.compile", "runtime", {"megrez.compile"}),
         ("from megrez import engines", "runtime", {"megrez.engines"}),
-        ("def f():\n    from megrez.compile.config import ModelConfig", "engines", {"megrez.compile.config"}),
+        (
+            "def f():\n    from megrez.compile.families.config import ModelConfig",
+            "engines",
+            {"megrez.compile.families.config"},
+        ),
         ("from megrez.runtime import errors", "engines", set()),
         ("import megrez.compiler", "runtime", set()),
     ],

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.export.trace import trace
-from megrez.compile.weights import bind
+from megrez.compile.graph.export.trace import trace
+from megrez.compile.graph.weights import bind
 from megrez.engines.onnx_files import write_onnx
 from megrez.runtime import Model, SamplingParams
 from megrez.runtime.generate import generate

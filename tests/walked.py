@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.model import Model
+from megrez.calibration.reference.model import Model
+from megrez.compile.calibrate.held_out import model_of
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.held_out import model_of
 
 
 def open_model(folder: Path, positions: int) -> Model:

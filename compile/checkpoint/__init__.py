@@ -52,7 +52,7 @@ def _open_dummy(path: Path, *, seed: int, layers: int | None) -> Checkpoint:
 
 def _open_stored(path: Path, model: str, revision: str | None) -> Checkpoint:
     if path.suffix.lower() == ".gguf" and path.is_file():
-        from megrez.compile.checkpoint.gguf import GgufCheckpoint
+        from megrez.compile.checkpoint.gguf.checkpoint import GgufCheckpoint
 
         return GgufCheckpoint(path, source=path.name)
     from megrez.compile.checkpoint.huggingface import HuggingFaceCheckpoint

@@ -1,7 +1,7 @@
 """What checkpoints that are made from another one have in common with it; knows no way of making them."""
 
 from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
-from megrez.compile.config import ModelConfig
+from megrez.compile.families.config import ModelConfig
 
 
 def file_of(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockFormat, BlockQuantized
+from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.checkpoint.text import read_text_assets
-from megrez.compile.config import ModelConfig, read_config
+from megrez.compile.families.config import ModelConfig, read_config
 from megrez.runtime.errors import CheckpointError
 
 STD = 0.02

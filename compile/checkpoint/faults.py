@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from megrez.compile.checkpoint.tensors import expected_tensors, shape_fields
-from megrez.compile.config import ModelConfig
+from megrez.compile.families.config import ModelConfig
 from megrez.runtime.errors import CheckpointError
 
 SHOWN = 6

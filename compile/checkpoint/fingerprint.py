@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from megrez.compile.config import ModelConfig
+from megrez.compile.families.config import ModelConfig
 from megrez.runtime.bundle import sha256_of
 from megrez.runtime.errors import CheckpointError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockFormat, BlockQuantized
+from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.floats import DTYPES
@@ -14,7 +14,7 @@ from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.safetensors_file import StoredTensor, read_header, read_rows
 from megrez.compile.checkpoint.text import read_text_assets
-from megrez.compile.config import ModelConfig, read_config
+from megrez.compile.families.config import ModelConfig, read_config
 from megrez.runtime.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

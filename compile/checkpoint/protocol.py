@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.blocks import BlockFormat, BlockQuantized
-from megrez.compile.config import ModelConfig
+from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
+from megrez.compile.families.config import ModelConfig
 from megrez.runtime.manifest import SamplingDefaults, Tokens
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from megrez.compile.config import ModelConfig
+from megrez.compile.families.config import ModelConfig
 
 Q_WIDTH = "num_attention_heads * head_dim"
 KV_WIDTH = "num_key_value_heads * head_dim"

@@ -53,7 +53,7 @@ def open_on_cpu(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity
 
 
 def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
-    """See megrez.compile.passes.group_query_attention. A decoding step is told the capacity for the longest row.
+    """See megrez.compile.graph.passes.group_query_attention. A decoding step is told the capacity for the longest row.
 
     The kernels take their number of threads from that, which a recorded step keeps; each row's own length is what they
     read, on the device. Equal to the width, it says that nothing is cached.

@@ -15,7 +15,7 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
 
 
 def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
-    """See megrez.compile.passes.group_query_attention."""
+    """See megrez.compile.graph.passes.group_query_attention."""
     return {
         "seqlens_k": (lengths + (width - 1)).astype(np.int32),
         "total_sequence_length": np.array(lengths.max() + width, np.int32),

@@ -18,5 +18,5 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
 
 
 def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
-    """See megrez.compile.export.trace."""
+    """See megrez.compile.graph.export.trace."""
     return {"write_indices": lengths.astype(np.int64)}

@@ -142,6 +142,6 @@ def _open_chain(layout: Layout, kind: str, tokens: int, open_graph: OpenGraph, a
 
 
 def _window(mask: str) -> int | None:
-    """See megrez.compile.passes.explicit_attention.mask_name."""
+    """See megrez.compile.graph.passes.explicit_attention.mask_name."""
     found = mask.removeprefix(MASK).removeprefix(".")
     return int(found) if found else None

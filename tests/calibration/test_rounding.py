@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megrez.calibration import moments
-from megrez.calibration.blocks import BlockQuantized
-from megrez.calibration.gptq import quantize_gptq
-from megrez.calibration.grids import fit_grid
-from megrez.calibration.moments import second_moments
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.rounding import Projection, Rounded, round_point
+from megrez.calibration.weights.blocks import BlockQuantized
+from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights import gram
+from megrez.calibration.weights.gram import second_moments
+from megrez.calibration.weights.grids import fit_grid
 from megrez.engines.weight_formats import WeightFormat
 
 Float64 = NDArray[np.float64]
@@ -143,7 +143,7 @@ def test_weights_are_fitted_to_rounded_inputs() -> None:
 
 
 def test_moments_are_the_mean_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "CHUNK", 16)
+    monkeypatch.setattr(gram, "CHUNK", 16)
     x = some_inputs()
     exact = x.astype(np.float64)
     np.testing.assert_allclose(second_moments(x), exact.T @ exact / len(x), rtol=1e-4, atol=1e-4)

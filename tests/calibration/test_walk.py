@@ -16,10 +16,10 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from megrez.calibration.layer_file import LayerFile
-from megrez.calibration.model import Model
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.store import Progress, Store
+from megrez.calibration.reference.model import Model
+from megrez.calibration.results.layer_file import LayerFile
+from megrez.calibration.results.store import Progress, Store
 from megrez.calibration.walk import Walked, calibrate
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError

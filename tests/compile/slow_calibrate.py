@@ -2,7 +2,7 @@
 
 import time
 
-from megrez.calibration.store import Store
+from megrez.calibration.results.store import Store
 from megrez.runtime import cli
 
 save = Store.save

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.dialects import lower
-from megrez.compile.passes.half_precision import HalfPrecision
-from megrez.compile.passes.static_shapes import StaticShapes
+from megrez.compile.graph.dialects import lower
+from megrez.compile.graph.passes.half_precision import HalfPrecision
+from megrez.compile.graph.passes.static_shapes import StaticShapes
 from megrez.engines.targets import find_target
 from tests.graphs import IDS, canonical, ragged
 from tests.portable import decoded, linear_layers, rounded

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from megrez.calibration.record import Record, read_record
+from megrez.calibration.results.record import Record, read_record
+from megrez.compile.calibrate.text_records import Tokenizer, read_file
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.text_records import Tokenizer, read_file
 from megrez.runtime.bundle import open_bundle
 from tests.portable import linear_layers, rounded
 

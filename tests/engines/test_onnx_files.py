@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
-from megrez.compile.weights import add_lazy
+from megrez.compile.graph.weights import add_lazy
 from megrez.engines.onnx_files import EMBEDDED_BYTES, PAGE, data_bytes, write_onnx
 from megrez.engines.ort import MODEL_FILE
 

@@ -1,0 +1,109 @@
+"""Calibration's state on disk, so that a run that was killed goes on where it was; knows no algorithm.
+
+A folder of its own for every request: finished layers, the hidden states behind the last of them, and progress.json,
+which is written last. What progress.json does not name was not finished and is done again.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megrez.calibration.layer import Streams
+from megrez.calibration.recipe import CacheScales, Calibrated, Point
+from megrez.calibration.results.layer_file import write_layer
+from megrez.calibration.results.record import describe_file
+from megrez.runtime.manifest import File
+from megrez.runtime.records import parse
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """layers: how many are finished, the head counted as one; their findings in the other fields as in Record."""
+
+    layers: int
+    points: dict[str, Point]
+    caches: dict[str, CacheScales]
+    files: tuple[File, ...]
+
+
+_NOTHING = Progress(layers=0, points={}, caches={}, files=())
+
+
+class Store:
+    """The state of one request in `folder`; file paths are relative to the folder's parent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.progress = self._read()
+
+    def resume(self, streams: Streams) -> Streams:
+        """The hidden states behind the last finished layer; `streams` where none is."""
+        if self.progress.layers == 0:
+            return streams
+        try:
+            exact, rounded = np.load(self._hidden(self.progress.layers))
+        except (OSError, EOFError, ValueError):  # cut short: all is done again
+            self.progress = _NOTHING
+            return streams
+        return dataclasses.replace(streams, exact=exact, rounded=rounded)
+
+    def save(self, found: Calibrated, streams: Streams) -> None:
+        """A layer, or the head, is finished. streams: behind the last layer."""
+        done = self.progress
+        path = self.folder / f"{done.layers:03d}.safetensors"
+        write_layer(path, found)
+        self._write_hidden(done.layers + 1, streams)
+        self.progress = Progress(
+            layers=done.layers + 1,
+            points=done.points | found.points,
+            caches=done.caches | found.caches,
+            files=(*done.files, describe_file(path, self.folder.parent)),
+        )
+        self._replace(PROGRESS, json.dumps(dataclasses.asdict(self.progress)).encode())
+        self._hidden(done.layers).unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Leave only what a Record names."""
+        for path in [self.folder / PROGRESS, *self.folder.glob("hidden-*")]:
+            path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self) -> Progress:
+        faults: list[str] = []
+        try:
+            found = parse(Progress, json.loads((self.folder / PROGRESS).read_bytes()), faults)
+        except (OSError, ValueError):
+            return _NOTHING
+        whole = not faults and all(self._is_whole(file) for file in found.files)
+        return found if whole and self._hidden(found.layers).is_file() else _NOTHING
+
+    def _is_whole(self, file: File) -> bool:
+        path = self.folder.parent / file.path
+        return path.is_file() and path.stat().st_size == file.size
+
+    def _hidden(self, layers: int) -> Path:
+        return self.folder / f"hidden-{layers:03d}.npy"
+
+    def _write_hidden(self, layers: int, streams: Streams) -> None:
+        partial = self.folder / "hidden.partial"
+        shape = 2, *streams.exact.shape
+        with partial.open("wb") as file:  # written, not mapped: a full disk is then an error and no signal
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for stream in (streams.exact, streams.rounded):
+                stream.astype("<f4", copy=False).tofile(file)
+        partial.replace(self._hidden(layers))
+
+    def _replace(self, name: str, data: bytes) -> None:
+        partial = self.folder / f"{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(self.folder / name)

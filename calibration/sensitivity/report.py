@@ -1,0 +1,49 @@
+"""Sensitivities as a table of text and as a picture; knows numbers by layer and point only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from megrez.calibration.reference.decoder import POINTS
+
+
+def table(divergences: Mapping[str, float], finer: frozenset[str], layers: int) -> str:
+    """A line per layer: what rounding each point alone costs, in millinats; * marks what stays finer."""
+    lines = ["layer" + "".join(f"{point:>11}" for point in POINTS)]
+    for layer in range(layers):
+        cells = []
+        for point in POINTS:
+            name = f"model.layers.{layer}.{point}"
+            mark = "*" if name in finer else " "
+            cells.append(f"{divergences[name] * 1e3:10.3f}{mark}" if name in divergences else f"{'-':>10} ")
+        lines.append(f"{layer:5}" + "".join(cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def draw(divergences: Mapping[str, float], finer: frozenset[str], layers: int, title: str, path: Path) -> None:
+    """The same as a PNG: a column per layer, a row per point, colours on a logarithm; crosses mark what stays finer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    values = np.full((len(POINTS), layers), np.nan)
+    marked = []
+    for row, point in enumerate(POINTS):
+        for layer in range(layers):
+            name = f"model.layers.{layer}.{point}"
+            values[row, layer] = divergences.get(name, np.nan)
+            marked += [(layer, row)] if name in finer else []
+    figure = Figure(figsize=(max(6.0, 2.5 + 0.3 * layers), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, and no state shared with a caller of pyplot
+    axes = figure.subplots()
+    positive = values[values > 0]
+    low, high = (float(positive.min()), float(positive.max())) if positive.size else (1e-6, 1.0)
+    image = axes.imshow(values, aspect="auto", cmap="viridis", norm=LogNorm(low, max(high, low * 1.001)))
+    if marked:
+        axes.scatter(*zip(*marked, strict=True), marker="x", color="white", label="finer")
+    axes.set_yticks(range(len(POINTS)), [point.replace("_", "-") for point in POINTS])
+    axes.set_xlabel("layer")
+    axes.set_title(title)
+    figure.colorbar(image, label="KL divergence of rounding it alone, nats")
+    figure.savefig(path, dpi=120)

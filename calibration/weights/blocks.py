@@ -1,0 +1,56 @@
+"""Block-quantised matrices: the one form that quantisers produce and lowerings pack; knows no engine's layout."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.activations.data_types import FLOATS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFormat:
+    """What is known of a BlockQuantized before it is read."""
+
+    bits: int
+    block: int
+    zero_points: bool
+    offsets: bool
+    floating: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockQuantized:
+    """A matrix [N, K] in unsigned codes that share a scale along blocks of K; a last, short block is allowed.
+
+        w[n, k] = scales[n, b] * (codes[n, k] - zero_points[n, b]) + offsets[n, b]      with b = k // block
+
+    codes: uint8 [N, K], each below 2**bits. scales: float32 [N, ceil(K / block)].
+    zero_points: uint8, shaped as scales; None means the middle of the range, 2**(bits - 1).
+    offsets: float32, shaped as scales; None means zero. Only formats with a real minimum (GGUF's Q4_1) have them.
+    floating: the codes are bit patterns of E4M3 (8 bits) or E2M1 (4 bits) and count as their values; there are no zero
+    points then. Scales of E2M1 blocks are E4M3 numbers times a power of two.
+    A block as long as K gives each row one scale: per channel.
+    """
+
+    bits: int
+    block: int
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8] | None = None
+    offsets: NDArray[np.float32] | None = None
+    floating: bool = False
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The matrix these codes stand for, float32 [N, K]."""
+        columns = self.codes.shape[1]
+
+        def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.repeat(per_block, self.block, axis=1)[:, :columns]
+
+        if self.floating:
+            return spread(self.scales) * FLOATS[self.bits].decode(self.codes)
+        middle = np.float32(2 ** (self.bits - 1))
+        zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
+        values = spread(self.scales) * (self.codes.astype(np.float32) - zero)
+        return values if self.offsets is None else values + spread(self.offsets)

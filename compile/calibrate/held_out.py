@@ -1,0 +1,80 @@
+"""Text that no calibration saw, read by the exact model: what a bundle's fidelity is measured against.
+
+The exact model is walked layer by layer, so that the reference of a model that would never fit in float32 can be had.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.reference.decoder import DecoderShape
+from megrez.calibration.reference.fidelity import measure_fidelity
+from megrez.calibration.reference.hidden_session import HiddenSession
+from megrez.calibration.reference.model import Model
+from megrez.calibration.walk import walk_exact
+from megrez.compile.calibrate.text import CalibrationText
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.graph.rope import rotary_tables
+from megrez.engines.ort.cuda import open_on_cpu
+from megrez.engines.targets import find_target
+from megrez.runtime.bundle import Bundle
+from megrez.runtime.engines import open_session
+from megrez.runtime.manifest import Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """tokens: [windows, length]. exact: `model`'s hidden states behind its last layer, [windows, length, H].
+
+    model: the exact one, for samples of `length`. source: the text's name.
+    """
+
+    tokens: NDArray[np.int64]
+    model: Model
+    exact: NDArray[np.float32]
+    source: str
+
+
+def model_of(checkpoint: Checkpoint, positions: int) -> Model:
+    """The checkpoint as calibration reads it, for samples of up to `positions` tokens."""
+    config = checkpoint.config
+    cos, sin = rotary_tables(config, positions)
+    return Model(
+        read=checkpoint.read,
+        names=tuple(expected_tensors(config)),
+        shape=DecoderShape(
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            cos=cos,
+            sin=sin,
+        ),
+        windows=config.sliding_windows,
+    )
+
+
+def read_held_out(checkpoint: Checkpoint, text: CalibrationText, progress: Callable[[int], None]) -> HeldOut:
+    """The held-out part of a text, read by the exact model layer by layer."""
+    length = text.tokens.shape[1]
+    tokens = text.held_out.reshape(-1, length)
+    model = model_of(checkpoint, length)
+    exact = walk_exact(model, tokens, progress)
+    return HeldOut(tokens=tokens, model=model, exact=exact, source=text.held_out_source)
+
+
+def measure_bundle(bundle: Bundle, held_out: HeldOut) -> Measured:
+    """The fidelity of `bundle` to the exact model; a GPU's float16 graph runs on CPU kernels."""
+    windows, length = held_out.tokens.shape
+    head = held_out.model.head()
+    vocab_size = len(head.weight)
+    reference = HiddenSession(held_out.exact.reshape(windows * length, -1), head, window=length, vocab_size=vocab_size)
+    simulated = find_target(bundle.manifest.target).half
+    opener = open_on_cpu if simulated else open_session
+    with closing(opener(bundle, threads=None, capacity=length)) as session:
+        found = measure_fidelity(session, reference, held_out.tokens.reshape(-1), window=length)
+    return Measured(of="simulation" if simulated else "bundle", text=held_out.source, fidelity=found)

@@ -1,0 +1,168 @@
+"""The calibration stage: a checkpoint, a target and a text to scales on disk; knows no graph and no option."""
+
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.recipe import Recipe
+from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord, read_record
+from megrez.calibration.results.store import Store
+from megrez.calibration.walk import Walked, calibrate
+from megrez.compile.calibrate.held_out import HeldOut, model_of, read_held_out
+from megrez.compile.calibrate.self_generated import forget_words
+from megrez.compile.calibrate.text import CalibrationText
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.graph.precision import HEAD, Precision
+from megrez.compile.graph.quantizer import Quantizer
+from megrez.engines.targets import Target
+from megrez.engines.weight_formats import WeightFormat
+from megrez.runtime.errors import CheckpointError, MegrezError, UsageError
+
+# Name on the command line -> smoothing, and whether GPTQ rounds the weights.
+ALGORITHMS: dict[str, tuple[str | None, bool]] = {
+    "rtn": (None, False),
+    "smoothquant": ("smoothquant", False),
+    "awq": ("awq", False),
+    "gptq": (None, True),
+    "smoothquant+gptq": ("smoothquant", True),
+    "awq+gptq": ("awq", True),
+}
+
+
+def calibrate_checkpoint(
+    checkpoint: Checkpoint,
+    target: Target,
+    algorithm: str,
+    text: CalibrationText,
+    path: Path,
+    progress: Callable[[int], None],
+    *,
+    reuse: bool = False,
+) -> tuple[Record, HeldOut]:
+    """Calibrate, and write the scales to `path` and their matrices to a folder beside it.
+
+    What a run of the same request left unfinished is taken up again; with `reuse`, what one left finished is too.
+    Raises CheckpointError for weights that are no numbers, MegrezError when the scales cannot be written.
+    """
+    smoothing, gptq = ALGORITHMS[algorithm]
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=target.inputs, form=rounded_form(checkpoint, target))
+    fingerprint = checkpoint.fingerprint()
+    learn, length = text.tokens.shape
+    held_out = text.held_out.reshape(-1, length)
+    tokens = np.concatenate([text.tokens, held_out])
+    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, learn)
+    folder = path.with_name(f"{path.stem}.{digest[:12]}")
+    if reuse and (record := _finished(path, folder)) is not None:
+        return record, read_held_out(checkpoint, text, progress)
+    model = model_of(checkpoint, length)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = Store(folder)
+        walked = calibrate(model, tokens, learn, recipe, store, progress)
+        record = _record(checkpoint, target, algorithm, fingerprint, text, walked, store)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(record.to_json(), encoding="utf-8")
+        partial.replace(path)
+        store.finish()
+    except CheckpointError:
+        store.discard()  # of no use to another checkpoint
+        raise
+    except OSError as error:
+        raise MegrezError(
+            f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
+        ) from error
+    return record, HeldOut(tokens=held_out, model=model, exact=walked.exact, source=text.held_out_source)
+
+
+def discard(work: Path) -> None:
+    """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
+    work.unlink(missing_ok=True)
+    forget_words(work)
+    for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finished(path: Path, folder: Path) -> Record | None:
+    """The scales at `path`, if their matrices are whole and lie in `folder`."""
+    try:
+        record = read_record(path)
+    except UsageError:
+        return None
+    return record if {(path.parent / file.path).parent for file in record.files} == {folder} else None
+
+
+def _record(
+    checkpoint: Checkpoint,
+    target: Target,
+    algorithm: str,
+    fingerprint: str,
+    text: CalibrationText,
+    walked: Walked,
+    store: Store,
+) -> Record:
+    learn, length = text.tokens.shape
+    return Record(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        algorithm=algorithm,
+        inputs=target.inputs,
+        finer=None if target.finer is None else tuple(sorted(target.finer)),
+        model=checkpoint.source,
+        model_sha256=fingerprint,
+        text=TextRecord(source=text.source, sha256=text.sha256, samples=learn, tokens=length, seed=text.seed),
+        fidelity=walked.fidelity,
+        points=store.progress.points,
+        caches=store.progress.caches,
+        files=store.progress.files,
+    )
+
+
+def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
+    """What calibration rounds: matrices in the target's format, but for those whose own blocks are carried over.
+
+    A head of 8 bits is left to the build, unless its input needs a static scale: rounding to nearest costs it nothing.
+    """
+    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
+    shapes = expected_tensors(checkpoint.config)
+
+    def form(name: str) -> WeightFormat | None:
+        wanted = precision.wanted(name)
+        if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
+            return None
+        rows, columns = shapes[name]
+        carried = quantizer.plan((name,), rows, columns, wanted).carried
+        return None if carried else quantizer.fitted(wanted, columns)
+
+    return form
+
+
+def rounds_anything(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether calibration has work: a file of 4-bit blocks is carried over as it is."""
+    form = rounded_form(checkpoint, target)
+    return any(form(name) is not None for name, shape in expected_tensors(checkpoint.config).items() if len(shape) == 2)
+
+
+def _digest(
+    checkpoint: Checkpoint, fingerprint: str, recipe: Recipe, algorithm: str, tokens: NDArray[np.int64], learn: int
+) -> str:
+    """Of all that decides the result: a folder of unfinished work belongs to one request."""
+    shapes = expected_tensors(checkpoint.config)
+    forms = {name: str(recipe.form(name)) for name, shape in shapes.items() if len(shape) == 2}
+    request = {
+        "version": version("megrez-compile"),
+        "model": fingerprint,
+        "algorithm": algorithm,
+        "inputs": recipe.inputs,
+        "forms": forms,
+        "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+        "learn": learn,
+    }
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""The text that calibration reads, and the text beside it that tells how well it went; knows no weights."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megrez.compile.calibrate.text_records import Ids, Tokenizer, default_name, read_default, read_file
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.runtime.errors import UsageError
+
+WINDOW = 512
+REMEDY = "lower --calib-samples or --calib-tokens, or give a longer text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationText:
+    """What was read. The sources are a file's name, without its folder, or name the default text.
+
+    tokens: [samples, length], each row to be read from an empty cache; a row begins with BOS where the model wants one.
+    held_out: [M] tokens in a row, for measuring fidelity, none of which was calibrated on; no BOS is added to them.
+    sha256: of `tokens` as little-endian int64, in hexadecimal. seed: None where the first tokens were taken.
+    """
+
+    tokens: Ids
+    held_out: Ids
+    source: str
+    held_out_source: str
+    sha256: str
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """What to read; the fields are those of read_calibration_text.
+
+    length: None takes WINDOW, or the context where that is shorter. fidelity_tokens: how many tokens to hold out,
+    rounded up to whole samples; 0 for none.
+    """
+
+    path: Path | None = None
+    samples: int = 32
+    length: int | None = None
+    seed: int | None = None
+    fidelity_tokens: int = 2048
+
+
+def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> CalibrationText:
+    """The request's text; raises UsageError for samples longer than the context, and as read_calibration_text does."""
+    length = min(WINDOW, context) if request.length is None else request.length
+    if request.fidelity_tokens < 0:
+        raise UsageError(f"--fidelity-tokens is {request.fidelity_tokens}: measure on 0 or more")
+    if length > context:
+        raise UsageError(f"--calib-tokens is {length}, the context holds {context}: lower it or take a longer one")
+    return read_calibration_text(
+        assets,
+        request.path,
+        samples=request.samples,
+        length=length,
+        held_out=-(-request.fidelity_tokens // max(length, 1)) * length,
+        seed=request.seed,
+    )
+
+
+def read_calibration_text(
+    assets: TextAssets | None, path: Path | None, *, samples: int, length: int, held_out: int, seed: int | None
+) -> CalibrationText:
+    """Cut a text into windows of `length` tokens and take `samples` of them.
+
+    path: a UTF-8 text, or a .jsonl file whose lines are strings, {"text": …} or {"messages": […]}, which the model's
+    chat template renders. None reads the default, pydoc_data.topics (see text_records.read_default).
+    seed: None takes the first windows, and what follows them is held out; a number draws windows from the whole text
+    without replacement, and what is held out are further ones. A file too short for that leaves it to the default text.
+    Raises UsageError when the request cannot be met; it says what to change.
+    """
+    _check_request(samples, length, held_out, seed)
+    if assets is None:
+        raise UsageError("the checkpoint has no tokenizer, so no text can calibrate it: add its tokenizer.json")
+    tokenizer = Tokenizer(assets)
+    source = default_name() if path is None else path.name
+    pieces = read_default(tokenizer) if path is None else read_file(path, tokenizer)
+    # Rows that a BOS leads take fewer tokens of the text than this.
+    ids = _read(pieces, samples * length + held_out if seed is None else None)
+    bos = assets.tokens.bos if assets.tokens.add_bos else None
+    windows = _windows(ids, length, bos)
+    if len(windows) < samples:
+        raise UsageError(
+            f"{samples} samples of {length} tokens were asked for and {source} has {len(ids)} tokens, "
+            f"enough for {len(windows)}: {REMEDY}"
+        )
+    drawn, rest = _draw(ids, windows, samples, seed)
+    tokens = np.stack([_lead(window, length, bos) for window in drawn])
+    own = len(rest) >= held_out
+    return CalibrationText(
+        tokens=tokens,
+        held_out=rest[:held_out].copy() if own else _default_held_out(tokenizer, held_out, used=path is None),
+        source=source,
+        held_out_source=source if own else default_name(),
+        sha256=hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+        seed=seed,
+    )
+
+
+def _check_request(samples: int, length: int, held_out: int, seed: int | None) -> None:
+    if samples < 1:
+        raise UsageError(f"--calib-samples is {samples}: calibrate on at least 1")
+    if length < 2:
+        raise UsageError(f"--calib-tokens is {length}: a sample takes at least 2 tokens")
+    if held_out < 0:
+        raise UsageError(f"{held_out} tokens were to be held out: hold out 0 or more")
+    if seed is not None and seed < 0:
+        raise UsageError(f"the seed of the calibration text is {seed}: give 0 or more")
+
+
+def _read(pieces: Iterator[Ids], wanted: int | None) -> Ids:
+    """At least `wanted` tokens where there are as many; all of them for None."""
+    parts, count = [np.empty(0, np.int64)], 0
+    for piece in pieces:
+        parts.append(piece)
+        count += len(piece)
+        if wanted is not None and count >= wanted:
+            break
+    return np.concatenate(parts)
+
+
+def _windows(ids: Ids, length: int, bos: int | None) -> list[slice]:
+    """Where each row of `length` tokens lies in the text; it is one shorter there where a BOS has to be added."""
+    windows, start = [], 0
+    while start < len(ids):
+        stop = start + length - (bos is not None and int(ids[start]) != bos)
+        if stop > len(ids):
+            break
+        windows.append(slice(start, stop))
+        start = stop
+    return windows
+
+
+def _draw(ids: Ids, windows: list[slice], samples: int, seed: int | None) -> tuple[list[Ids], Ids]:
+    """The tokens of `samples` windows, and those that may be held out, in their order."""
+    if seed is None:
+        return [ids[window] for window in windows[:samples]], ids[windows[samples - 1].stop :]
+    drawn = [ids[windows[at]] for at in np.random.default_rng(seed).permutation(len(windows))]
+    return drawn[:samples], np.concatenate([ids[:0], *drawn[samples:]])
+
+
+def _lead(window: Ids, length: int, bos: int | None) -> Ids:
+    return window if bos is None or len(window) == length else np.concatenate([np.array([bos], np.int64), window])
+
+
+def _default_held_out(tokenizer: Tokenizer, count: int, *, used: bool) -> Ids:
+    """The first `count` tokens of the default text, unless they have been `used`."""
+    ids = np.empty(0, np.int64) if used else _read(read_default(tokenizer), count)[:count]
+    if len(ids) < count:
+        raise UsageError(f"{count} tokens were to be held out and the text has too few left: {REMEDY}")
+    return ids

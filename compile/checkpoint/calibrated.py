@@ -1,0 +1,61 @@
+"""A checkpoint as calibration left it: rounded matrices in their blocks, smoothed tensors; knows no graph."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.reference.decoder import POINTS
+from megrez.calibration.results.layer_file import LayerFile
+from megrez.calibration.results.record import Record
+from megrez.calibration.walk import LM_HEAD
+from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
+from megrez.compile.checkpoint.derived import DerivedCheckpoint
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.graph.precision import HEAD
+
+POINT_OF = {name: point for point, names in POINTS.items() for name in names}
+
+
+class CalibratedCheckpoint(DerivedCheckpoint):
+    """The Checkpoint `original` with what `record`, whose files lie under `folder`, has in place of its own."""
+
+    def __init__(self, original: Checkpoint, record: Record, folder: Path) -> None:
+        super().__init__(original)
+        self.record = record
+        self._matrices: dict[str, LayerFile] = {}
+        self._tensors: dict[str, LayerFile] = {}
+        for file in record.files:
+            layer = LayerFile(folder / file.path)
+            self._matrices |= dict.fromkeys(layer.formats, layer)
+            self._tensors |= dict.fromkeys(layer.tensors, layer)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """As the protocol says; of a rounded matrix, what it was before: a tied embedding is looked up exactly."""
+        return self._tensors[name].tensor(name) if name in self._tensors else self.original.read(name)
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        if name in self._matrices:
+            return self._matrices[name].formats[name]
+        return None if name in self._tensors else self.original.block_format(name)
+
+    def blocks(self, name: str) -> BlockQuantized | None:
+        if name in self._matrices:
+            return self._matrices[name].matrix(name)
+        return None if name in self._tensors else self.original.blocks(name)
+
+    def input_scale(self, name: str) -> float | None:
+        """The static scale of what the matrix `name` multiplies."""
+        point = self.record.points.get(_point(name))
+        return None if point is None else point.input_scale
+
+
+def _point(name: str) -> str:
+    """ "model.layers.3.qkv" for "model.layers.3.self_attn.k_proj.weight"."""
+    if name in HEAD:
+        return LM_HEAD
+    stem = name.removesuffix(".weight")
+    for short, point in POINT_OF.items():
+        if stem.endswith(f".{short}"):
+            return stem.removesuffix(short) + point
+    return stem

@@ -1,0 +1,116 @@
+"""A .gguf file as a Checkpoint, its tensors under Hugging Face names; writes nothing and maps no page."""
+
+import math
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
+from megrez.compile.checkpoint.faults import raise_faults, shape_faults
+from megrez.compile.checkpoint.fingerprint import fingerprint_of
+from megrez.compile.checkpoint.floats import read_floats, refuse_non_finite
+from megrez.compile.checkpoint.gguf.blocks import FORMATS, unpack_blocks
+from megrez.compile.checkpoint.gguf.config import read_gguf_config
+from megrez.compile.checkpoint.gguf.file import GgufTensor, read_header
+from megrez.compile.checkpoint.gguf.names import ROPE_FACTORS, huggingface_name, row_order
+from megrez.compile.checkpoint.gguf.tokenizer import read_gguf_text
+from megrez.compile.checkpoint.gguf.types import FLOATS, can_dequantize, dequantize
+from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.families.config import ModelConfig
+from megrez.runtime.errors import CheckpointError
+
+CHUNK = 1 << 20  # values dequantised at a time
+REMEDY = "take another .gguf file of the model, or its safetensors checkpoint"
+
+
+class GgufCheckpoint:
+    """The Checkpoint in the file `path`. `source` is what the manifest calls it."""
+
+    def __init__(self, path: Path, *, source: str) -> None:
+        self._path = path
+        self._source = source
+        self._header = read_header(path)
+        self._config = read_gguf_config(
+            self._header, lambda name: self._read_stored(self._header.tensors[name]).reshape(-1), source=source
+        )
+        named = {huggingface_name(name): tensor for name, tensor in self._header.tensors.items()}
+        self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._config
+
+    @cached_property
+    def text(self) -> TextAssets | None:
+        return read_gguf_text(self._header.metadata, vocab_size=self._config.vocab_size, source=self._source)
+
+    def check(self) -> None:
+        """As the protocol says, from the header alone."""
+        faults = [
+            f"{name} is a tensor of no known use"
+            for name in self._header.tensors
+            if huggingface_name(name) is None and name != ROPE_FACTORS
+        ]
+        faults += shape_faults(self._config, {name: tensor.shape for name, tensor in self._tensors.items()})
+        kinds = sorted({tensor.kind for tensor in self._tensors.values()})
+        faults += [f"{kind}, which tensors are stored as, cannot be read" for kind in kinds if not can_dequantize(kind)]
+        raise_faults(self._source, faults, REMEDY)
+        _ = self.text
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._config, [self._path])
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        values = self._read_stored(self._stored(name))
+        order = row_order(name, self._config)
+        return values if order is None else values[order]
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        tensor = self._stored(name)
+        return FORMATS.get(tensor.kind) if len(tensor.shape) == 2 else None
+
+    def blocks(self, name: str) -> BlockQuantized | None:
+        """For Q4_0, Q4_1 and Q8_0; `read` dequantises the others."""
+        tensor = self._stored(name)
+        if self.block_format(name) is None:
+            return None
+        raw = self._read_raw(tensor, 0, tensor.shape[0])
+        order = row_order(name, self._config)
+        found = unpack_blocks(raw if order is None else raw[order], tensor.kind)
+        for values in (found.scales, found.offsets):
+            if values is not None:
+                refuse_non_finite(values, tensor=name, path=self._path)
+        return found
+
+    def _stored(self, name: str) -> GgufTensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
+        return self._tensors[name]
+
+    def _read_stored(self, tensor: GgufTensor) -> NDArray[np.float32]:
+        if tensor.kind in FLOATS:
+            count = math.prod(tensor.shape)
+            values = read_floats(self._path, tensor=tensor.name, dtype=tensor.kind, start=tensor.start, count=count)
+            return values.reshape(tensor.shape)
+        if not can_dequantize(tensor.kind):
+            raise CheckpointError(f"{tensor.name} in {self._source} is {tensor.kind}, which cannot be read: {REMEDY}")
+        rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
+        values = np.empty((rows, columns), np.float32)
+        step = max(CHUNK // columns, 1)
+        for at in range(0, rows, step):
+            chunk = values[at : at + step]
+            chunk[:] = dequantize(self._read_raw(tensor, at, at + len(chunk)), tensor.kind)
+            refuse_non_finite(chunk, tensor=tensor.name, path=self._path)
+        return values.reshape(tensor.shape)
+
+    def _read_raw(self, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows [start, stop) as they are stored: uint8 [stop - start, bytes of a row]."""
+        row = tensor.size // math.prod(tensor.shape[:-1])
+        raw = np.fromfile(self._path, np.uint8, (stop - start) * row, offset=tensor.start + start * row)
+        return raw.reshape(stop - start, row)

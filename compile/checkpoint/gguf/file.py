@@ -1,0 +1,121 @@
+"""A .gguf file's metadata and its table of tensors; knows no key's and no tensor's meaning.
+
+The gguf package's reader maps the file and makes an array of every string, which costs seconds and hundreds of
+megabytes on a large vocabulary; this one reads the header once and keeps plain values.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megrez.compile.checkpoint.gguf.types import block_sizes
+from megrez.runtime.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufTensor:
+    """A tensor's place. shape: rows first, as numpy has it, the reverse of what the file says. size: bytes."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Raises CheckpointError when the file is none of its kind, or cut."""
+    found = path.stat().st_size
+    with path.open("rb") as file:
+        reader = _Reader(file, path, found)
+        tensors_count, metadata_count = _read_preamble(reader, path)
+        metadata = {}
+        for _ in range(metadata_count):
+            key = reader.string()
+            metadata[key] = reader.value(reader.scalar("<I"))
+        entries = [_read_entry(reader) for _ in range(tensors_count)]
+        alignment = max(int(metadata.get("general.alignment", 32)), 1)
+        base = -(-file.tell() // alignment) * alignment
+    tensors = {name: _locate(name, dims, kind, base + offset) for name, dims, kind, offset in entries}
+    expected = max((tensor.start + tensor.size for tensor in tensors.values()), default=base)
+    if expected > found:
+        raise CheckpointError(f"{path.name} is cut: expected {expected} bytes, found {found}: download it again")
+    return GgufHeader(metadata=metadata, tensors=tensors)
+
+
+class _Reader:
+    """Little-endian values off a file; a length that leads past its end is an error, not an allocation."""
+
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file, self._path, self._size = file, path, size
+
+    def take(self, count: int) -> bytes:
+        # The header is small: comparing with the whole size bounds what a damaged length can ask for.
+        data = self._file.read(count) if count <= self._size else b""
+        if len(data) != count:
+            raise CheckpointError(
+                f"{self._path.name} is cut or damaged inside its header ({self._size} bytes): download it again"
+            )
+        return data
+
+    def scalar(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def string(self) -> str:
+        return self.take(self.scalar("<Q")).decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self._array(self.scalar("<I"), self.scalar("<Q"))
+        return self.scalar(self._form(kind))
+
+    def _array(self, item: int, count: int) -> list[Any]:
+        if item == STRING:
+            return [self.string() for _ in range(count)]
+        form = self._form(item)[1]
+        return list(struct.unpack(f"<{count}{form}", self.take(count * struct.calcsize(f"<{form}"))))
+
+    def _form(self, kind: int) -> str:
+        if kind not in SCALARS:
+            raise CheckpointError(f"{self._path.name} has metadata of unknown type {kind}: download it again")
+        return SCALARS[kind]
+
+
+def _read_preamble(reader: _Reader, path: Path) -> tuple[int, int]:
+    magic = reader.take(4)
+    if magic != MAGIC:
+        raise CheckpointError(f"{path.name} is not a GGUF file (it starts with {magic!r}): download it again")
+    version = reader.scalar("<I")
+    if version not in VERSIONS:
+        raise CheckpointError(
+            f"{path.name} is GGUF version {version}: versions {VERSIONS[0]} and {VERSIONS[1]}, little-endian, are read"
+        )
+    return reader.scalar("<Q"), reader.scalar("<Q")
+
+
+def _read_entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+    name = reader.string()
+    dims = tuple(reader.scalar("<Q") for _ in range(reader.scalar("<I")))
+    return name, dims, reader.scalar("<I"), reader.scalar("<Q")
+
+
+def _locate(name: str, dims: tuple[int, ...], number: int, start: int) -> GgufTensor:
+    kind, values, size = block_sizes(number, tensor=name)
+    if not dims or dims[0] % values:
+        raise CheckpointError(f"{name} has rows of {dims[:1]} values, not whole {kind} blocks of {values}: rebuild it")
+    return GgufTensor(name=name, kind=kind, shape=dims[::-1], start=start, size=math.prod(dims) // values * size)

@@ -1,0 +1,51 @@
+"""GGUF's tensor names as Hugging Face's, and the row order that llama.cpp gives Q and K; reads no file."""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.compile.families.config import ModelConfig
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+_WHOLE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def huggingface_name(name: str) -> str | None:
+    """None for a tensor that no Llama-GQA decoder has."""
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if layer is None:
+        return _WHOLE.get(name)
+    number, part, kind = layer.groups()
+    return f"model.layers.{number}.{_PARTS[part]}.{kind}" if part in _PARTS else None
+
+
+def row_order(name: str, config: ModelConfig) -> NDArray[np.intp] | None:
+    """Which stored row each row of a llama-architecture Q or K is, or None where the order is Hugging Face's.
+
+    llama.cpp rotates neighbouring pairs, Hugging Face the two halves of a head, so the converter interleaves them.
+    """
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    part = name.split(".")[-2]
+    if config.model_type != "llama" or part not in heads:
+        return None
+    stored = np.arange(heads[part] * config.head_dim)
+    return stored.reshape(heads[part], config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)

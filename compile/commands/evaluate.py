@@ -1,0 +1,126 @@
+"""The verb `megrez eval`: a bundle's fidelity to its checkpoint in float32, on a text of the user's."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.reference.fidelity import measure_fidelity
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.commands.console_report import ConsoleReport
+from megrez.compile.pipeline import Request, compile_bundle
+from megrez.engines.targets import find_target
+from megrez.runtime.bundle import Bundle, open_bundle
+from megrez.runtime.commands.options import threads_option, write_json
+from megrez.runtime.engines import open_session
+from megrez.runtime.errors import UsageError
+from megrez.runtime.manifest import FILE_NAME, Fidelity
+from megrez.runtime.session import Session
+from megrez.runtime.text import Text
+
+
+@click.command("eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="A UTF-8 text to read.")
+@click.option("--reference", required=True, metavar="MODEL", help="The checkpoint in full precision, or its bundle.")
+@click.option("--tokens", type=int, default=8192, show_default=True, help="How many of the text's tokens to read.")
+@click.option("--skip", type=int, default=0, show_default=True, help="How many to leave out before those.")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens read from an empty cache at a time.")
+@threads_option
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
+def eval_command(
+    bundle: Path,
+    text: Path,
+    reference: str,
+    tokens: int,
+    skip: int,
+    window: int,
+    threads: int | None,
+    json_file: Path | None,
+) -> None:
+    """Measure how far BUNDLE is from the model it was compiled from.
+
+    The reference is MODEL compiled for cpu-fp32 into a temporary folder, or a bundle that is given instead.
+    """
+    opened = open_bundle(bundle)
+    ids = read_tokens(opened, text, tokens, skip=skip)
+    if not 2 <= window <= opened.manifest.context_length:
+        raise UsageError(f"--window is {window}: the bundle's context takes 2 to {opened.manifest.context_length}")
+    with _reference_bundle(reference, window) as truth:
+        check_same_model(opened, truth)
+        with (
+            _session(opened, threads, window) as session,
+            _session(truth, threads, window) as reference_session,
+            click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar,
+        ):
+            found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
+    _report(found, json_file)
+
+
+def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDArray[np.int64]:
+    """`count` tokens of a text after the first `skip`; raises UsageError when it cannot be read or has fewer."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {path} cannot be read as UTF-8 text ({error}): give another file") from error
+    ids = Text.open(bundle).encode(text, add_bos=False)
+    if skip < 0 or (skip and len(ids) < skip + 2):
+        raise UsageError(
+            f"--skip is {skip} and {path} has {len(ids)} tokens: skip 0 to {max(0, len(ids) - 2)} or give a longer text"
+        )
+    left = len(ids) - skip
+    if count < 2 or left < count:
+        after = " after those skipped" if skip else ""
+        raise UsageError(f"--tokens is {count} and {path} has {left}{after}: ask for 2 to {left} or give a longer text")
+    return np.array(ids[skip : skip + count], np.int64)
+
+
+def check_same_model(bundle: Bundle, reference: Bundle) -> None:
+    """Raise UsageError when the two cannot be compared token by token."""
+    if bundle.manifest.architecture != reference.manifest.architecture:
+        raise UsageError(
+            f"{bundle.path} and the reference {reference.manifest.provenance.source} differ in shape: "
+            "give the checkpoint that the bundle was compiled from"
+        )
+
+
+@contextlib.contextmanager
+def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
+    if (Path(model) / FILE_NAME).is_file():
+        yield open_bundle(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="megrez-eval-") as folder:
+        request = Request(
+            checkpoint=open_checkpoint(model),
+            target=find_target("cpu-fp32"),
+            output=Path(folder) / "reference",
+            context=context,
+        )
+        with ConsoleReport() as report:
+            reference = compile_bundle(request, report)
+        yield open_bundle(reference)
+
+
+@contextlib.contextmanager
+def _session(bundle: Bundle, threads: int | None, window: int) -> Iterator[Session]:
+    # A cache no longer than it must be: the portable graph's attention costs by what the cache could hold.
+    session = open_session(bundle, threads=threads, capacity=window)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _report(found: Fidelity, json_file: Path | None) -> None:
+    figures = dataclasses.asdict(found)
+    for name, value in figures.items():
+        click.echo(f"{name:22}{value:.6g}")
+    if json_file is not None:
+        write_json(json_file, json.dumps(figures, indent=2) + "\n")

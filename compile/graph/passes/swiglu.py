@@ -1,0 +1,54 @@
+"""The gated activation of a feed-forward layer becomes one SwiGLU, a function of standard operators; knows no weights.
+
+A runtime that has a kernel for megrez::SwiGLU runs that (engines/ort/kernels/swiglu.c), and any other the function.
+"""
+
+import onnx_ir as ir
+
+from megrez.compile.graph.passes.graph import only_consumer, operand, producer, replace
+
+DOMAIN, NAME = "megrez", "SwiGLU"
+OPSET = 24
+
+
+class SwiGLU(ir.passes.InPlacePass):
+    """gate, up = Split(x), in halves: Mul(Mul(gate, Sigmoid(gate)), up)  ->  SwiGLU(x)."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [(node, split) for node in model.graph if (split := _gated(node)) is not None]
+        for product, split in found:
+            node = ir.node(NAME, [split.inputs[0]], domain=DOMAIN)
+            replace(model, product.outputs, node.outputs, at=product, node=node)
+        if found:
+            function = _function()
+            model.functions[function.identifier()] = function
+            model.opset_imports[DOMAIN] = 1
+        return ir.passes.PassResult(model, modified=bool(found))
+
+
+def _gated(product: ir.Node) -> ir.Node | None:
+    """The Split whose two halves `product` multiplies, the first with its own sigmoid, if that is what it does."""
+    if product.op_type != "Mul":
+        return None
+    activated, up = product.inputs
+    activation, split = producer(activated, "Mul"), producer(up, "Split")
+    if activation is None or split is None or len(split.outputs) != 2:
+        return None
+    gate = split.outputs[0]
+    sigmoid = producer(activation.inputs[1], "Sigmoid")
+    halves = gate.shape is not None and gate.shape == split.outputs[1].shape
+    mine = sigmoid is not None and activation.inputs[0] is gate and operand(sigmoid, 0) is gate
+    alone = only_consumer(activation.outputs[0], "Mul") is product
+    return split if halves and mine and alone and up is split.outputs[1] else None
+
+
+def _function() -> ir.Function:
+    x = ir.Value(name="x")
+    split = ir.node("Split", [x], {"axis": -1, "num_outputs": 2}, num_outputs=2)
+    gate, up = split.outputs
+    sigmoid = ir.node("Sigmoid", [gate])
+    activation = ir.node("Mul", [gate, sigmoid.outputs[0]])
+    product = ir.node("Mul", [activation.outputs[0], up])
+    nodes = [split, sigmoid, activation, product]
+    graph = ir.Graph([x], product.outputs, nodes=nodes, opset_imports={"": OPSET}, name=NAME)
+    return ir.Function(DOMAIN, NAME, graph=graph, attributes=[])

@@ -1,0 +1,167 @@
+"""Ranges of every value in a static graph, from running it over a text layer by layer; knows no engine's format.
+
+One layer's weights are in memory at a time, in the graph that will be quantised, with the weights as they will be.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from megrez.calibration.activations.caches import KINDS, CacheObservers
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.graph.passes.explicit_attention import mask_name
+from megrez.compile.graph.passes.graph import static_shape
+from megrez.compile.graph.passes.quantize_activations import PAST, Ranges
+from megrez.compile.graph.precision import EMBEDDING
+from megrez.compile.graph.rope import rotary_tables
+from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part
+from megrez.engines.onnx_files import write_onnx
+from megrez.engines.ort import MODEL_FILE
+from megrez.engines.qnn.affine import Affine
+from megrez.engines.qnn.masks import visible
+from megrez.runtime.errors import CheckpointError
+
+Float32 = NDArray[np.float32]
+Feeds = dict[str, Float32]
+# Slots of the cache that samples are read beside: none of them is filled.
+CAPACITY = 1
+CACHE_BITS = 8
+# Added to the scores of what may not be attended to, while ranges are observed.
+MASKED = np.float32(-1e4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """ranges: by the value's name. caches: the codes of "0.key", "0.value", …"""
+
+    ranges: Ranges
+    caches: Mapping[str, Affine]
+
+
+class _AnyRange(dict[str, tuple[float, float]]):
+    def __missing__(self, name: str) -> tuple[float, float]:
+        return -8.0, 8.0
+
+
+def assumed(layers: int) -> Observed:
+    """For random weights, which no text has a meaning for: one range for all."""
+    cache = Affine(bits=CACHE_BITS, scale=8 / 127, zero_point=128)
+    return Observed(ranges=_AnyRange(), caches={f"{i}.{kind}": cache for i in range(layers) for kind in KINDS})
+
+
+def observe(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64],
+    progress: Callable[[int], None] = lambda layers: None,
+) -> Observed:
+    """Run the static graph of as many tokens as a row of tokens [S, T] has, and a capacity of CAPACITY, over all rows.
+
+    Raises CheckpointError where a value is not finite.
+    """
+    config, ranges = checkpoint.config, _Hulls()
+    embedding = checkpoint.read(EMBEDDING)
+    ranges.see("hidden.0", embedding)
+    hidden = embedding[tokens]
+    del embedding
+    for name, table in zip(ROTARY, rotary_tables(config, config.max_position_embeddings), strict=True):
+        ranges.see(name, table)  # whatever the context, and however short the samples
+    shared = _shared_inputs(checkpoint, tokens.shape[1])
+    caches: dict[str, Affine] = {}
+    for layer in range(config.num_hidden_layers):
+        caches |= _observe_layer(model, layer, hidden, shared, ranges)
+        progress(layer + 1)
+    with _Runner(head_part(model, config.num_hidden_layers)) as run:
+        for states in hidden:
+            ranges.see_all(run({f"hidden.{config.num_hidden_layers}": states[None]}))
+    return Observed(ranges=ranges.found, caches=caches)
+
+
+def _observe_layer(model: ir.Model, layer: int, hidden: Float32, shared: Feeds, ranges: "_Hulls") -> dict[str, Affine]:
+    """The codes of the layer's caches; hidden [S, T, H] becomes what leaves the layer."""
+    observers = CacheObservers()
+    with _Runner(layers_part(model, LayerRange(first=layer, stop=layer + 1))) as run:
+        for sample, states in enumerate(hidden):
+            found = run({f"hidden.{layer}": states[None], **shared})
+            ranges.see_all(found)
+            for kind in KINDS:
+                observers.update(kind, _by_position(found[f"present.{layer}.{kind}"], kind))
+            hidden[sample] = found[f"hidden.{layer + 1}"][0]
+    scales = observers.scales("")
+    return {f"{layer}.{kind}": Affine(bits=CACHE_BITS, scale=scales[kind].int8, zero_point=128) for kind in KINDS}
+
+
+def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
+    config = checkpoint.config
+    cos, sin = rotary_tables(config, length)
+    masks = {
+        mask_name(window): np.where(visible(0, length, CAPACITY, window), np.float32(0), MASKED)[None, None]
+        for window in set(config.sliding_windows)
+    }
+    return {**dict(zip(ROTARY, (cos[None], sin[None]), strict=True)), **masks}
+
+
+def _by_position(cache: Float32, kind: str) -> Float32:
+    """[positions of every KV head, head_dim]; keys lie with their positions last."""
+    by_head = cache.swapaxes(2, 3) if kind == "key" else cache
+    return by_head.reshape(-1, by_head.shape[-1])
+
+
+class _Hulls:
+    """The smallest and the largest number seen under each name."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def see_all(self, arrays: Feeds) -> None:
+        for name, array in arrays.items():
+            self.see(name, array)
+
+    def see(self, name: str, array: Float32) -> None:
+        low, high = float(array.min()), float(array.max())
+        if not np.isfinite(low + high):
+            raise CheckpointError(f"{name} of the model is not finite on the calibration text: repair the checkpoint")
+        old = self.found.get(name, (low, high))
+        self.found[name] = min(low, old[0]), max(high, old[1])
+
+
+class _Runner:
+    """A part on ONNX Runtime that gives every float32 value it computes, by name; its weights lie in a file."""
+
+    def __init__(self, part: ir.Model) -> None:
+        self._part = part
+        self._folder = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> Callable[[Feeds], Feeds]:
+        import onnxruntime
+
+        graph = self._part.graph
+        known = set(graph.outputs)
+        values = [value for node in graph if node.op_type != "DequantizeLinear" for value in node.outputs]
+        graph.outputs.extend(value for value in values if value not in known)
+        caches = {str(v.name): np.zeros(static_shape(v), np.float32) for v in graph.inputs if _is_cache(v)}
+        wanted = {str(value.name) for value in graph.inputs}
+        write_onnx(self._part, Path(self._folder.name))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(Path(self._folder.name) / MODEL_FILE, options)
+        names = [output.name for output in session.get_outputs()]
+
+        def run(feeds: Feeds) -> Feeds:
+            inputs = {name: array for name, array in (caches | feeds).items() if name in wanted}
+            return dict(zip(names, session.run(names, inputs), strict=True))
+
+        return run
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+def _is_cache(value: ir.Value) -> bool:
+    return str(value.name).startswith(PAST)

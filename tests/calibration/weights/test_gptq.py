@@ -1,0 +1,140 @@
+"""Codes beside GPTQ as its paper has it: the inverse Hessian's Cholesky factor, column by column, in float64."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megrez.calibration.weights import gptq
+from megrez.calibration.weights.blocks import BlockQuantized
+from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.grids import fit_grid
+from megrez.engines.weight_formats import WeightFormat
+
+FORMATS = {
+    "int4": WeightFormat(bits=4, block=32, symmetric=True),
+    "int4 with zero points": WeightFormat(bits=4, block=32, symmetric=False),
+    "int8 in blocks": WeightFormat(bits=8, block=32, symmetric=True),
+    "int8 per channel": WeightFormat(bits=8, block=None, symmetric=True),
+    "fp8 per channel": WeightFormat(bits=8, block=None, symmetric=True, floating=True),
+}
+# More columns than are rounded in one piece, the last block short.
+ROWS, COLUMNS = 12, 150
+
+
+def matrix(rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_t(4, (rows, columns)).astype(np.float32)
+
+
+def correlated(columns: int = COLUMNS, seed: int = 1) -> NDArray[np.float64]:
+    """Second moments of inputs that move together and are of different sizes."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(4 * columns, columns // 8)) @ random.normal(size=(columns // 8, columns))
+    x += 0.3 * random.normal(size=x.shape)
+    x *= 10.0 ** random.uniform(-1, 1, columns)
+    return x.T @ x / len(x)
+
+
+def nearest_code(grid: BlockQuantized, column: int, values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Of all codes of each row's grid at `column`, the one nearest to its value."""
+    numbers = all_numbers(grid, column)  # [rows, codes]
+    return np.abs(numbers - values[:, None]).argmin(axis=1)
+
+
+def all_numbers(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
+    """What every code stands for: [rows, codes], infinite where a code is no number."""
+    block = column // grid.block
+    scales = grid.scales[:, block].astype(np.float64)[:, None]
+    codes = np.arange(2**grid.bits)
+    if grid.floating:
+        values = codes.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        return scales * np.where(np.isfinite(values), values, np.inf)
+    zeros = 2 ** (grid.bits - 1) if grid.zero_points is None else grid.zero_points[:, block].astype(np.float64)[:, None]
+    return scales * (codes - zeros)
+
+
+def textbook(weight: NDArray[np.float32], grid: BlockQuantized, moments: NDArray[np.float64]) -> NDArray[np.int64]:
+    """GPTQ with act-order and 1 % damping: each column's error is taken from the columns behind it at once."""
+    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(len(moments))
+    order = np.argsort(-np.diag(moments), kind="stable")
+    upper = np.linalg.cholesky(np.linalg.inv(damped[order][:, order])).T  # U^T U is the inverse
+    w = weight.astype(np.float64)[:, order]
+    codes = np.empty(weight.shape, np.int64)
+    for i, column in enumerate(order):
+        codes[:, column] = nearest_code(grid, column, w[:, i])
+        rounded = all_numbers(grid, column)[np.arange(len(w)), codes[:, column]]
+        w[:, i:] -= np.outer((w[:, i] - rounded) / upper[i, i], upper[i, i:])
+    return codes
+
+
+def output_error(made: BlockQuantized, weight: NDArray[np.float32], moments: NDArray[np.float64]) -> float:
+    """The mean of ||(w - q) x||^2."""
+    off = made.dequantize().astype(np.float64) - weight
+    return float(np.einsum("nk,kl,nl->", off, moments, off))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_code_is_the_textbooks(name: str) -> None:
+    weight, moments = matrix(), correlated()
+    grid = fit_grid(weight, FORMATS[name])
+    made = quantize_gptq(weight, grid, moments)
+    expected = textbook(weight, grid, moments)
+    if grid.floating:  # two patterns stand for zero
+        expected, found = (np.where(codes == 0x80, 0, codes) for codes in (expected, made.codes))
+    else:
+        found = made.codes
+    np.testing.assert_array_equal(found, expected)
+    assert (made.codes != grid.codes).mean() > 0.05
+    np.testing.assert_array_equal(made.scales, grid.scales)
+    assert (made.bits, made.block, made.floating) == (grid.bits, grid.block, grid.floating)
+    np.testing.assert_array_equal(made.zero_points, grid.zero_points)
+
+
+def test_pieces_of_work_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moments = matrix(), correlated()
+    grid = fit_grid(weight, FORMATS["int4 with zero points"])
+    whole = quantize_gptq(weight, grid, moments).codes
+    monkeypatch.setattr(gptq, "ROWS", 5)
+    monkeypatch.setattr(gptq, "COLUMNS", 7)
+    np.testing.assert_array_equal(quantize_gptq(weight, grid, moments).codes, whole)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_outputs_are_nearer_than_round_to_nearest_leaves_them(name: str) -> None:
+    for seed in range(3):
+        weight, moments = matrix(seed=seed), correlated(seed=10 + seed)
+        grid = fit_grid(weight, FORMATS[name])
+        made = quantize_gptq(weight, grid, moments)
+        assert output_error(made, weight, moments) < 0.7 * output_error(grid, weight, moments)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_inputs_that_never_speak_are_rounded_to_nearest(name: str) -> None:
+    weight, moments = matrix(), correlated()
+    silent = np.arange(COLUMNS) % 3 == 1
+    moments[silent] = moments[:, silent] = 0
+    grid = fit_grid(weight, FORMATS[name])
+    made = quantize_gptq(weight, grid, moments)
+    assert np.isfinite(made.dequantize()).all()
+    np.testing.assert_array_equal(made.codes[:, silent], grid.codes[:, silent])
+    assert (made.codes[:, ~silent] != grid.codes[:, ~silent]).any()
+    silence = quantize_gptq(weight, grid, np.zeros_like(moments))
+    np.testing.assert_array_equal(silence.codes, grid.codes)
+
+
+def test_inputs_that_move_apart_are_rounded_to_nearest() -> None:
+    weight = matrix()
+    grid = fit_grid(weight, FORMATS["int4"])
+    made = quantize_gptq(weight, grid, np.diag(np.random.default_rng(0).uniform(0.1, 10, COLUMNS)))
+    np.testing.assert_array_equal(made.codes, grid.codes)
+
+
+def test_fewer_tokens_than_inputs_are_enough() -> None:
+    """Moments of one token have rank 1; damping makes a factor of them, of any size."""
+    weight = matrix()
+    grid = fit_grid(weight, FORMATS["int4"])
+    x = np.random.default_rng(2).normal(size=COLUMNS)
+    for size in (1e-12, 1.0, 1e12):
+        moments = np.outer(x, x) * size
+        made = quantize_gptq(weight, grid, moments)
+        assert output_error(made, weight, moments) < 0.1 * output_error(grid, weight, moments)
