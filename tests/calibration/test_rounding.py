@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.rounding import Projection, Rounded, round_point
+from megrez.calibration.weights import gram
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.gptq import quantize_gptq
-from megrez.calibration.weights import gram
 from megrez.calibration.weights.gram import second_moments
 from megrez.calibration.weights.grids import fit_grid
 from megrez.engines.weight_formats import WeightFormat
