@@ -69,6 +69,10 @@ def _compile(request: Request, report: Report) -> bool:
         return False
     report.stage("checking the checkpoint")
     checkpoint.check()
+    if checkpoint.text is not None and checkpoint.text.ignored:
+        report.text(
+            f"recommended for generating, and not followed by the runtime: {', '.join(checkpoint.text.ignored)}"
+        )
     prepared = Preparation(
         checkpoint=checkpoint,
         target=request.target,

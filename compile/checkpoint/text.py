@@ -1,17 +1,15 @@
 """How a Hugging Face folder's model reads and writes text: tokenizer, template, stop tokens, sampling; no weights."""
 
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megrez.compile.checkpoint.generation import GENERATION, ignored_keys, read_sampling
 from megrez.compile.checkpoint.json_file import read_object_if_there
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.checkpoint.text_assets import GREEDY, TextFacts, assemble
+from megrez.compile.checkpoint.text_assets import TextFacts, assemble
 from megrez.runtime.errors import CheckpointError
-from megrez.runtime.manifest import SamplingDefaults
 
-TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
+TOKENIZER = "tokenizer.json"
 OLDER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
@@ -48,42 +46,8 @@ def _facts(folder: Path) -> TextFacts:
         stop_ids=(*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))),
         add_bos=add_bos if isinstance(add_bos, bool) else None,
         sampling=read_sampling(generation),
+        ignored=ignored_keys(generation),
     )
-
-
-def read_sampling(generation: dict[str, Any]) -> SamplingDefaults:
-    """What generation_config.json recommends, read as transformers' generate reads it.
-
-    Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
-    either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
-    Raises CheckpointError for what is no number or can sample nothing.
-    """
-    penalty = _number(generation, "repetition_penalty", 1.0) or 1.0
-    if generation.get("do_sample") is not True:
-        return _usable(replace(GREEDY, repetition_penalty=penalty))
-    top_k, top_p = max(int(_number(generation, "top_k", 50)), 0), _number(generation, "top_p", 1.0)
-    found = SamplingDefaults(
-        temperature=_number(generation, "temperature", 1.0),
-        top_k=top_k if top_p else 1,
-        top_p=top_p or 1.0,
-        repetition_penalty=penalty,
-    )
-    return _usable(found)
-
-
-def _number(generation: dict[str, Any], key: str, default: float) -> float:
-    value = generation.get(key)
-    if value is None:
-        return default
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise CheckpointError(f"{GENERATION}: {key} is {value!r}, not a number: mend it or remove it")
-    return float(value)
-
-
-def _usable(found: SamplingDefaults) -> SamplingDefaults:
-    if faults := found.faults():
-        raise CheckpointError(f"{GENERATION}: {', '.join(faults)}, which samples nothing: mend it or remove it")
-    return found
 
 
 def _spelling(token: Any) -> str | None:

@@ -18,7 +18,7 @@ TURN_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|turn_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"),
     *("<|endoftext|>", "<|eos|>", "<eos>", "</s>"),
 )
-GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class TextFacts:
     stop_ids: tuple[int, ...]
     add_bos: bool | None
     sampling: SamplingDefaults
+    ignored: tuple[str, ...]
 
 
 def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> TextAssets:
@@ -55,6 +56,7 @@ def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> Tex
             bos=bos, pad=pad, stop=stop, add_bos=bos is not None and (led if facts.add_bos is None else facts.add_bos)
         ),
         sampling=facts.sampling,
+        ignored=facts.ignored,
     )
 
 
