@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.families.registry import families
 from megrez.engines.targets import TARGETS
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.model import Model
@@ -17,11 +18,10 @@ from tests.models import make_checkpoint
 from tests.reference import greedy
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "llama-biases": {"biases": True},
-    "mistral": {"family": "mistral", "sliding_window": 5, "tied": True},
-    "qwen2": {"family": "qwen2", "sliding_window": 5, "tied": True},
-    "qwen3": {"family": "qwen3"},
+    "mistral-window-tied": {"family": "mistral", "sliding_window": 5, "tied": True},
+    "qwen2-windows-tied": {"family": "qwen2", "sliding_window": 5, "tied": True},
     "bfloat16": {"dtype": "bfloat16"},
 }
 # Where a test is not about calibration.
