@@ -6,10 +6,10 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorrt_rtx
 from cuda.bindings import runtime
 
-from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.tensorrt.numpy_device import NumpyContext, sum_of_context
 from megrez.engines.tensorrt.session import PlanShape
 from megrez.runtime.errors import EngineError
@@ -20,19 +20,27 @@ WEIGHTS, INTERMEDIATE = 1000, 3000
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-class Library:
-    """The module that megrez loads. capturable: whether a step can be recorded; openable: its contexts opened.
+def checked(found: tuple[Any, ...]) -> Any:
+    assert found[0] == runtime.cudaError_t.cudaSuccess, found
+    return found[-1]
 
-    failures: what went wrong in steps, which CUDA cannot tell. steps: how many ran.
+
+class Library:
+    """The module that megrez loads. It says no where it is told to:
+
+    openable: contexts are opened. accepts: steps are queued. allocates: while it queues a step, which must not be
+    recorded then. failures: what went wrong in steps. steps: how many ran.
     """
 
     def __init__(self, gpu: StandIn, shape: PlanShape) -> None:
         self.gpu, self.shape = gpu, shape
-        self.capturable = self.openable = True
-        self.accepts = True
+        self.openable, self.accepts, self.allocates = True, True, False
         self.failures: list[Exception] = []
         self.steps = 0
-        self.functions: list[Any] = []
+        self.profiles = (0, 1)
+        self.tensors = ["input_ids", "write_indices", "logits_index", "logits", "past_key_values", "present"]
+        self.functions: list[Any] = []  # a graph calls them as long as it lives
+        self.configs: list[Config] = []
         self.Runtime = lambda log: Runtime(self, log)
 
     def __getattr__(self, name: str) -> Any:
@@ -60,13 +68,14 @@ class Engine:
         self._weights = checked(runtime.cudaMalloc(WEIGHTS))
 
     def __del__(self) -> None:
-        checked(runtime.cudaFree(self._weights))
+        runtime.cudaFree(self._weights)
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return INTERMEDIATE + profile
 
     def create_runtime_config(self) -> "Config":
-        return Config()
+        self.library.configs.append(Config())
+        return self.library.configs[-1]
 
     def create_execution_context(self, how: Any) -> "Context | None":
         strategy = how.strategy if isinstance(how, Config) else how
@@ -99,32 +108,28 @@ class Cache:
 
 
 class Context:
-    """A NumpyContext whose memory and queue are CUDA's: it refuses what TensorRT refuses, by returning False."""
+    """Says False where TensorRT does."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.library = engine, engine.library
-        self.shape, self.engine_step, self.log = self.library.shape, sum_of_context, list[str]()
-        self.numpy = NumpyContext(device=self, profile=-1)  # type: ignore[arg-type]
-        self._stream = 0
+        self.steps = OnStream(self.library)
+        self.step = NumpyContext(device=self.steps, profile=-1)  # type: ignore[arg-type]
 
     def set_device_memory(self, address: int, size: int) -> None:
-        assert size >= INTERMEDIATE + 1 and self.library.gpu.view(address, (size,), "u1").size == size
+        assert size >= self.engine.get_device_memory_size_for_profile_v2(1)
+        self.library.gpu.view(address, (size,), np.uint8)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.numpy.profile = profile
-        return profile in (0, 1) and stream != 0
+        self.step.profile = profile
+        return profile in self.library.profiles
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        known = name in ("input_ids", "write_indices", "logits_index", "logits") or name.partition(".")[0] in (
-            "past_key_values",
-            "present",
-        )
-        self.numpy.bind(name, address)
-        return known
+        self.step.bind(name, address)
+        return name.partition(".")[0] in self.library.tensors
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         try:
-            self.numpy.set_shape(name, shape)
+            self.step.set_shape(name, shape)
         except EngineError:
             return False
         return True
@@ -132,8 +137,34 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if not self.library.accepts:
             return False
-        self._stream = stream
-        captured = runtime.cudaStreamIsCapturing(stream) if False else None
-        assert captured is None
-        self.numpy.enqueue()
+        if self.library.allocates:
+            status, address = runtime.cudaMalloc(1)
+            if status != runtime.cudaError_t.cudaSuccess:
+                return False
+            checked(runtime.cudaFree(address))
+        self.steps.stream = stream
+        self.step.enqueue()
         return True
+
+
+class OnStream:
+    """What a NumpyContext asks of its device, done by CUDA."""
+
+    stream = 0
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.shape, self.engine, self.view = library, library.shape, sum_of_context, library.gpu.view
+        self.log: list[str] = []
+
+    def queue(self, work: Callable[[], None]) -> None:
+        def run(_: Any) -> None:
+            self.library.steps += 1
+            try:
+                work()
+            except Exception as error:  # ctypes would swallow it
+                self.library.failures.append(error)
+
+        function = HostFunction(run)
+        self.library.functions.append(function)
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        checked(runtime.cudaLaunchHostFunc(self.stream, runtime.cudaHostFn_t(address), 0))

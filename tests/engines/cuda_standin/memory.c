@@ -18,10 +18,6 @@ typedef struct Block {
 static Block *blocks;
 static size_t total, occupied;
 
-void set_memory(size_t all, size_t others) {
-    total = all, occupied = others;
-}
-
 static Block *find(const void *address) {
     for (Block *block = blocks; block != NULL; block = block->next)
         if ((const char *)address >= block->address && (const char *)address < block->address + block->size) return block;
@@ -51,18 +47,27 @@ static int allocate(void **address, size_t size, bool device) {
     return SUCCESS;
 }
 
+static void unlink_block(Block **link) {
+    Block *block = *link;
+    *link = block->next;
+    munmap(block->address, block->size);
+    if (block->device) free(block->bytes);
+    free(block);
+}
+
+void reset_memory(size_t all, size_t others) {
+    while (blocks != NULL) unlink_block(&blocks);
+    total = all, occupied = others;
+}
+
 static int release(const char *function, void *address, bool device) {
     if (is_capturing()) return invalidate_captures(CAPTURE_UNSUPPORTED);
     if (address == NULL) return SUCCESS;
     int status = finish_all();
     if (status) return status;
     for (Block **link = &blocks; *link != NULL; link = &(*link)->next) {
-        Block *block = *link;
-        if (block->address != address || block->device != device) continue;
-        *link = block->next;
-        munmap(block->address, block->size);
-        if (device) free(block->bytes);
-        free(block);
+        if ((*link)->address != address || (*link)->device != device) continue;
+        unlink_block(link);
         return SUCCESS;
     }
     note_misuse(function, address);

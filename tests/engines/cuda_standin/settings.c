@@ -15,11 +15,13 @@ static struct {
 static char misuse[4096], report[1 << 16];
 static size_t misused, reported;
 
+// Whatever is still alive is gone.
 void standin_reset(int count, int capability, size_t total, size_t occupied) {
     devices = count, major = capability / 10, minor = capability % 10, lost = SUCCESS;
     memset(functions, 0, sizeof functions);
     misused = 0, misuse[0] = 0;
-    set_memory(total, occupied);
+    reset_handles();
+    reset_memory(total, occupied);
 }
 
 static int index_of(const char *function) {

@@ -59,7 +59,7 @@ void note_misuse(const char *function, const void *what);
 void say(const char *format, ...);
 
 // memory.c
-void set_memory(size_t total, size_t occupied);
+void reset_memory(size_t total, size_t occupied);
 int check_copy(const Operation *copy);
 int run_copy(const Operation *copy);
 bool is_pinned(const void *address);
@@ -76,3 +76,4 @@ int finish_all(void);
 bool is_capturing(void);
 int invalidate_captures(int status);
 void list_handles(void);
+void reset_handles(void);

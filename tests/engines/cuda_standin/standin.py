@@ -81,12 +81,12 @@ class StandIn:
             api.PyCapsule_SetPointer(entry, ctypes.cast(getattr(self._c, name), ctypes.c_void_p))
 
     def reset(self, *, count: int = 1, capability: int = 89, total: int = 1 << 30, occupied: int = 0) -> None:
-        """Forget calls, misuse and failures to come. occupied: bytes of `total` that others hold."""
+        """A new device: nothing is alive, was called or shall fail. occupied: bytes of `total` that others hold."""
         self._c.standin_reset(count, capability, total, occupied)
 
-    def fail(self, function: str, status: int, *, first: int = 1, last: int = 1) -> None:
-        """Let calls `first` to `last` from now on return `status`; 700, an illegal address, loses the device."""
-        self._c.standin_fail(self._names[function], first, last, status)
+    def fail(self, function: str, status: int, *, first: int = 1, last: int = 0) -> None:
+        """Let call `first` from now on, or those up to `last`, return `status`; 700, an illegal address, loses the device."""
+        self._c.standin_fail(self._names[function], first, max(first, last), status)
 
     def calls(self, function: str) -> int:
         return int(self._c.standin_calls(self._names[function]))

@@ -39,6 +39,10 @@ void append_all(Operations *operations, const Operations *others) {
     for (size_t i = 0; i < others->count; i++) append(operations, others->items[i]);
 }
 
+void reset_handles(void) {
+    while (handles != NULL) delete_handle(handles);
+}
+
 static int finish(Handle *stream) {
     Operations queued = stream->operations;
     stream->operations = (Operations){0};
