@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from megrez.compile.checkpoint.added_tokens import add_stated_tokens, prefers_special_map
 from megrez.compile.checkpoint.generation import GENERATION, ignored_keys, read_sampling
 from megrez.compile.checkpoint.json_file import read_object_if_there
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.checkpoint.text_assets import TextFacts, assemble
+from megrez.compile.checkpoint.text_assets import TextFacts, assemble, parse_tokenizer
 from megrez.runtime.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -23,20 +24,29 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
         return None
-    return assemble((folder / TOKENIZER).read_bytes(), _facts(folder), vocab_size=vocab_size)
-
-
-def _facts(folder: Path) -> TextFacts:
     tokenizer = read_object_if_there(folder / "tokenizer_config.json")
     special = read_object_if_there(folder / "special_tokens_map.json")
+    if tokenizer.get("split_special_tokens"):
+        raise CheckpointError(
+            "tokenizer_config.json: split_special_tokens is on, and the runtime always recognises special tokens: "
+            "turn it off, or take another tokenizer"
+        )
+    parsed = parse_tokenizer((folder / TOKENIZER).read_bytes())
+    more = add_stated_tokens(parsed, tokenizer, special, read_object_if_there(folder / "added_tokens.json"))
+    stored = parsed.to_str().encode() if more else (folder / TOKENIZER).read_bytes()
+    return assemble(stored, _facts(folder, tokenizer, special), vocab_size=vocab_size)
+
+
+def _facts(folder: Path, tokenizer: dict[str, Any], special: dict[str, Any]) -> TextFacts:
     generation = read_object_if_there(folder / GENERATION)
     config = read_object_if_there(folder / "config.json")
 
+    first, second = (special, tokenizer) if prefers_special_map(tokenizer) else (tokenizer, special)
+
     def token(key: str) -> str | None:
-        return _spelling(tokenizer.get(key)) or _spelling(special.get(key))
+        return _spelling(first.get(key)) or _spelling(second.get(key))
 
     stop_tokens = (_spelling(tokenizer.get("eos_token")), _spelling(special.get("eos_token")))
-    add_bos = tokenizer.get("add_bos_token")
     return TextFacts(
         chat_template=_chat_template(folder, tokenizer),
         bos_token=token("bos_token"),
@@ -44,7 +54,7 @@ def _facts(folder: Path) -> TextFacts:
         pad_token=token("pad_token"),
         stop_tokens=tuple(name for name in stop_tokens if name is not None),
         stop_ids=(*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))),
-        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        add_bos=None,  # beside a tokenizer.json, transformers 5 takes no add_bos_token: the post-processor decides
         sampling=read_sampling(generation),
         ignored=ignored_keys(generation),
     )
@@ -68,7 +78,11 @@ def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
             return jinja.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): save it as such") from error
-    found = read_object_if_there(folder / "chat_template.json").get("chat_template") or tokenizer.get("chat_template")
+    others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
+    if others:
+        raise CheckpointError(f"no chat template is named 'default', found {others}: rename one to chat_template.jinja")
+    # transformers' tokenizers leave chat_template.json to the processors of models that see or hear.
+    found = tokenizer.get("chat_template") or read_object_if_there(folder / "chat_template.json").get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")

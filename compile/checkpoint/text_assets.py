@@ -41,7 +41,7 @@ class TextFacts:
 
 def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> TextAssets:
     """Raises CheckpointError when the tokenizer or the template cannot be read or no stop token is known."""
-    tokenizer = _parse(tokenizer_json)
+    tokenizer = parse_tokenizer(tokenizer_json)
     if facts.chat_template is not None:
         _check_template(facts.chat_template)
     bos, pad = (_known(_id(tokenizer, token), vocab_size) for token in (facts.bos_token, facts.pad_token))
@@ -60,7 +60,8 @@ def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> Tex
     )
 
 
-def _parse(tokenizer_json: bytes) -> "Tokenizer":
+def parse_tokenizer(tokenizer_json: bytes) -> "Tokenizer":
+    """Raises CheckpointError for bytes that are no tokenizer.json."""
     from tokenizers import Tokenizer
 
     try:
@@ -72,7 +73,7 @@ def _parse(tokenizer_json: bytes) -> "Tokenizer":
 def _check_template(source: str) -> None:
     """Now, and not when the bundle is opened."""
     try:
-        ChatTemplate(source)
+        ChatTemplate(source).check()
         source.encode()
     except (BundleError, UnicodeEncodeError) as error:
         raise CheckpointError(f"{first_line(error)}, or remove it: the bundle then continues text") from error

@@ -40,7 +40,7 @@ class GgufCheckpoint:
         self._header = read_header(path)
         check_metadata(self._header.metadata, source=source, remedy=REMEDY)
         self._config = read_gguf_config(self._header, self._factors, source=source)
-        named = {huggingface_name(name): tensor for name, tensor in self._header.tensors.items()}
+        named = {huggingface_name(name, self._config): tensor for name, tensor in self._header.tensors.items()}
         self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
 
     @property
@@ -101,7 +101,7 @@ class GgufCheckpoint:
 
     def _changes_the_model(self, name: str) -> bool:
         """Whether a tensor that no weight asks for is one that the decoder would have to use."""
-        if huggingface_name(name) is not None or name == ROPE_FACTORS:
+        if huggingface_name(name, self._config) is not None or name == ROPE_FACTORS:
             return False
         layer = LAYER_PART.fullmatch(name)
         inside = layer is not None and int(layer[1]) < self._config.num_hidden_layers

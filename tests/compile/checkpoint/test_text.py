@@ -106,19 +106,25 @@ def test_add_bos(tmp_path: Path, processor: bool, flag: bool | None) -> None:
         tokenizer.save(str(tmp_path / "tokenizer.json"))
     assets = read(tmp_path)
     assert (assets.tokens.bos, assets.bos_token) == (256, "<|endoftext|>")
-    assert assets.tokens.add_bos is (processor if flag is None else flag)
-    if flag is None:
-        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-        assert (theirs("a").input_ids[0] == 256) is assets.tokens.add_bos
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (theirs("a").input_ids[0] == 256) is assets.tokens.add_bos is processor
 
 
-def test_chat_template_files_come_before_the_tokenizer_config(tmp_path: Path) -> None:
+def test_the_chat_template_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
+    def theirs() -> Any:
+        return transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template
+
     write_tokenizer(tmp_path)
-    assert read(tmp_path).chat_template == CHAT_TEMPLATE
     write(tmp_path, "chat_template.json", chat_template="from json")
-    assert read(tmp_path).chat_template == "from json"
+    assert read(tmp_path).chat_template == theirs() == CHAT_TEMPLATE
     (tmp_path / "chat_template.jinja").write_text("from jinja")
-    assert read(tmp_path).chat_template == "from jinja"
+    assert read(tmp_path).chat_template == theirs() == "from jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("with tools")
+    assert read(tmp_path).chat_template == theirs()["default"] == "from jinja"
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match=r"no chat template is named 'default', found \['tools'\]"):
+        read(tmp_path)
 
 
 def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
