@@ -98,7 +98,7 @@ def speak(session: Session, length: int, *, bos: int | None, stop: Collection[in
     if bos is not None and length > 1:
         tokens[:, 0], tokens[:, 1], given = bos, tokens[:, 0].copy(), 2
     for at in range(length - 1):
-        logits = session.step(tokens[:, at : at + 1], np.full(len(rows), at, np.int32), rows)
+        logits = session.step(tokens[:, at], np.full(len(rows), at, np.int32), rows)
         if at + 1 < given:
             continue
         logits[:, list(stop)] = -np.inf
