@@ -1,4 +1,4 @@
-"""Hidden states that were walked before, in the place of a session: fidelity needs no second model in memory."""
+"""A session that reads hidden states computed before: fidelity needs no second model in memory; knows no layer."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Float32 = NDArray[np.float32]
 
 
 class HiddenSession:
-    """A Session of one slot that answers for the tokens its hidden states [N, H] belong to, asked in their order."""
+    """A Session of one slot that returns the logits of hidden states [N, H], for their own tokens in their order."""
 
     slots = 1
 
@@ -18,11 +18,11 @@ class HiddenSession:
         self._hidden, self._head, self._window, self._start = hidden, head, window, -window
 
     def step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], rows: NDArray[np.int64]) -> Float32:
-        """See megrez.runtime.session.Session; an empty cache is taken for the next window."""
+        """See megrez.runtime.session.Session; an empty cache starts the next window."""
         if lengths[0] == 0:
             self._start += self._window
         at = self._start + int(lengths[0])
         return self._head(self._hidden[at : at + tokens.shape[1]][rows])
 
     def close(self) -> None:
-        """Nothing is held but arrays of others."""
+        """It holds no resource."""

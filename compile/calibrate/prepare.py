@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.inputs import NUMBER_FORMATS
+from megrez.calibration.activations.inputs import INPUT_TYPES
 from megrez.calibration.results.record import Record, check_hashes, read_record
 from megrez.calibration.sensitivity import report as sensitivity_report
 from megrez.compile.calibrate.held_out import HeldOut, read_held_out
@@ -176,7 +176,7 @@ class Preparation:
             raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
         if self.target.inputs is None:
             return Prepared(checkpoint=self.checkpoint, target=self.target)
-        scale = DUMMY_RANGE / NUMBER_FORMATS[self.target.inputs].largest
+        scale = DUMMY_RANGE / INPUT_TYPES[self.target.inputs].largest
         return Prepared(checkpoint=self.checkpoint, target=self.target, dummy_scale=scale)
 
     def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
@@ -187,7 +187,9 @@ class Preparation:
         text = self._text(algorithm)
         found = calibrate_within(self.checkpoint, self.target, algorithm, text, self.work, max_kl, self._stage)
         layers = self.checkpoint.config.num_hidden_layers
-        self.report.stage("what rounding each point alone costs, in millinats of KL divergence; * stays finer")
+        self.report.stage(
+            "what quantising each projection group alone costs, in millinats of KL divergence; * stays finer"
+        )
         self.report.text(sensitivity_report.table(found.divergences, found.finer, layers))
         picture = self.work.with_name(self.work.name.removesuffix(".calibration.json") + ".sensitivity.png")
         title = f"{self.checkpoint.source}, {self.target.name}, KL at most {max_kl:g}"
@@ -196,8 +198,8 @@ class Preparation:
         return self._prepared(found.target, found.record, found.held_out)
 
     def _prepared(self, target: Target, record: Record, held_out: HeldOut | None) -> Prepared:
-        if record.zeros:
-            self.report.stage(f"{record.zeros} channels are zero throughout: they stay zero")
+        if record.zero_channels:
+            self.report.stage(f"{record.zero_channels} channels are zero throughout: they stay zero")
         calibrated = CalibratedCheckpoint(self.checkpoint, record, self.work.parent)
         return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out)
 

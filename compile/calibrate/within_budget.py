@@ -1,7 +1,7 @@
 """`--max-kl`: the cheapest assignment of formats whose measured divergence is within a budget; knows no graph.
 
-Sensitivities of single points say which to keep finer first; what all of the choice costs together is measured by
-calibrating with it, and the choice is corrected by what was found.
+Sensitivities of single projection groups say which to keep finer first; what all of the choice costs together is
+measured by calibrating with it, and the choice is corrected by what was found.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.reference.decoder import POINTS
+from megrez.calibration.reference.decoder import GROUPS
 from megrez.calibration.results.record import Record
 from megrez.calibration.sensitivity.budget import Choice, choose_finer, remaining
 from megrez.calibration.sensitivity.measure import measure_sensitivity
@@ -24,7 +24,7 @@ from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
 
-# Tokens that rank the points; the result itself is measured on the held-out text.
+# Tokens that rank the groups; the result itself is measured on the held-out text.
 PROBE_SAMPLES, PROBE_TOKENS = 2, 256
 # The share of the budget that is aimed at: the text that is measured is not the text that will be read.
 AIM = 0.85
@@ -33,7 +33,7 @@ ROUNDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinBudget:
-    """target: with its finer tensors. divergences, finer: by point, for the report."""
+    """target: with its finer tensors. divergences, finer: by projection group, for the report."""
 
     target: Target
     record: Record
@@ -51,10 +51,10 @@ def calibrate_within(
     max_kl: float,
     progress: Callable[[str], Callable[[int], None]],
 ) -> WithinBudget:
-    """Calibrate with as few finer points as the budget allows.
+    """Calibrate with as few finer groups as the budget allows.
 
     progress: told what is walked next, answers with what is to be told of finished layers. Raises UsageError when
-    even with every point finer the divergence is above the budget. It is measured on the text's held-out part.
+    even with every group finer the divergence is above the budget. It is measured on the text's held-out part.
     """
     divergences = _sensitivities(checkpoint, target, text, progress("sensitivity of every layer"))
     choices = {name: _choice(checkpoint, target, name, divergence) for name, divergence in divergences.items()}
@@ -63,7 +63,7 @@ def calibrate_within(
     for left in reversed(range(ROUNDS)):
         finer = choose_finer(choices, AIM * max_kl / factor) if left else frozenset(choices)
         mixed = target.with_finer(_tensors(finer))
-        layers = progress(f"{len(finer)} of {len(choices)} points finer")
+        layers = progress(f"{len(finer)} of {len(choices)} projection groups finer")
         record, held_out = calibrate_checkpoint(checkpoint, mixed, algorithm, text, path, layers, reuse=True)
         assert record.fidelity is not None
         found, predicted = record.fidelity.kl_mean, remaining(choices, finer)
@@ -90,7 +90,7 @@ def _sensitivities(
     length = min(PROBE_TOKENS, text.tokens.shape[1])
     tokens = np.ascontiguousarray(text.tokens[:PROBE_SAMPLES, :length])
     coarse = rounded_form(checkpoint, target.with_finer(frozenset()))
-    recipe = Recipe(smoothing=None, gptq=False, inputs=target.inputs, form=coarse)
+    recipe = Recipe(smoothing=None, gptq=False, input_type=target.inputs, weight_format=coarse)
     return measure_sensitivity(model_of(checkpoint, length), tokens, recipe, progress)
 
 
@@ -105,10 +105,10 @@ def _bits(form: WeightFormat | None) -> int:
     return 32 if form is None else form.bits
 
 
-def _tensors(points: frozenset[str] | set[str]) -> frozenset[str]:
-    """The names of the matrices that read these points."""
+def _tensors(groups: frozenset[str] | set[str]) -> frozenset[str]:
+    """The names of these groups' matrices."""
     found = set[str]()
-    for point in points:
-        prefix, _, short = point.rpartition(".")
-        found |= {f"{prefix}.{name}.weight" for name in POINTS[short]}
+    for group in groups:
+        prefix, _, short = group.rpartition(".")
+        found |= {f"{prefix}.{name}.weight" for name in GROUPS[short]}
     return frozenset(found)
