@@ -11,7 +11,7 @@ from megrez.calibration.results.record import Record
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.derived import DerivedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.graph.precision import HEAD
+from megrez.compile.graph.precision import LM_HEAD_TABLES
 
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -51,7 +51,7 @@ class CalibratedCheckpoint(DerivedCheckpoint):
 
 def _group(name: str) -> str:
     """ "model.layers.3.qkv" for "model.layers.3.self_attn.k_proj.weight"."""
-    if name in HEAD:
+    if name in LM_HEAD_TABLES:
         return LM_HEAD
     stem = name.removesuffix(".weight")
     for short, group in GROUP_OF.items():

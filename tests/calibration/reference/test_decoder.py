@@ -7,6 +7,7 @@ import pytest
 
 from megrez.calibration.layerwise import reference_hidden_states
 from megrez.calibration.reference.decoder import GROUPS, apply_rope, forward, linear_of
+from megrez.compile.families.registry import families
 from tests import reference
 from tests.calibration_models import open_model, random_tokens
 from tests.conftest import Make
@@ -21,7 +22,7 @@ LLAMA3 = {
 # Samples are several windows long.
 SAMPLES, LENGTH, WINDOW = 2, 40, 13
 MODELS = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "tied": {"tied": True},
     "biases": {"biases": True},
     "mistral": {"family": "mistral", "sliding_window": WINDOW},
