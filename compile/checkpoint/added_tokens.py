@@ -76,7 +76,9 @@ def _by_id(stated: Mapping[str, Any], added: Mapping[str, Any]) -> "list[AddedTo
     listed = stated.get(EXTRA) or stated.get(OLDER_EXTRA) or []
     names = [stated[key] for key in NAMED if stated.get(key)] + (listed if isinstance(listed, list) else [])
     special = {_content(name) for name in names}
-    return [_token(token, "added_tokens.json", special=token in special) for token in sorted(added, key=added.__getitem__)]
+    return [
+        _token(token, "added_tokens.json", special=token in special) for token in sorted(added, key=added.__getitem__)
+    ]
 
 
 def _specials(

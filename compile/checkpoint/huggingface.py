@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.model import EMBEDDING, HEAD
+from megrez.calibration.reference.model import EMBEDDING_WEIGHT, LM_HEAD_WEIGHT
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.fingerprint import fingerprint_of
@@ -44,9 +44,9 @@ class HuggingFaceCheckpoint:
 
         transformers 5 compares the two and keeps both where they differ.
         """
-        if not self._stated.tie_word_embeddings or not {EMBEDDING, HEAD} <= self._tensors.keys():
+        if not self._stated.tie_word_embeddings or not {EMBEDDING_WEIGHT, LM_HEAD_WEIGHT} <= self._tensors.keys():
             return self._stated
-        equal = same_values(self._tensors[EMBEDDING], self._tensors[HEAD])
+        equal = same_values(self._tensors[EMBEDDING_WEIGHT], self._tensors[LM_HEAD_WEIGHT])
         return replace(self._stated, tie_word_embeddings=equal)
 
     @cached_property
@@ -96,9 +96,10 @@ class HuggingFaceCheckpoint:
         """The stored tensors; of a tied model whose file holds the lm_head alone, that one is the embedding too."""
         if not self.config.tie_word_embeddings:
             return self._tensors
-        alone = HEAD in self._tensors and EMBEDDING not in self._tensors
-        rest = {name: tensor for name, tensor in self._tensors.items() if name != HEAD}
-        return {EMBEDDING: replace(self._tensors[HEAD], name=EMBEDDING), **rest} if alone else rest
+        weights = {name: tensor for name, tensor in self._tensors.items() if name != LM_HEAD_WEIGHT}
+        if EMBEDDING_WEIGHT not in weights and LM_HEAD_WEIGHT in self._tensors:
+            weights[EMBEDDING_WEIGHT] = replace(self._tensors[LM_HEAD_WEIGHT], name=EMBEDDING_WEIGHT)
+        return weights
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
