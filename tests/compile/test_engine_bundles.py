@@ -175,7 +175,7 @@ def test_the_gpu_at_hand_is_built_for_and_no_other(
     """Asked for a GPU that is not there, TensorRT-RTX must not build for those it knows."""
     if not no_gpu():
         pytest.skip("a GPU is at hand")
-    monkeypatch.setattr("megrez.compile.backends.engine.capability_at_hand", lambda library: 90)
+    monkeypatch.setattr("megrez.compile.backends.tensorrt.capability_at_hand", lambda library: 90)
     options = ("--target", "trt-fp16", "--arch", "native", "--context", 64)
     done = megrez_compile(checkpoint_of(**SHAPE), *options, "-o", tmp_path / "b")
     assert done.code == 1 and "Traceback" not in done.err, done.err
@@ -185,7 +185,7 @@ def test_the_gpu_at_hand_is_built_for_and_no_other(
 def test_a_gpu_at_hand_that_lacks_the_numbers_is_refused(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megrez.compile.backends.engine.capability_at_hand", lambda library: 87)
+    monkeypatch.setattr("megrez.compile.backends.tensorrt.capability_at_hand", lambda library: 87)
     done = megrez_compile(checkpoint_of(**SHAPE), "--target", "trt-fp8", "--arch", "native", "-o", tmp_path / "b")
     assert done.code == 2 and "trt-fp8 needs sm_89 or later, orin (sm_87) cannot do it" in done.err
 

@@ -1,0 +1,170 @@
+"""A stand-in for a TensorRT library's runtime half: an engine whose steps are functions of the host, queued on the
+stream as its kernels would be. All else, and the logger, is the real tensorrt_rtx. No kernel runs.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorrt_rtx
+from cuda.bindings import runtime
+
+from megrez.engines.tensorrt.numpy_device import NumpyContext, sum_of_context
+from megrez.engines.tensorrt.session import PlanShape
+from megrez.runtime.errors import EngineError
+from tests.engines.cuda_standin.standin import StandIn
+
+PLAN = b"a plan for the stand-in"
+WEIGHTS, INTERMEDIATE = 1000, 3000
+HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def checked(found: tuple[Any, ...]) -> Any:
+    assert found[0] == runtime.cudaError_t.cudaSuccess, found
+    return found[-1]
+
+
+class Library:
+    """The module that megrez loads. It says no where it is told to:
+
+    openable: contexts are opened. accepts: steps are queued. allocates: while it queues a step, which must not be
+    recorded then. failures: what went wrong in steps. steps: how many ran.
+    """
+
+    def __init__(self, gpu: StandIn, shape: PlanShape) -> None:
+        self.gpu, self.shape = gpu, shape
+        self.openable, self.accepts, self.allocates = True, True, False
+        self.failures: list[Exception] = []
+        self.steps = 0
+        self.profiles = (0, 1)
+        self.tensors = ["input_ids", "write_indices", "logits_index", "logits", "past_key_values", "present"]
+        self.functions: list[Any] = []  # a graph calls them as long as it lives
+        self.configs: list[Config] = []
+        self.Runtime = lambda log: Runtime(self, log)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tensorrt_rtx, name)
+
+
+class Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, library: Library, log: Any) -> None:
+        self.library, self.log = library, log
+
+    def deserialize_cuda_engine(self, plan: Any) -> "Engine | None":
+        if bytes(plan) != PLAN:
+            self.log.log(tensorrt_rtx.ILogger.ERROR, "not a plan")
+            return None
+        return Engine(self.library, self.engine_host_code_allowed)
+
+
+class Engine:
+    """Holds its weights on the device as long as it lives, as TensorRT's do; so does a context its engine."""
+
+    def __init__(self, library: Library, host_code: bool) -> None:
+        self.library, self.host_code = library, host_code
+        self._weights = checked(runtime.cudaMalloc(WEIGHTS))
+
+    def __del__(self) -> None:
+        runtime.cudaFree(self._weights)
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return INTERMEDIATE + profile
+
+    def create_runtime_config(self) -> "Config":
+        self.library.configs.append(Config())
+        return self.library.configs[-1]
+
+    def create_execution_context(self, how: Any) -> "Context | None":
+        strategy = how.strategy if isinstance(how, Config) else how
+        assert strategy == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Context(self) if self.library.openable else None
+
+
+class Config:
+    strategy: Any = None
+    cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
+
+    def create_runtime_cache(self) -> "Cache":
+        return Cache()
+
+    def set_runtime_cache(self, cache: "Cache") -> bool:
+        return isinstance(cache, Cache)
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+
+class Cache:
+    data = b"compiled"
+
+    def deserialize(self, data: bytes) -> None:
+        self.data = data + b" again"
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class Context:
+    """Says False where TensorRT does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.library = engine, engine.library
+        self.steps = OnStream(self.library)
+        self.step = NumpyContext(device=self.steps, profile=-1)  # type: ignore[arg-type]
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.engine.get_device_memory_size_for_profile_v2(1)
+        self.library.gpu.view(address, (size,), np.uint8)
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.step.profile = profile
+        return profile in self.library.profiles
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.step.bind(name, address)
+        return name.partition(".")[0] in self.library.tensors
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        try:
+            self.step.set_shape(name, shape)
+        except EngineError:
+            return False
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if not self.library.accepts:
+            return False
+        if self.library.allocates:
+            status, address = runtime.cudaMalloc(1)
+            if status != runtime.cudaError_t.cudaSuccess:
+                return False
+            checked(runtime.cudaFree(address))
+        self.steps.stream = stream
+        self.step.enqueue()
+        return True
+
+
+class OnStream:
+    """What a NumpyContext asks of its device, done by CUDA."""
+
+    stream = 0
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.shape, self.engine, self.view = library, library.shape, sum_of_context, library.gpu.view
+        self.log: list[str] = []
+
+    def queue(self, work: Callable[[], None]) -> None:
+        def run(_: Any) -> None:
+            self.library.steps += 1
+            try:
+                work()
+            except Exception as error:  # ctypes would swallow it
+                self.library.failures.append(error)
+
+        function = HostFunction(run)
+        self.library.functions.append(function)
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        checked(runtime.cudaLaunchHostFunc(self.stream, runtime.cudaHostFn_t(address), 0))
