@@ -250,7 +250,8 @@ def test_a_chat_needs_a_template(base_bundle):
 def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
     figures = tmp_path / "figures.json"
     done = megrez(
-        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1, "--json-file", figures,
+        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1,
+        "--json-file", figures,
         NAP="0.01",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -276,7 +277,8 @@ def test_bench_needs_no_tokenizer_but_room(make_bundle, monkeypatch, bundle):
 
 
 def test_bench_says_where_it_cannot_write(bundle, tmp_path):
-    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json-file", tmp_path / "no" / "f.json")
+    file = tmp_path / "no" / "f.json"
+    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json-file", file)
     assert done.returncode == 1 and "cannot be written" in done.stderr
 
 
