@@ -161,7 +161,7 @@ def test_a_lost_device_is_told_and_closed_once(library: Library, tmp_path: Path,
     device = opened(tmp_path, name)
     library.gpu.fail("cudaStreamSynchronize", ERRORS.cudaErrorIllegalAddress)
     for ask in (device.synchronize, device.free_bytes, device.close):
-        with pytest.raises(EngineError, match="says cudaErrorIllegalAddress$"):
+        with pytest.raises(EngineError, match=r"says cudaErrorIllegalAddress$"):
             ask()
     device.close()
     library.gpu.reset()

@@ -110,22 +110,6 @@ def test_all_memory_is_accounted_for(library: Library, tmp_path: Path, name: str
     session.close()
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc"])
-def test_out_of_memory_at_any_allocation_gives_all_back(
-    library: Library, tmp_path: Path, name: str, function: str
-) -> None:
-    gpu = library.gpu
-    opened(tmp_path, name).close()
-    asked = gpu.calls(function)
-    assert asked == {"cudaMalloc": 8, "cudaHostAlloc": 4}[function]
-    for nth in range(2 if function == "cudaMalloc" else 1, asked + 1):  # the engine's weights are its own affair
-        gpu.fail(function, ERRORS.cudaErrorMemoryAllocation, first=nth)
-        with pytest.raises(EngineError, match=rf"^CUDA's {function} says cudaErrorMemoryAllocation$"):
-            opened(tmp_path, name)
-        assert gpu.report() == [], nth
-
-
 @pytest.mark.parametrize("name", ["tensorrt"])
 def test_a_copy_that_fails_and_one_that_loses_the_device(library: Library, tmp_path: Path, name: str) -> None:
     session, gpu = opened(tmp_path, name), library.gpu
