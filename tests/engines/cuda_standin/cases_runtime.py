@@ -1,14 +1,16 @@
 """The stand-in itself keeps CUDA's rules, seen through the real cuda.bindings; and Cuda on top of it."""
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda import bindings
 from cuda.bindings import runtime
 
 from megrez.engines.cuda_runtime import Cuda, check_memory
-from megrez.runtime.errors import EngineError
+from megrez.runtime.errors import EngineError, MissingExtraError
 from tests.engines.cuda_standin.standin import StandIn
 
 Status, Kind = runtime.cudaError_t, runtime.cudaMemcpyKind
@@ -48,6 +50,13 @@ def test_a_device_that_cannot_be_used_is_told_in_cudas_words(gpu: StandIn, error
     assert str(caught.value) == (
         f"no NVIDIA GPU can be used here (CUDA's cudaGetDeviceCount says {error}): run this bundle where one is"
     )
+
+
+def test_without_cudas_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(bindings, "runtime")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingExtraError, match=r"^this bundle needs cuda-bindings, .*\[rtx\]'$"):
+        Cuda("rtx")
 
 
 def test_what_cuda_refuses_is_named(gpu: StandIn) -> None:

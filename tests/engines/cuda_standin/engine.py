@@ -84,6 +84,7 @@ class Engine:
 
 
 class Config:
+    cached = True
     strategy: Any = None
     cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
 
@@ -91,7 +92,7 @@ class Config:
         return Cache()
 
     def set_runtime_cache(self, cache: "Cache") -> bool:
-        return isinstance(cache, Cache)
+        return self.cached and isinstance(cache, Cache)
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
