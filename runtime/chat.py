@@ -7,6 +7,7 @@ Renders what transformers' apply_chat_template renders.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megrez.runtime.bundle import Bundle
@@ -22,11 +23,24 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. `variables`: strings a template may ask for, such as `bos_token`."""
+    """A template, compiled when it is first used: text that is continued as it stands needs none.
 
-    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
-        self._template = _compile(source)
+    source: its text, or the file that holds it. variables: strings that a template may ask for, such as `bos_token`.
+    """
+
+    def __init__(self, source: str | Path, variables: Mapping[str, str] | None = None) -> None:
+        self._source = source
         self._variables = dict(variables or {})
+        self._compiled: Template | None = None
+
+    def check(self) -> None:
+        """Compile the template now; raises BundleError where it cannot be read or is not valid Jinja."""
+        self._template()
+
+    def _template(self) -> "Template":
+        if self._compiled is None:
+            self._compiled = _compile(_read(self._source) if isinstance(self._source, Path) else self._source)
+        return self._compiled
 
     @classmethod
     def open(cls, bundle: Bundle, text: Text) -> "ChatTemplate | None":
@@ -37,11 +51,7 @@ class ChatTemplate:
         tokens = bundle.manifest.tokens
         ids = {"bos_token": tokens.bos, "eos_token": tokens.stop[0] if tokens.stop else None, "pad_token": tokens.pad}
         spelled = {name: text.token_text(token) for name, token in ids.items()}
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
-        return cls(source, {name: word for name, word in spelled.items() if word})
+        return cls(path, {name: word for name, word in spelled.items() if word})
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.
@@ -52,9 +62,9 @@ class ChatTemplate:
 
         from megrez.runtime.sandbox import LimitedRange
 
-        plain = _plain(messages)
+        plain, template = _plain(messages), self._template()
         try:
-            return self._template.render(
+            return template.render(
                 messages=plain,
                 tools=None,
                 documents=None,
@@ -84,6 +94,13 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
         return list(json.loads(json.dumps(kept)))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages are not JSON ({error}): use text, numbers, lists and dicts") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
 
 
 def _compile(source: str) -> "Template":

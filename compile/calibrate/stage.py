@@ -16,11 +16,11 @@ from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord
 from megrez.calibration.results.store import Store
 from megrez.calibration.walk import Walked, calibrate
 from megrez.compile.calibrate.held_out import HeldOut, model_of, read_held_out
-from megrez.compile.calibrate.self_generated import forget_words
+from megrez.compile.calibrate.self_generated import discard_generated
 from megrez.compile.calibrate.text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
-from megrez.compile.graph.precision import HEAD, Precision
+from megrez.compile.graph.precision import LM_HEAD_TABLES, Precision
 from megrez.compile.graph.quantizer import Quantizer
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
@@ -85,7 +85,7 @@ def calibrate_checkpoint(
 def discard(work: Path) -> None:
     """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
     work.unlink(missing_ok=True)
-    forget_words(work)
+    discard_generated(work)
     for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -135,7 +135,7 @@ def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], Weig
 
     def form(name: str) -> WeightFormat | None:
         wanted = precision.wanted(name)
-        if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
+        if wanted is None or (name in LM_HEAD_TABLES and target.inputs is None and wanted.bits == 8):
             return None
         rows, columns = shapes[name]
         carried = quantizer.plan((name,), rows, columns, wanted).carried

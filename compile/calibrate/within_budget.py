@@ -13,6 +13,7 @@ import numpy as np
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.reference.decoder import POINTS
 from megrez.calibration.results.record import Record
+from megrez.calibration.sensitivity import report as sensitivity_report
 from megrez.calibration.sensitivity.budget import Choice, choose_finer, remaining
 from megrez.calibration.sensitivity.measure import measure_sensitivity
 from megrez.compile.calibrate.held_out import HeldOut, model_of
@@ -20,6 +21,7 @@ from megrez.compile.calibrate.stage import calibrate_checkpoint, discard, rounde
 from megrez.compile.calibrate.text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
@@ -49,22 +51,26 @@ def calibrate_within(
     text: CalibrationText,
     path: Path,
     max_kl: float,
-    progress: Callable[[str], Callable[[int], None]],
+    report: Report,
 ) -> WithinBudget:
     """Calibrate with as few finer points as the budget allows.
 
-    progress: told what is walked next, answers with what is to be told of finished layers. Raises UsageError when
-    even with every point finer the divergence is above the budget. It is measured on the text's held-out part.
+    Raises UsageError when even with every point finer the divergence is above the budget. It is measured on the text's
+    held-out part.
     """
-    divergences = _sensitivities(checkpoint, target, text, progress("sensitivity of every layer"))
+    layers = checkpoint.config.num_hidden_layers
+    report.stage("sensitivity of every layer")
+    divergences = _sensitivities(checkpoint, target, text, report.layers(layers))
     choices = {name: _choice(checkpoint, target, name, divergence) for name, divergence in divergences.items()}
     factor, best = 1.0, None
     lowest = 0.0
     for left in reversed(range(ROUNDS)):
         finer = choose_finer(choices, AIM * max_kl / factor) if left else frozenset(choices)
         mixed = target.with_finer(_tensors(finer))
-        layers = progress(f"{len(finer)} of {len(choices)} points finer")
-        record, held_out = calibrate_checkpoint(checkpoint, mixed, algorithm, text, path, layers, reuse=True)
+        report.stage(f"{len(finer)} of {len(choices)} points finer")
+        record, held_out = calibrate_checkpoint(
+            checkpoint, mixed, algorithm, text, path, report.layers(layers), reuse=True
+        )
         assert record.fidelity is not None
         found, predicted = record.fidelity.kl_mean, remaining(choices, finer)
         if found <= max_kl:
@@ -83,10 +89,22 @@ def calibrate_within(
     return best
 
 
+def report_sensitivities(
+    found: WithinBudget, checkpoint: Checkpoint, max_kl: float, picture: Path, report: Report
+) -> None:
+    """As a table in the report and as a PNG."""
+    layers = checkpoint.config.num_hidden_layers
+    report.stage("KL divergence of quantising each point alone, in millinats; * stays finer")
+    report.text(sensitivity_report.table(found.divergences, found.finer, layers))
+    title = f"{checkpoint.source}, {found.target.name}, KL at most {max_kl:g}"
+    sensitivity_report.draw(found.divergences, found.finer, layers, title, picture)
+    report.stage(f"drawn in {picture}")
+
+
 def _sensitivities(
     checkpoint: Checkpoint, target: Target, text: CalibrationText, progress: Callable[[int], None]
 ) -> dict[str, float]:
-    """Ranked with rounding to nearest: on so few tokens anything that learns would look better than it is."""
+    """Ranked with RTN: on so few tokens anything that is fitted would look better than it is."""
     length = min(PROBE_TOKENS, text.tokens.shape[1])
     tokens = np.ascontiguousarray(text.tokens[:PROBE_SAMPLES, :length])
     coarse = rounded_form(checkpoint, target.with_finer(frozenset()))

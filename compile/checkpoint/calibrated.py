@@ -12,7 +12,7 @@ from megrez.calibration.walk import LM_HEAD
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.derived import DerivedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.graph.precision import HEAD
+from megrez.compile.graph.precision import LM_HEAD_TABLES
 
 POINT_OF = {name: point for point, names in POINTS.items() for name in names}
 
@@ -52,7 +52,7 @@ class CalibratedCheckpoint(DerivedCheckpoint):
 
 def _point(name: str) -> str:
     """ "model.layers.3.qkv" for "model.layers.3.self_attn.k_proj.weight"."""
-    if name in HEAD:
+    if name in LM_HEAD_TABLES:
         return LM_HEAD
     stem = name.removesuffix(".weight")
     for short, point in POINT_OF.items():

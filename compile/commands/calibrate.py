@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from megrez.calibration.results.record import Record
-from megrez.compile.calibrate.self_generated import calibration_text, forget_words
+from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
 from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
@@ -55,7 +55,7 @@ def calibrate_command(
         report.stage("checking the checkpoint")
         checkpoint.check()
         if row.weights is None or not rounds_anything(checkpoint, row):
-            raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
+            raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
         longest = checkpoint.config.max_position_embeddings
         ids = calibration_text(checkpoint, row, request, longest, output, report)
@@ -63,7 +63,7 @@ def calibrate_command(
         report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
         progress = report.layers(checkpoint.config.num_hidden_layers)
         record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
-        forget_words(output)
+        discard_generated(output)
     _tell(record, output)
 
 

@@ -140,7 +140,7 @@ def test_the_fidelity_stated_is_what_eval_measures(
     # As many threads as the build took: sums in another order round inputs that lie between two steps the other way.
     options = ("--skip", SAMPLES * LENGTH, "--tokens", HELD_OUT, "--window", LENGTH)
     code, _, err = megrez(
-        "eval", bundle, "--text", prose, "--reference", folder, *options, "--json", tmp_path / "figures.json"
+        "eval", bundle, "--text", prose, "--reference", folder, *options, "--json-file", tmp_path / "figures.json"
     )
     assert code == 0, err
     found = json.loads((tmp_path / "figures.json").read_text())

@@ -153,7 +153,7 @@ def test_ordinary_arithmetic_is_left_alone():
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'open", "{% endif %}", "{{ x | nofilter }}"])
 def test_a_template_that_is_no_jinja_is_refused_with_its_line(source):
     with pytest.raises(BundleError, match="not valid Jinja in line 2"):
-        ChatTemplate("\n" + source)
+        ChatTemplate("\n" + source).check()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megrez.calibration.activations.data_types import FLOATS, NVFP4_BLOCK, block_unit
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.compile.graph.passes.graph import constant, name_of, operand, shape_of, static_shape
-from megrez.compile.graph.precision import EMBEDDING, HEAD, Precision
+from megrez.compile.graph.precision import EMBED_TOKENS, LM_HEAD_TABLES, Precision
 from megrez.compile.graph.quantizer import MatrixPlan, Quantizer
 from megrez.compile.graph.weights import SOURCES, add_lazy, weight_of
 from megrez.runtime.errors import UsageError
@@ -54,7 +54,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
             if weight is None or (wanted := self.precision.wanted(weight.meta[SOURCES][0])) is None:
                 continue
             name = name_of(weight)
-            n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
+            n, k = static_shape(weight) if name == EMBED_TOKENS else reversed(static_shape(weight))
             plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
             if (scale := self._scale(plan.sources)) is not None:
                 x = operand(node, 0)
@@ -75,7 +75,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
         missing = [name for name in sources if name not in known]
         if not missing:
             return max(known.values())
-        if missing[0] in HEAD:
+        if missing[0] in LM_HEAD_TABLES:
             return None
         raise UsageError(
             f"this target rounds what projections read to {self.inputs}, and no range of it is known for {missing[0]}: "

@@ -17,7 +17,7 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.graph.passes.explicit_attention import mask_name
 from megrez.compile.graph.passes.graph import static_shape
 from megrez.compile.graph.passes.quantize_activations import PAST, Ranges
-from megrez.compile.graph.precision import EMBEDDING
+from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.rope import rotary_tables
 from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part
 from megrez.engines.onnx_files import write_onnx
@@ -65,7 +65,7 @@ def observe(
     Raises CheckpointError where a value is not finite.
     """
     config, ranges = checkpoint.config, _Hulls()
-    embedding = checkpoint.read(EMBEDDING)
+    embedding = checkpoint.read(EMBED_TOKENS)
     ranges.see("hidden.0", embedding)
     hidden = embedding[tokens]
     del embedding

@@ -7,6 +7,7 @@ import pytest
 
 from megrez.calibration.reference.decoder import POINTS, forward, linear_of
 from megrez.calibration.walk import walk_exact
+from megrez.compile.families.registry import families
 from tests import reference
 from tests.conftest import Make
 from tests.walked import open_model, random_tokens
@@ -21,7 +22,7 @@ LLAMA3 = {
 # Samples are several windows long.
 SAMPLES, LENGTH, WINDOW = 2, 40, 13
 MODELS = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "tied": {"tied": True},
     "biases": {"biases": True},
     "mistral": {"family": "mistral", "sliding_window": WINDOW},

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from megrez.compile.bundle.writer import Content, check_output, check_space, describe, write_bundle
+from megrez.compile.bundle.describe import Content, describe
+from megrez.compile.bundle.output import check_output, check_space
+from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
@@ -31,7 +33,9 @@ def write(output: Path, folder: Path, build: Callable[[Path], object] | None = N
 
     checkpoint = open_checkpoint(str(folder))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
-    write_bundle(output, describe(content), checkpoint.text, build or engine_files)
+    with new_bundle(output) as new:
+        (build or engine_files)(new.folder)
+        new.finish(describe(content), checkpoint.text, None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,6 +192,7 @@ def test_a_bundle_that_would_not_open_is_not_written(checkpoint_of: Any, tmp_pat
     checkpoint = open_checkpoint(str(checkpoint_of()))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
     wrong = replace(describe(content), tokens=Tokens(bos=None, pad=None, stop=(320,), add_bos=False))
-    with pytest.raises(BundleError, match="would not open: token id 320 is outside the vocabulary"):
-        write_bundle(tmp_path / "b", wrong, None, lambda folder: None)
+    said = "would not open: token id 320 is outside the vocabulary"
+    with pytest.raises(BundleError, match=said), new_bundle(tmp_path / "b") as new:
+        new.finish(wrong, None, None)
     assert not (tmp_path / "b").exists()

@@ -241,7 +241,7 @@ def test_a_text_that_cannot_be_used(
         ((), "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME"),
         (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
-        (("--target", "cpu-fp32"), "cpu-fp32 rounds nothing of"),
+        (("--target", "cpu-fp32"), "cpu-fp32 quantises nothing of"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
     ],
 )
@@ -453,7 +453,7 @@ def test_blocks_of_a_gguf_are_carried_over_to_the_cpu(
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest.provenance.calibration is None and manifest.measured is not None
     assert manifest.measured.fidelity.kl_mean < 0.05  # the file's own blocks, and the rounding of activations
-    assert_one_error(run(path, "--target", "cpu-int4", "-o", tmp_path / "s.json"), 2, "cpu-int4 rounds nothing of")
+    assert_one_error(run(path, "--target", "cpu-int4", "-o", tmp_path / "s.json"), 2, "cpu-int4 quantises nothing of")
 
 
 def test_blocks_of_a_gguf_are_calibrated_for_a_gpu(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
