@@ -88,7 +88,7 @@ def test_tensorrt_rtx_records_by_itself(library: Library, tmp_path: Path, name: 
 def test_a_recording_that_fails_leaves_the_stream_usable(
     library: Library, tmp_path: Path, name: str, failing: str
 ) -> None:
-    """An engine that allocates while it queues a step cannot be recorded: CUDA refuses, and the recording is void."""
+    """An engine that allocates while it queues a step cannot be captured: CUDA invalidates the capture."""
     session = opened(tmp_path, name)
     if failing == "engine":
         library.allocates = True
