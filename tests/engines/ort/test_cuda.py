@@ -15,9 +15,11 @@ import pytest
 from cuda import bindings
 from numpy.typing import NDArray
 
+from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.bound import OrtSession, cache_shape
-from megrez.engines.ort.cuda import INTERFACE, OnGpu, open_on_cpu, open_session
+from megrez.engines.ort.bound import OrtSession
+from megrez.engines.ort.caches import cache_shape
+from megrez.engines.ort.cuda import INTERFACE, GpuBuffer, OnGpu, open_on_cpu, open_session
 from megrez.engines.ort.place import Host, HostBuffer
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
@@ -41,7 +43,7 @@ def step(session: Any, tokens: list[list[int]], lengths: list[int], rows: list[i
 
 
 def soil(session: Any) -> None:
-    for seed, cache in enumerate(session._caches.values()):
+    for seed, cache in enumerate(session._caches.buffers.values()):
         cache.write(np.random.default_rng(seed).normal(0, 30, cache.shape))
 
 
@@ -92,6 +94,9 @@ class Noted(HostBuffer):
     def __init__(self, array: NDArray[Any], log: list[str]) -> None:
         super().__init__(array)
         self.log = log
+
+    def rows(self, first: int, count: int) -> "Noted":
+        return Noted(self.array[first : first + count], self.log)
 
     def write(self, array: NDArray[Any]) -> None:
         self.log.append(f"up {np.shape(array)} {self.dtype}")
@@ -151,7 +156,7 @@ def recorded(bundle: Path, slots: int) -> tuple[OrtSession, Replaying, Recorder]
     return OrtSession(replaying, cache_shape(opened, slots, None), 320, INTERFACE, place), replaying, place
 
 
-def test_decoding_is_recorded_by_its_rows_and_prefill_is_not(bundle_of: Any) -> None:
+def test_decoding_is_recorded_whichever_logits_are_wanted_and_prefill_is_not(bundle_of: Any) -> None:
     folder, bundle = bundle_of("cuda-fp16")
     session, replaying, _ = recorded(bundle, slots=2)
     step(session, [IDS[0][:4], IDS[1][:4]], [0, 0], [])
@@ -160,10 +165,21 @@ def test_decoding_is_recorded_by_its_rows_and_prefill_is_not(bundle_of: Any) -> 
         found.append(step(session, [[IDS[0][at]], [IDS[1][at]]], [at, at], [0, 1]))
     step(session, [[1], [1]], [9, 9], [1])
     step(session, [[1], [1]], [9, 9], [])
-    assert replaying.runs == [None, 2, 2, 2, 2, 2, 1, 1]
+    assert replaying.runs == [None, 2, 2, 2, 2, 2, 2, 2]
     for slot in range(2):
         expected = logits(folder, IDS[slot][:9])[4:]
         np.testing.assert_allclose([one[slot] for one in found], expected, rtol=0, atol=HALF)
+
+
+def test_every_choice_of_rows_is_a_recording_of_its_own_and_there_is_an_end_to_them(
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Replaying` asserts that what is recorded under one number keeps its addresses."""
+    monkeypatch.setattr("megrez.engines.ort.binding.KEPT", 3)
+    session, replaying, _ = recorded(bundle_of("cuda-fp16")[1], slots=3)
+    for slots in ([0], [1], [0, 1], [2], [1, 2], [0], [2], [0, 1, 2], [1]):
+        session.step([4] * len(slots), [0] * len(slots), [], slots=slots)
+    assert replaying.runs == [1, 4, 2, None, None, 1, None, None, 4]
 
 
 def test_a_later_chunk_goes_slot_by_slot_into_each_ones_own_cache(bundle_of: Any) -> None:
@@ -222,6 +238,47 @@ def test_more_room_than_the_context(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_not_recorded_have_a_number_that_says_so() -> None:
-    place = OnGpu(onnxruntime)
+    place = OnGpu(onnxruntime, object.__new__(Cuda))
     assert place.run_options(None).get_run_config_entry("gpu_graph_id") == "-1"
     assert place.run_options(8).get_run_config_entry("gpu_graph_id") == "8"
+
+
+class Memory:
+    """CUDA's runtime over this process's own memory: the copies that a session asks for, as libcudart defines them."""
+
+    class cudaMemcpyKind:
+        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: int) -> tuple[int]:
+        ctypes.memmove(to, source, size)
+        return (0,)
+
+    def cudaMemcpy2DAsync(
+        self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[int]:
+        assert width <= min(pitch, to_pitch)
+        for row in range(height):
+            ctypes.memmove(to + row * to_pitch, source + row * pitch, width)
+        return (0,)
+
+    def cudaDeviceSynchronize(self) -> tuple[int]:
+        return (0,)
+
+
+def test_a_gpus_buffers_are_written_read_and_copied_row_by_row() -> None:
+    cuda = object.__new__(Cuda)
+    cuda.runtime = Memory()
+    random = np.random.default_rng(0)
+    array = random.normal(size=(3, 2, 5, 4)).astype(np.float16)
+    buffer = GpuBuffer(cuda=cuda, owner=array, pointer=array.ctypes.data, shape=array.shape, dtype=array.dtype)
+    expected = array.copy()
+    expected[1:] = random.normal(size=(2, 2, 5, 4))
+    buffer.rows(1, 2).write(expected[1:])
+    np.testing.assert_array_equal(buffer.read(), expected)
+    OnGpu(onnxruntime, cuda).copy_tokens(buffer.rows(2, 1), buffer.rows(0, 1), 3)
+    expected[0, :, :3] = expected[2, :, :3]
+    np.testing.assert_array_equal(buffer.read(), expected)
+    np.testing.assert_array_equal(buffer.rows(2, 1).read(), expected[2:])
