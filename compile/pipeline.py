@@ -53,6 +53,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
     with locked(request.output):
         report.stage("checking the checkpoint")
         job.checkpoint.check()
+        _name_ignored(job.checkpoint, report)
         prepared = prepare(job, report)
         if plan.staged is None:
             write_graph(job, plan, prepared, request.output, report)
@@ -63,6 +64,12 @@ def compile_bundle(request: Request, report: Report) -> Path:
         if prepared.is_new:
             discard(job.work)
     return request.output
+
+
+def _name_ignored(checkpoint: Checkpoint, report: Report) -> None:
+    if checkpoint.text is not None and checkpoint.text.ignored:
+        ignored = ", ".join(checkpoint.text.ignored)
+        report.text(f"recommended for generating, and not followed by the runtime: {ignored}")
 
 
 def check(request: Request) -> tuple[Job, Plan]:
