@@ -111,9 +111,9 @@ def test_every_linear_layer_computes_what_the_scales_say(
     values = run_with(bundle / "model.onnx", [layer[key] for layer in layers for key in ("x", "y")], layers=2)
     biased = 0
     for layer in layers:
-        point = record.points[point_of(layer["sources"][0])]
-        assert (point.input_scale is None) == (record.inputs is None)
-        x = rounded(values[layer["x"]], point.input_scale or 1.0, record.inputs)
+        point = record.groups[point_of(layer["sources"][0])]
+        assert (point.input_scale is None) == (record.input_type is None)
+        x = rounded(values[layer["x"]], point.input_scale or 1.0, record.input_type)
         expected = x @ np.concatenate([matrices[source] for source in layer["sources"]]).T
         if layer["bias"]:
             biased += 1
