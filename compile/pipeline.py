@@ -15,6 +15,7 @@ from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.calibrate.held_out import measure_bundle
 from megrez.compile.calibrate.prepare import Prepared, prepare
 from megrez.compile.calibrate.request import CalibrationRequest, Job
+from megrez.compile.calibrate.space import estimate_weights
 from megrez.compile.calibrate.stage import discard
 from megrez.compile.calibrate.text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -54,6 +55,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
         report.stage("checking the checkpoint")
         job.checkpoint.check()
         _name_ignored(job.checkpoint, report)
+        check_space(request.output, estimate_weights(job.checkpoint, job.target))
         prepared = prepare(job, report)
         if plan.staged is None:
             write_graph(job, plan, prepared, request.output, report)

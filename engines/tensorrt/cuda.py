@@ -145,7 +145,8 @@ class CudaDevice:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"{path} cannot be read as an engine ({self._reason()}): copy or compile the bundle again")
+            reason = self._reason()
+            raise EngineError(f"{path} cannot be read as an engine ({reason}): copy or compile the bundle again")
         return engine
 
     def _reason(self) -> str:
