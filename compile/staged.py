@@ -79,18 +79,13 @@ def _kv_cache(staged: Manifest, target: Target) -> KvCache:
 
 def _manifest(staged: Manifest, target: Target) -> Manifest:
     stated = staged.provenance
-    cache = staged.kv_cache
-    # What is not quantised takes the type of the caches: float32 while it is staged, the engine's own after that.
-    quantization = stated.quantization
-    for part in ("embedding", "head"):
-        quantization = quantization.replace(f"{part} {cache.dtype}", f"{part} {target.kv_dtype}")
     # What the staged graph gave on a CPU stands for an engine that may not run here.
     measured = None if staged.measured is None else replace(staged.measured, of="simulation")
     return replace(
         staged,
         engine=target.engine,
         kv_cache=_kv_cache(staged, target),
-        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions(target.engine)}),
+        provenance=replace(stated, tools={**stated.tools, **tool_versions(target.engine)}),
         measured=measured,
     )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 FILE_NAME = "chat_template.jinja"
+_LONGEST_DATE = 256
 
 Message = Mapping[str, Any]
 
@@ -60,18 +61,22 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError, TemplateRuntimeError
 
-        from megrez.runtime.sandbox import LimitedRange
+        from megrez.runtime.sandbox import LIMITS
+        from megrez.runtime.template_limits import Limits
 
         plain, template = _plain(messages), self._template()
+        limits = Limits([plain, self._variables])
+        variables = {
+            **self._variables,
+            "messages": plain,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "range": limits.range,
+            LIMITS: limits,
+        }
         try:
-            return template.render(
-                messages=plain,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                range=LimitedRange(),
-                **self._variables,
-            )
+            return template.render(variables)
         except TemplateRuntimeError as error:
             raise BundleError(f"the chat template failed ({error}): it may not suit these messages") from error
         except TemplateError as error:
@@ -110,25 +115,15 @@ def _compile(source: str) -> "Template":
 
     environment = new_environment()
     environment.globals["strftime_now"] = _strftime_now
-    environment.filters["tojson"] = _tojson
     try:
         return environment.from_string(source)
-    except (TemplateError, RecursionError) as error:
+    except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
         raise BundleError(f"the chat template is not valid Jinja{where} ({error}): mend {FILE_NAME}") from error
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > _LONGEST_DATE:
+        raise ValueError(f"a date's format has {len(form)} characters, more than {_LONGEST_DATE}")
     return datetime.now().strftime(form)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which a model was never trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

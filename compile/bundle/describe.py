@@ -9,7 +9,10 @@ from megrez.compile.checkpoint.rotated import RotatedCheckpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.checkpoint.text_assets import GREEDY
 from megrez.compile.families.config import ModelConfig
+from megrez.compile.graph.precision import Precision
+from megrez.compile.graph.quantizer import Quantizer
 from megrez.engines.targets import Target
+from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.manifest import (
     SCHEMA_VERSION,
     Architecture,
@@ -18,6 +21,7 @@ from megrez.runtime.manifest import (
     Manifest,
     Measured,
     Provenance,
+    Quantization,
     Tokens,
 )
 
@@ -62,10 +66,8 @@ def describe(content: Content) -> Manifest:
         provenance=Provenance(
             source=checkpoint.source,
             weights=content.weights,
-            quantization=_quantization(target, checkpoint),
-            calibration=None
-            if content.record is None
-            else Calibration(algorithm=content.record.algorithm, **asdict(content.record.text)),
+            quantization=_quantization(content),
+            calibration=None if content.record is None else Calibration(**asdict(content.record.text)),
             tools=tool_versions(target.engine),
         ),
         measured=None if target.judge is not None else _simulated(content),
@@ -81,18 +83,34 @@ def _simulated(content: Content) -> Measured | None:
     return Measured(of="simulation", text=record.text.source, fidelity=record.fidelity)
 
 
-def _quantization(target: Target, checkpoint: Checkpoint) -> str:
+def _quantization(content: Content) -> Quantization | None:
+    target, checkpoint = content.target, content.checkpoint
     if target.weights is None:
-        return "none"
-    sensitive = "" if target.sensitive == target.weights else f", the most sensitive {target.sensitive}"
-    inputs = "" if target.inputs is None else f", their inputs {target.inputs} per tensor"
-    head, embedding = (target.kv_dtype if form is None else form for form in (target.head, target.embedding))
-    if target.observes:
-        inputs, embedding = f", all activations {target.activations}", "uint16"
-    own = any(checkpoint.block_format(name) for name in expected_tensors(checkpoint.config))
-    kept = "; the checkpoint's own blocks kept" if own and target.inputs is None and not target.observes else ""
-    turned = "; turned by a rotation first" if isinstance(checkpoint, RotatedCheckpoint) else ""
-    return f"projections {target.weights}{sensitive}{inputs}; embedding {embedding}, head {head}{kept}{turned}"
+        return None
+    return Quantization(
+        algorithm="rtn" if content.record is None else content.record.algorithm,
+        projections=str(target.weights),
+        sensitive=_spelled(target.sensitive),
+        inputs=target.inputs,
+        activations=target.activations if target.observes else None,
+        embedding="uint16" if target.observes else _spelled(target.embedding),
+        lm_head=_spelled(target.head),
+        keeps_blocks=target.inputs is None and not target.observes and _keeps_blocks(checkpoint, target),
+        rotated=isinstance(checkpoint, RotatedCheckpoint),
+    )
+
+
+def _keeps_blocks(checkpoint: Checkpoint, target: Target) -> bool:
+    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
+    for name, shape in expected_tensors(checkpoint.config).items():
+        wanted = precision.wanted(name) if len(shape) == 2 else None
+        if wanted is not None and quantizer.plan((name,), shape[0], shape[1], wanted).carried:
+            return True
+    return False
+
+
+def _spelled(form: WeightFormat | None) -> str | None:
+    return None if form is None else str(form)
 
 
 def _architecture(config: ModelConfig) -> Architecture:

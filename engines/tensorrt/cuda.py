@@ -13,11 +13,10 @@ import numpy as np
 
 from megrez.engines.cuda_runtime import Cuda, check_memory
 from megrez.engines.tensorrt import PLAN_FILE
-from megrez.engines.tensorrt.device import Array
+from megrez.engines.tensorrt.device import DECODE, PREFILL, Array
 from megrez.engines.tensorrt.library import EXTRAS, RTX, load_library
 from megrez.engines.tensorrt.log import open_log
 from megrez.engines.tensorrt.runtime_cache import RuntimeCache
-from megrez.engines.tensorrt.session import DECODE, PREFILL
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import EngineError
 from megrez.runtime.manifest import Device as Needed
@@ -106,6 +105,10 @@ class CudaDevice:
     def download(self, address: int, array: Array) -> None:
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
 
+    def copy(self, target: int, source: int, *, size: int, pitch: int, pieces: int) -> None:
+        kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.cuda("cudaMemcpy2DAsync", target, pitch, source, pitch, size, pieces, kind, self.stream)
+
     def open_context(self, profile: int) -> "CudaContext":
         library = self.library
         strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -142,7 +145,8 @@ class CudaDevice:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"{path} cannot be read as an engine ({self._reason()}): copy or compile the bundle again")
+            reason = self._reason()
+            raise EngineError(f"{path} cannot be read as an engine ({reason}): copy or compile the bundle again")
         return engine
 
     def _reason(self) -> str:

@@ -8,7 +8,7 @@ from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, verify_option
 from megrez.runtime.errors import UsageError
 from megrez.runtime.fusion import FUSION_FILE, Fusion
-from megrez.runtime.manifest import Device, Measured
+from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
 
 
 @click.command("inspect")
@@ -68,11 +68,12 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
         f"vocabulary {a.vocab_size}",
         "context": f"{m.context_length} tokens, KV cache {m.kv_cache.dtype}, {cache_mib:.1f} MiB a slot",
         "stop ids": ", ".join(map(str, m.tokens.stop)) or "none",
-        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, "
+        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, min-p {s.min_p:g}, "
         f"repetition penalty {s.repetition_penalty:g}",
         "device": _device(m.device),
         "fidelity": _fidelity(m.measured),
-        "source": f"{p.source}, weights: {p.weights}, quantization: {p.quantization}",
+        "source": f"{p.source}, weights: {p.weights}",
+        "quantised": quantization_line(p.quantization, p.calibration),
         "tools": ", ".join(f"{name} {version}" for name, version in p.tools.items()) or "none",
         "size": f"{bundle.size / 2**20:.1f} MiB, {'hashes verified' if verified else 'sizes checked'}",
     }
@@ -88,6 +89,27 @@ def _device(device: Device | None) -> str:
         f"{where}, {device.library} {device.version}, {device.memory_bytes / 2**20:.1f} MiB and the KV cache; "
         f"up to {device.slots} sequences, {device.chunk} tokens a step"
     )
+
+
+def quantization_line(quantization: Quantization | None, calibration: Calibration | None) -> str:
+    """A manifest's quantisation as one line."""
+    if quantization is None:
+        return "no"
+    q, unquantised = quantization, "not quantised"
+    parts = [f"projections {q.projections}"]
+    parts += [] if q.sensitive == q.projections else [f"the most sensitive {q.sensitive or unquantised}"]
+    parts += [] if q.inputs is None else [f"their inputs {q.inputs} per tensor"]
+    parts += [] if q.activations is None else [f"all activations {q.activations}"]
+    parts += [f"embedding {q.embedding or unquantised}", f"lm_head {q.lm_head or unquantised}"]
+    parts += ["the checkpoint's own blocks kept"] if q.keeps_blocks else []
+    parts += ["rotated"] if q.rotated else []
+    return f"{', '.join(parts)}; {q.algorithm}{_text(calibration)}"
+
+
+def _text(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return ""
+    return f" on {calibration.samples} x {calibration.tokens} tokens of {calibration.source}"
 
 
 def _fidelity(measured: Measured | None) -> str:

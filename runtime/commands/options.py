@@ -34,20 +34,35 @@ json_file_option = click.option(
 )
 
 _GIVEN = "megrez.sampling"
+_BIAS = "--logit-bias"
 _SAMPLING = {
-    "--temperature": (float, "0 is greedy."),
-    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off."),
-    "--top-p": (float, "Draw from the likeliest tokens that hold this share; 1 is off."),
-    "--min-p": (float, "Drop tokens less likely than this share of the likeliest; 0 is off."),
-    "--repetition-penalty": (float, "Weaken tokens of prompt and output; 1 is off."),
-    "--presence-penalty": (float, "Subtract this from tokens of the output; 0 is off."),
-    "--frequency-penalty": (float, "Subtract this per occurrence in the output; 0 is off."),
-    "--seed": (int, "Draw the same text each time."),
+    "--temperature": (float, "Divide the logits by this; 0 takes the likeliest token.  [default: the bundle's]"),
+    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off.  [default: the bundle's]"),
+    "--top-p": (
+        float,
+        "Draw from the fewest tokens whose probabilities sum to this; 1 is off.  [default: the bundle's]",
+    ),
+    "--min-p": (float, "Drop tokens less probable than this times the likeliest one; 0 is off."),
+    "--repetition-penalty": (float, "Penalise tokens of the prompt and the output; 1 is off.  [default: the bundle's]"),
+    "--presence-penalty": (float, "Subtract this from the logits of tokens in the output; 0 is off.  [default: 0]"),
+    "--frequency-penalty": (
+        float,
+        "Subtract this from a token's logit for each occurrence in the output; 0 is off.  [default: 0]",
+    ),
+    "--seed": (int, "Seed of the random draws.  [default: a new one each time]"),
 }
 
 
 def sampling_options(function: Decorated) -> Decorated:
     """Add one option per field of SamplingParams; `chosen_sampling` reads those that were given."""
+    function = click.option(
+        _BIAS,
+        multiple=True,
+        metavar="ID=VALUE",
+        help="Add VALUE, -100 to 100, to the logit of token ID. May be given several times.",
+        expose_value=False,
+        callback=_keep_biases,
+    )(function)
     for name, (kind, help_line) in reversed(_SAMPLING.items()):
         function = click.option(name, type=kind, help=help_line, expose_value=False, callback=_keep)(function)
     return function
@@ -61,6 +76,15 @@ def chosen_sampling(defaults: SamplingParams) -> SamplingParams:
 def _keep(context: click.Context, option: click.Parameter, value: float | int | None) -> None:
     if value is not None:
         context.meta.setdefault(_GIVEN, {})[option.name] = value
+
+
+def _keep_biases(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> None:
+    try:
+        pairs = [(int(token), float(value)) for token, _, value in (text.partition("=") for text in given)]
+    except ValueError as error:
+        raise click.BadParameter(f"{', '.join(given)}: give a token id and a number, as 42=-5") from error
+    if pairs:
+        context.meta.setdefault(_GIVEN, {})[option.name] = dict(pairs)
 
 
 def show(text: str, json_text: str, *, as_json: bool, json_file: Path | None) -> None:

@@ -99,11 +99,7 @@ def test_a_staged_bundle_becomes_an_engine_without_torch(staged: Path, tmp_path:
     assert after["kv_cache"]["bytes_per_token"] * 2 == before["kv_cache"]["bytes_per_token"]
     assert after["provenance"]["calibration"] == before["provenance"]["calibration"]
     assert (before["measured"]["of"], after["measured"]["of"]) == ("bundle", "simulation")
-    stated = [one["provenance"]["quantization"] for one in (before, after)]
-    assert [one.split("; ")[1] for one in stated] == [
-        "embedding float32, head float32",
-        "embedding float16, head float16",
-    ]
+    assert after["provenance"]["quantization"] == before["provenance"]["quantization"]
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (staged / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     open_bundle(tmp_path / "b", verify=True)

@@ -1,5 +1,6 @@
 """The `megrez` command as a user meets it: in its own process, by exit code, stdout and stderr."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from megrez.runtime.commands.inspect import quantization_line
+from megrez.runtime.manifest import Calibration, Quantization
 
 MAIN = str(Path(__file__).with_name("fake_main.py"))
 
@@ -250,7 +254,8 @@ def test_a_chat_needs_a_template(base_bundle):
 def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
     figures = tmp_path / "figures.json"
     done = megrez(
-        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1, "--json-file", figures,
+        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1,
+        "--json-file", figures,
         NAP="0.01",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -276,8 +281,36 @@ def test_bench_needs_no_tokenizer_but_room(make_bundle, monkeypatch, bundle):
 
 
 def test_bench_says_where_it_cannot_write(bundle, tmp_path):
-    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json-file", tmp_path / "no" / "f.json")
+    file = tmp_path / "no" / "f.json"
+    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json-file", file)
     assert done.returncode == 1 and "cannot be written" in done.stderr
+
+
+def test_inspect_tells_how_the_weights_are_quantised():
+    found = Quantization(
+        algorithm="gptq",
+        projections="int4 block 128",
+        sensitive="int8 per channel",
+        inputs=None,
+        activations=None,
+        embedding=None,
+        lm_head="int8 per channel",
+        keeps_blocks=False,
+        rotated=True,
+    )
+    text = Calibration(source="a.txt", sha256="0" * 64, samples=32, tokens=512, seed=None)
+    assert quantization_line(None, None) == "no"
+    assert quantization_line(found, text) == (
+        "projections int4 block 128, the most sensitive int8 per channel, embedding not quantised, "
+        "lm_head int8 per channel, rotated; gptq on 32 x 512 tokens of a.txt"
+    )
+    plain = dataclasses.replace(
+        found, algorithm="rtn", sensitive="int4 block 128", inputs="fp8", keeps_blocks=True, rotated=False
+    )
+    assert quantization_line(plain, None) == (
+        "projections int4 block 128, their inputs fp8 per tensor, embedding not quantised, lm_head int8 per channel, "
+        "the checkpoint's own blocks kept; rtn"
+    )
 
 
 def test_inspect_shows_the_manifest_to_people_and_to_programs(bundle):

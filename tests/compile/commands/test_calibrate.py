@@ -99,7 +99,9 @@ def test_a_build_from_scales_is_the_build_that_calibrates(
     first, second = (open_bundle(tmp_path / name).manifest for name in ("from", "own"))
     stated = first.provenance.calibration
     assert stated is not None and stated == second.provenance.calibration
-    assert (stated.algorithm, stated.sha256, stated.samples) == (record.algorithm, record.text.sha256, 2)
+    assert (stated.sha256, stated.samples) == (record.text.sha256, 2)
+    quantization = first.provenance.quantization
+    assert quantization is not None and quantization.algorithm == record.algorithm
     assert first.measured is not None and second.measured is not None
     # Two walks of the exact model, in groups of other samples.
     assert first.measured.fidelity.kl_mean == pytest.approx(second.measured.fidelity.kl_mean, rel=1e-3)
@@ -275,11 +277,13 @@ def test_a_large_model_is_calibrated_when_asked(
     mine = tmp_path / "mine.txt"
     mine.write_text("one two three four " * 100)
 
-    def algorithm(bundle: str, *options: object) -> tuple[str | None, str]:
+    def algorithm(bundle: str, *options: object) -> tuple[str, str]:
         done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", *TEXT, *options, "-o", tmp_path / bundle)
         assert done.code == 0
-        stated = open_bundle(tmp_path / bundle).manifest.provenance.calibration
-        return (None if stated is None else stated.algorithm), done.err
+        stated = open_bundle(tmp_path / bundle).manifest.provenance
+        assert stated.quantization is not None
+        assert (stated.calibration is None) == (stated.quantization.algorithm == "rtn")
+        return stated.quantization.algorithm, done.err
 
     hint = "--algorithm gptq takes much longer and stays nearer to the checkpoint"
     monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters)
@@ -287,7 +291,7 @@ def test_a_large_model_is_calibrated_when_asked(
     assert chosen == "gptq" and hint not in told
     monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters - 1)
     chosen, told = algorithm("large")
-    assert chosen is None and hint in told
+    assert chosen == "rtn" and hint in told
     assert open_bundle(tmp_path / "large").manifest.measured is not None
     assert algorithm("asked", "--algorithm", "gptq")[0] == "gptq"
     assert algorithm("given", "--calib", mine)[0] == "gptq"
@@ -458,5 +462,6 @@ def test_blocks_of_a_gguf_are_calibrated_for_a_gpu(checkpoint_of: Any, megrez_co
     path = make_gguf(tmp_path / "tiny.gguf", checkpoint_of(), kind="Q4_1")
     build = ("--target", "trt-int4", "--stage", "onnx", "-o", tmp_path / "b", *TEXT)
     assert megrez_compile(path, *build).code == 0
-    stated = open_bundle(tmp_path / "b").manifest.provenance.calibration
-    assert stated is not None and stated.algorithm == "gptq"
+    stated = open_bundle(tmp_path / "b").manifest.provenance
+    assert stated.calibration is not None and stated.quantization is not None
+    assert (stated.quantization.algorithm, stated.quantization.keeps_blocks) == ("gptq", False)

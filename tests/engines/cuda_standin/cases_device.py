@@ -15,7 +15,7 @@ from megrez.engines.tensorrt.runtime_cache import cache_path
 from megrez.engines.tensorrt.session import DECODE, PREFILL
 from megrez.runtime.errors import EngineError
 from tests.engines.cuda_standin.bundles import MEMORY, make_bundle, shape_of
-from tests.engines.cuda_standin.engine import INTERMEDIATE, WEIGHTS, Library
+from tests.engines.cuda_standin.engine import INTERMEDIATE, WEIGHTS, Config, Library
 from tests.engines.cuda_standin.standin import StandIn
 
 ERRORS = runtime.cudaError_t
@@ -161,10 +161,21 @@ def test_a_lost_device_is_told_and_closed_once(library: Library, tmp_path: Path,
     device = opened(tmp_path, name)
     library.gpu.fail("cudaStreamSynchronize", ERRORS.cudaErrorIllegalAddress)
     for ask in (device.synchronize, device.free_bytes, device.close):
-        with pytest.raises(EngineError, match="says cudaErrorIllegalAddress$"):
+        with pytest.raises(EngineError, match=r"says cudaErrorIllegalAddress$"):
             ask()
     device.close()
     library.gpu.reset()
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx"], indirect=True)
+def test_a_library_that_takes_no_cache_of_kernels(
+    library: Library, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = opened(tmp_path, name)
+    monkeypatch.setattr(Config, "cached", False)
+    with pytest.raises(EngineError, match=r"^TensorRT-RTX takes no runtime cache here: reinstall it$"):
+        device.open_context(DECODE)
+    device.close()
 
 
 def test_kernels_compiled_at_first_use_are_kept(library: Library, tmp_path: Path, name: str) -> None:

@@ -1,14 +1,16 @@
 """The stand-in itself keeps CUDA's rules, seen through the real cuda.bindings; and Cuda on top of it."""
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda import bindings
 from cuda.bindings import runtime
 
 from megrez.engines.cuda_runtime import Cuda, check_memory
-from megrez.runtime.errors import EngineError
+from megrez.runtime.errors import EngineError, MissingExtraError
 from tests.engines.cuda_standin.standin import StandIn
 
 Status, Kind = runtime.cudaError_t, runtime.cudaMemcpyKind
@@ -36,13 +38,24 @@ def test_the_device_is_what_was_set(gpu: StandIn) -> None:
 
 def test_no_device(gpu: StandIn) -> None:
     gpu.reset(count=0)
-    with pytest.raises(EngineError, match=r"^no NVIDIA GPU can be used here \(CUDA's cudaGetDeviceCount says "):
+    with pytest.raises(EngineError, match=r"^no NVIDIA GPU was found: run this bundle where one is, or compile for a "):
         Cuda("rtx")
 
 
-def test_a_driver_that_is_too_old(gpu: StandIn) -> None:
-    gpu.fail("cudaGetDeviceCount", Status.cudaErrorInsufficientDriver)
-    with pytest.raises(EngineError, match=r"cudaGetDeviceCount says cudaErrorInsufficientDriver\): run this bundle"):
+@pytest.mark.parametrize("error", ["cudaErrorNoDevice", "cudaErrorInsufficientDriver"])
+def test_a_device_that_cannot_be_used_is_told_in_cudas_words(gpu: StandIn, error: str) -> None:
+    gpu.fail("cudaGetDeviceCount", getattr(Status, error))
+    with pytest.raises(EngineError) as caught:
+        Cuda("rtx")
+    assert str(caught.value) == (
+        f"no NVIDIA GPU can be used here (CUDA's cudaGetDeviceCount says {error}): run this bundle where one is"
+    )
+
+
+def test_without_cudas_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(bindings, "runtime")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingExtraError, match=r"^this bundle needs cuda-bindings, .*\[rtx\]'$"):
         Cuda("rtx")
 
 
@@ -80,6 +93,25 @@ def test_copies_are_held_to_what_is_allocated(gpu: StandIn) -> None:
     assert status("cudaMemcpyAsync", address, at, 4, up, stream) == "cudaErrorInvalidValue"
     ask("cudaStreamDestroy", stream)
     assert status("cudaStreamSynchronize", stream) == "cudaErrorInvalidResourceHandle"
+
+
+def test_a_copy_of_rows_keeps_to_its_pitches(gpu: StandIn) -> None:
+    stream, address = ask("cudaStreamCreate"), ask("cudaMalloc", 24)
+    memory = gpu.view(address, (4, 6), np.uint8)
+    memory[...] = np.arange(24).reshape(4, 6)
+    within = Kind.cudaMemcpyDeviceToDevice
+    ask("cudaMemcpy2DAsync", address + 4, 6, address, 6, 2, 4, within, stream)
+    assert memory[:, 4].tolist() == [4, 10, 16, 22]
+    ask("cudaStreamSynchronize", stream)
+    assert memory[:, 4:].tolist() == memory[:, :2].tolist() == [[0, 1], [6, 7], [12, 13], [18, 19]]
+    assert memory[:, 2:4].tolist() == [[2, 3], [8, 9], [14, 15], [20, 21]]
+    for error, *where in [
+        ("cudaErrorInvalidValue", address + 5, 6, address, 6),
+        ("cudaErrorInvalidPitchValue", address, 1, address, 6),
+    ]:
+        assert status("cudaMemcpy2DAsync", *where, 2, 4, within, stream) == error
+    ask("cudaFree", address)
+    ask("cudaStreamDestroy", stream)
 
 
 def test_pinned_memory_is_read_when_the_copy_runs_and_other_memory_at_once(gpu: StandIn) -> None:

@@ -1,5 +1,7 @@
-"""A stand-in for a TensorRT library's runtime half: an engine whose steps are functions of the host, queued on the
-stream as its kernels would be. All else, and the logger, is the real tensorrt_rtx. No kernel runs.
+"""A stand-in for what needs a GPU in a TensorRT library: reading an engine and running its steps.
+
+A step is a host function, queued on the stream with the real cuda.bindings; no kernel runs. The logger, enumerations
+and version are the real tensorrt_rtx's.
 """
 
 import ctypes
@@ -26,10 +28,10 @@ def checked(found: tuple[Any, ...]) -> Any:
 
 
 class Library:
-    """The module that megrez loads. It says no where it is told to:
+    """The module that megrez loads.
 
-    openable: contexts are opened. accepts: steps are queued. allocates: while it queues a step, which must not be
-    recorded then. failures: what went wrong in steps. steps: how many ran.
+    openable: whether contexts are created. accepts: whether steps are queued. allocates: whether queueing a step also
+    allocates memory, so that it cannot be captured. steps: how many ran. failures: exceptions in them.
     """
 
     def __init__(self, gpu: StandIn, shape: PlanShape) -> None:
@@ -84,6 +86,7 @@ class Engine:
 
 
 class Config:
+    cached = True
     strategy: Any = None
     cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
 
@@ -91,7 +94,7 @@ class Config:
         return Cache()
 
     def set_runtime_cache(self, cache: "Cache") -> bool:
-        return isinstance(cache, Cache)
+        return self.cached and isinstance(cache, Cache)
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
@@ -120,7 +123,7 @@ class Context:
         self.library.gpu.view(address, (size,), np.uint8)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.step.profile = profile
+        self.step.profile, self.steps.stream = profile, stream
         return profile in self.library.profiles
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -142,7 +145,7 @@ class Context:
             if status != runtime.cudaError_t.cudaSuccess:
                 return False
             checked(runtime.cudaFree(address))
-        self.steps.stream = stream
+        assert stream == self.steps.stream, "a profile is chosen on the stream that steps run on"
         self.step.enqueue()
         return True
 

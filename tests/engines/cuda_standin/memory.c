@@ -91,22 +91,33 @@ bool is_pinned(const void *address) {
     return block != NULL && !block->device;
 }
 
+// The bytes from the first to the last of a copy's rows.
+size_t span(const Operation *copy, size_t pitch) {
+    return (copy->height - 1) * pitch + copy->width;
+}
+
+static char *target(const Operation *copy) {
+    bool device = copy->kind == HOST_TO_DEVICE || copy->kind == DEVICE_TO_DEVICE;
+    return reach(copy->to, span(copy, copy->to_pitch), device);
+}
+
+static char *source(const Operation *copy) {
+    bool device = copy->kind == DEVICE_TO_HOST || copy->kind == DEVICE_TO_DEVICE;
+    return copy->staged != NULL ? copy->staged : reach(copy->from, span(copy, copy->from_pitch), device);
+}
+
 int check_copy(const Operation *copy) {
     if (copy->kind < HOST_TO_HOST || copy->kind > DEVICE_TO_DEVICE) return INVALID_MEMCPY_DIRECTION;
-    bool to_device = copy->kind == HOST_TO_DEVICE || copy->kind == DEVICE_TO_DEVICE;
-    bool from_device = copy->kind == DEVICE_TO_HOST || copy->kind == DEVICE_TO_DEVICE;
-    if (reach(copy->to, copy->size, to_device) == NULL) return INVALID_VALUE;
-    return reach(copy->from, copy->size, from_device) == NULL ? INVALID_VALUE : SUCCESS;
+    if (copy->to_pitch < copy->width || copy->from_pitch < copy->width) return INVALID_PITCH;
+    return target(copy) == NULL || source(copy) == NULL ? INVALID_VALUE : SUCCESS;
 }
 
 // Memory may have been freed since the copy was queued or recorded.
 int run_copy(const Operation *copy) {
-    bool to_device = copy->kind == HOST_TO_DEVICE || copy->kind == DEVICE_TO_DEVICE;
-    bool from_device = copy->kind == DEVICE_TO_HOST || copy->kind == DEVICE_TO_DEVICE;
-    char *to = reach(copy->to, copy->size, to_device);
-    char *from = copy->staged != NULL ? copy->staged : reach(copy->from, copy->size, from_device);
+    char *to = target(copy), *from = source(copy);
     if (to == NULL || from == NULL) return lose_device();
-    memmove(to, from, copy->size);
+    for (size_t row = 0; row < copy->height; row++)
+        memmove(to + row * copy->to_pitch, from + row * copy->from_pitch, copy->width);
     return SUCCESS;
 }
 

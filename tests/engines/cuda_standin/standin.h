@@ -10,8 +10,8 @@ enum {
     SUCCESS = 0,
     INVALID_VALUE = 1,
     MEMORY_ALLOCATION = 2,
+    INVALID_PITCH = 12,
     INVALID_MEMCPY_DIRECTION = 21,
-    NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_RESOURCE_HANDLE = 400,
     ILLEGAL_STATE = 401,
@@ -30,11 +30,11 @@ typedef void (*HostFunction)(void *);
 typedef struct {
     HostFunction call;
     void *data;
-    void *to;
-    const void *from;
-    size_t size;
+    char *to;
+    const char *from;
+    size_t width, height, to_pitch, from_pitch;  // rows of bytes; one, unless asked for in two dimensions
     int kind;
-    void *staged;  // of pageable memory, read when the copy was asked for
+    char *staged;  // of pageable memory, read when the copy was asked for
 } Operation;
 
 typedef struct {
@@ -63,6 +63,7 @@ void reset_memory(size_t total, size_t occupied);
 int check_copy(const Operation *copy);
 int run_copy(const Operation *copy);
 bool is_pinned(const void *address);
+size_t span(const Operation *copy, size_t pitch);
 void list_memory(void);
 
 // streams.c

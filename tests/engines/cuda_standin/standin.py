@@ -33,6 +33,7 @@ SIGNATURES = {
     "cudaLaunchHostFunc": "(cudaStream_t, cudaHostFn_t, void *)",
     "cudaMalloc": "(void **, size_t)",
     "cudaMemGetInfo": "(size_t *, size_t *)",
+    "cudaMemcpy2DAsync": "(void *, size_t, void const *, size_t, size_t, size_t, enum cudaMemcpyKind, cudaStream_t)",
     "cudaMemcpyAsync": "(void *, void const *, size_t, enum cudaMemcpyKind, cudaStream_t)",
     "cudaMemset": "(void *, int, size_t)",
     "cudaStreamBeginCapture": "(cudaStream_t, enum cudaStreamCaptureMode)",
@@ -65,7 +66,8 @@ class StandIn:
         self._c = ctypes.CDLL(str(library))
         self._c.standin_reset.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
         self._c.standin_report.restype = ctypes.c_char_p
-        self._c.standin_view.argtypes, self._c.standin_view.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p
+        self._c.standin_view.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._c.standin_view.restype = ctypes.c_void_p
         self._names = {name: name.encode() for name in SIGNATURES}
 
     def install(self) -> None:
@@ -85,7 +87,10 @@ class StandIn:
         self._c.standin_reset(count, capability, total, occupied)
 
     def fail(self, function: str, status: int, *, first: int = 1, last: int = 0) -> None:
-        """Let call `first` from now on, or those up to `last`, return `status`; 700, an illegal address, loses the device."""
+        """Let call `first` from now on, and those up to `last`, return `status`.
+
+        700, an illegal address, loses the device: all later calls return it too.
+        """
         self._c.standin_fail(self._names[function], first, max(first, last), status)
 
     def calls(self, function: str) -> int:

@@ -83,7 +83,10 @@ int submit(Handle *stream, Operation operation) {
         return SUCCESS;
     }
     bool pageable_source = operation.call == NULL && operation.kind == HOST_TO_DEVICE && !is_pinned(operation.from);
-    if (pageable_source) operation.staged = memcpy(malloc(operation.size), operation.from, operation.size);
+    if (pageable_source) {
+        size_t size = span(&operation, operation.from_pitch);
+        operation.staged = memcpy(malloc(size), operation.from, size);
+    }
     append(&stream->operations, operation);
     bool pageable_target = operation.call == NULL && operation.kind == DEVICE_TO_HOST && !is_pinned(operation.to);
     return pageable_target ? finish(stream) : SUCCESS;
@@ -123,15 +126,25 @@ int cudaStreamSynchronize(void *stream) {
     return finish(found);
 }
 
-int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
-    int status = enter("cudaMemcpyAsync");
-    if (status) return status;
+static int submit_copy(void *stream, Operation copy) {
     Handle *found = find_handle(stream, STREAM);
     if (found == NULL) return INVALID_RESOURCE_HANDLE;
-    if (size == 0) return SUCCESS;
-    Operation copy = {.to = to, .from = from, .size = size, .kind = kind};
-    status = check_copy(&copy);
+    if (copy.width == 0 || copy.height == 0) return SUCCESS;
+    int status = check_copy(&copy);
     return status ? status : submit(found, copy);
+}
+
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
+    int status = enter("cudaMemcpyAsync");
+    return status ? status : submit_copy(stream, (Operation){NULL, NULL, to, from, size, 1, size, size, kind, NULL});
+}
+
+int cudaMemcpy2DAsync(
+    void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, int kind, void *stream
+) {
+    int status = enter("cudaMemcpy2DAsync");
+    if (status) return status;
+    return submit_copy(stream, (Operation){NULL, NULL, to, from, width, height, to_pitch, from_pitch, kind, NULL});
 }
 
 int cudaLaunchHostFunc(void *stream, HostFunction function, void *data) {
