@@ -1,4 +1,4 @@
-"""Hidden states that were walked before, in the place of a session: fidelity needs no second model in memory."""
+"""A session that reads hidden states computed before: fidelity needs no second model in memory; knows no layer."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Float32 = NDArray[np.float32]
 
 
 class HiddenSession:
-    """A Session of one slot that answers for the tokens its hidden states [N, H] belong to, asked in their order."""
+    """A Session of one slot that returns the logits of hidden states [N, H], for their own tokens in their order."""
 
     slots = 1
 
@@ -28,7 +28,7 @@ class HiddenSession:
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Float32:
-        """See megrez.runtime.session.Session; an empty cache is taken for the next window."""
+        """See megrez.runtime.session.Session; an empty cache starts the next window."""
         batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
         if batch.starts[0] == 0:
             self._start += self._window
@@ -39,4 +39,4 @@ class HiddenSession:
         check_copy(source, target, length, most=1, capacity=self.capacity)
 
     def close(self) -> None:
-        """Nothing is held but arrays of others."""
+        """It holds no resource."""

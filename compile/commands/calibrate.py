@@ -6,12 +6,14 @@ from typing import Any
 import click
 
 from megrez.calibration.results.record import Record
-from megrez.compile.calibrate.self_generated import calibration_text, forget_words
+from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
+from megrez.compile.calibrate.space import check_space_to_calibrate
 from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
-from megrez.compile.commands.calibration_options import calibration_options, text_request
+from megrez.compile.commands.calibration_options import CALIBRATION, calibration_options, text_request
 from megrez.compile.commands.console_report import ConsoleReport
+from megrez.compile.commands.sections import sectioned
 from megrez.compile.graph.precision import fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
@@ -19,14 +21,24 @@ from megrez.runtime.errors import UsageError
 SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "trt-nvfp4"}
 
 
-@click.command("calibrate")
+@click.command(
+    "calibrate",
+    cls=sectioned({"Common": ("--scheme", "--target", "--output", "--quantize-head"), "Calibration": CALIBRATION}),
+)
 @click.argument("model")
 @click.option(
-    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Formats of the GPU targets trt-int8, trt-fp8, and so on."
+    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Calibrate for the formats of trt-int8, trt-fp8, and so on."
 )
-@click.option("--target", metavar="NAME", help="Formats of this target, in place of --scheme.")
-@click.option("-o", "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="scales.json")
-@click.option("--quantize-head", is_flag=True, help="Round the lm_head to 8 bits too.")
+@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target, in place of --scheme.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the scales to this file.",
+)
+@click.option("--quantize-head", is_flag=True, help="Quantise the lm_head to 8 bits too.")
 @calibration_options
 def calibrate_command(
     model: str,
@@ -39,7 +51,7 @@ def calibrate_command(
 ) -> None:
     """Calibrate MODEL and write its scales, which `megrez-compile --scales FILE` builds from.
 
-    FILE is readable JSON; the rounded matrices lie in a folder beside it and belong to it.
+    FILE is readable JSON; the quantised matrices lie in a folder beside it and belong to it.
     """
     if (scheme is None) == (target is None):
         raise UsageError(
@@ -55,26 +67,31 @@ def calibrate_command(
         report.stage("checking the checkpoint")
         checkpoint.check()
         if row.weights is None or not rounds_anything(checkpoint, row):
-            raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
+            raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
         longest = checkpoint.config.max_position_embeddings
+        check_space_to_calibrate(checkpoint, row, request, longest, output, bundle=False)
         ids = calibration_text(checkpoint, row, request, longest, output, report)
         chosen = algorithm or row.algorithm
         report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
         progress = report.layers(checkpoint.config.num_hidden_layers)
         record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
-        forget_words(output)
+        discard_generated(output)
     _tell(record, output)
 
 
 def _tell(record: Record, output: Path) -> None:
-    worst = sorted(record.points.items(), key=lambda item: -item[1].error)[:5]
-    click.echo("\n" + "\n".join(f"{name:32}{point.error:10.5f} of the output's square lost" for name, point in worst))
+    worst = sorted(record.groups.items(), key=lambda item: -item[1].relative_error)[:5]
+    click.echo(
+        "\n" + "\n".join(f"{name:32}{group.relative_error:10.5f} of the output's square lost" for name, group in worst)
+    )
     if record.fidelity is not None:
         found = record.fidelity
         click.echo(
             f"simulated on {found.tokens} other tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
         )
-    if record.zeros:
-        click.echo(f"{record.zeros} channels are zero throughout: they stay zero, and their scales mean nothing")
+    if record.zero_channels:
+        click.echo(
+            f"{record.zero_channels} channels are zero throughout: they stay zero, and their scales mean nothing"
+        )
     click.echo(f"{output}: build with  megrez-compile MODEL --target {record.target} --scales {output}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from megrez.runtime.commands.options import bundle_argument, threads_option, write_json
+from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, threads_option
 
 
 @click.command("bench")
@@ -20,7 +20,8 @@ from megrez.runtime.commands.options import bundle_argument, threads_option, wri
 )
 @click.option("--context", type=click.IntRange(min=1), help="Tokens that a stream holds.  [default: the bundle's]")
 @threads_option
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures to FILE.")
+@json_option
+@json_file_option
 def bench_command(
     bundle: str,
     prompt_tokens: int,
@@ -29,6 +30,7 @@ def bench_command(
     slots: int,
     context: int | None,
     threads: int | None,
+    as_json: bool,
     json_file: Path | None,
 ) -> None:
     """Measure prefill and decode speed on random tokens, without a stop token. Speeds add up those of all streams."""
@@ -50,9 +52,7 @@ def bench_command(
         "threads": used,
         "slots": slots,
     }
-    click.echo(_table(figures))
-    if json_file is not None:
-        write_json(json_file, json.dumps(figures, indent=2) + "\n")
+    show(_table(figures), json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
 
 
 def _table(figures: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
-"""The float16 graph and the session of cuda-* targets, on CPU kernels; and what is said where no GPU is.
+"""The float16 graph and the session of cuda-* targets, on CPU kernels; and what is said before CUDA is asked.
 
-No GPU is used or imitated.
+No GPU is used or imitated; see tests/engines/cuda_standin/cases_ort.py.
 """
 
 import ctypes
@@ -23,8 +23,6 @@ from megrez.engines.ort.cuda import INTERFACE, GpuBuffer, OnGpu, open_on_cpu, op
 from megrez.engines.ort.place import Host, HostBuffer
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
-from megrez.runtime.manifest import File
-from tests.engines.tensorrt.test_cuda import OneGpu
 from tests.graphs import IDS, ragged
 from tests.reference import logits
 from tests.runtime.conftest import plain_manifest
@@ -226,14 +224,8 @@ def test_a_step_moves_its_few_inputs_and_the_rows_asked_for_and_no_cache(bundle_
 # What opening needs, and what is said where that is not there.
 
 
-def cuda_bundle(folder: Path, size: int = 10 << 20) -> Bundle:
-    files = (File(path=f"{MODEL_FILE}.data", size=size, sha256="0" * 64),)
-    return Bundle(path=folder, manifest=replace(plain_manifest(), engine="ort-cuda", target="cuda-int4", files=files))
-
-
-def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: OneGpu) -> None:
-    monkeypatch.setattr(bindings, "runtime", gpu)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+def cuda_bundle(folder: Path) -> Bundle:
+    return Bundle(path=folder, manifest=replace(plain_manifest(), engine="ort-cuda", target="cuda-int4"))
 
 
 def said(one: Bundle, **options: Any) -> str:
@@ -248,33 +240,6 @@ def test_the_onnxruntime_of_cpus_is_told_apart(tmp_path: Path) -> None:
         f"this bundle needs onnxruntime-gpu, the onnxruntime {onnxruntime.__version__} that is installed in its place "
         "has no CUDA: run  pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'"
     )
-
-
-def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_gpu(monkeypatch, OneGpu(count=0))
-    assert said(cuda_bundle(tmp_path)).startswith("no NVIDIA GPU was found: run this bundle where one is, ")
-
-
-def test_an_older_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_gpu(monkeypatch, OneGpu(capability=(7, 0)))
-    found = said(cuda_bundle(tmp_path))
-    assert found.startswith("cuda-int4 needs NVIDIA GPUs of SM75 and later, through ONNX Runtime, this GPU is sm_70: ")
-
-
-def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 MiB of weights, and caches for three sequences."""
-    with_gpu(monkeypatch, OneGpu(free=4 << 20))
-    caches = 3 * plain_manifest().kv_cache.bytes_per_token * plain_manifest().context_length
-    found = said(cuda_bundle(tmp_path), slots=3)
-    assert found.startswith(f"the model and its KV cache need {10 + caches / 2**20:.0f} MiB, the GPU has 4 MiB free: ")
-
-
-def test_cudas_libraries_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What onnxruntime says here, where it has no CUDA at all."""
-    with_gpu(monkeypatch, OneGpu(capability=(9, 0)))
-    found = said(cuda_bundle(tmp_path))
-    assert found.startswith(f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, ")
-    assert found.endswith("run  pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'")
 
 
 def test_without_cudas_bindings_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
