@@ -54,6 +54,7 @@ def compile_bundle(request: Request, report: Report) -> Path:
     with locked(request.output):
         report.stage("checking the checkpoint")
         job.checkpoint.check()
+        _name_ignored(job.checkpoint, report)
         check_space(request.output, estimate_weights(job.checkpoint, job.target))
         prepared = prepare(job, report)
         if plan.staged is None:
@@ -65,6 +66,12 @@ def compile_bundle(request: Request, report: Report) -> Path:
         if prepared.is_new:
             discard(job.work)
     return request.output
+
+
+def _name_ignored(checkpoint: Checkpoint, report: Report) -> None:
+    if checkpoint.text is not None and checkpoint.text.ignored:
+        ignored = ", ".join(checkpoint.text.ignored)
+        report.text(f"recommended for generating, and not followed by the runtime: {ignored}")
 
 
 def check(request: Request) -> tuple[Job, Plan]:

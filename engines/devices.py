@@ -1,4 +1,4 @@
-"""The table of NVIDIA devices: the names people use, and the compute capability of each; knows no target."""
+"""The table of NVIDIA devices: common names and compute capabilities; knows no target."""
 
 import difflib
 import re
@@ -38,9 +38,9 @@ NUMBERED = re.compile(r"sm_?(\d+)")
 
 
 def find_capabilities(text: str) -> tuple[int, ...]:
-    """`text` is device names or capabilities with commas between, as "rtx-4090,sm_120": (89, 120), in order, once each.
+    """Compute capabilities of a comma-separated list, "rtx-4090,sm_120" → (89, 120): sorted, without duplicates.
 
-    Raises UsageError with the nearest name for one that is not known.
+    Raises UsageError with the nearest name for an unknown device.
     """
     return tuple(sorted({_capability(word) for word in text.lower().replace(" ", "").split(",")}))
 

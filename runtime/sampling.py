@@ -1,10 +1,11 @@
 """From one row of logits to one token id; knows neither the model nor the text.
 
-Order and meaning follow transformers: repetition penalty, presence and frequency penalties (as OpenAI and vLLM define
-them), temperature, top-k, top-p, min-p.
+Order and meaning follow transformers: logit bias (first, as in vLLM), repetition penalty, presence and frequency
+penalties (as OpenAI and vLLM define them), temperature, top-k, top-p, min-p.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ class SamplingParams:
     repetition_penalty: over prompt and output, 1 is off.
     presence_penalty, frequency_penalty: over the output only, 0 is off.
     seed: None draws differently each time.
+    logit_bias: token id to what is added to its logit before all else, -100 to 100, as OpenAI's.
     """
 
     temperature: float = 0.0
@@ -34,14 +36,18 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
         wanted |= {
-            "min_p from 0 (off) to 1": 0 <= self.min_p <= 1,
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
             "seed of 0 or more": self.seed is None or self.seed >= 0,
+            "logit_bias of token ids from 0 and values from -100 to 100": all(
+                token >= 0 and math.isfinite(value) and -100 <= value <= 100
+                for token, value in (self.logit_bias or {}).items()
+            ),
         }
         faults = [rule for rule, holds in wanted.items() if not holds]
         if faults:
@@ -55,6 +61,7 @@ class SamplingParams:
             temperature=defaults.temperature,
             top_k=defaults.top_k,
             top_p=defaults.top_p,
+            min_p=defaults.min_p,
             repetition_penalty=defaults.repetition_penalty,
         )
 
@@ -68,9 +75,19 @@ class Sampler:
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[np.asarray(prompt_ids, np.int64)] = True
         self._counts = np.zeros(vocab_size, np.int32)
+        bias = params.logit_bias or {}
+        if unknown := [token for token in bias if token >= vocab_size]:
+            raise UsageError(
+                f"logit_bias names token id {unknown[0]}, the vocabulary has {vocab_size}: give ids below that"
+            )
+        self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
     def pick(self, logits: Scores) -> int:
         """The next token for `logits` [vocab_size], which stay as they are; EngineError when they hold a NaN."""
+        if len(self._bias_ids):
+            logits = logits.copy()
+            logits[self._bias_ids] += self._bias
         scores = penalized(logits, self._params, seen=self._seen, counts=self._counts)
         # max() is NaN as soon as one score is, so a whole row is checked at the price of the maximum.
         if not np.isfinite(scores.max()):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.inputs import NUMBER_FORMATS
+from megrez.calibration.activations.inputs import INPUT_TYPES
 from megrez.calibration.results.record import Record
 from megrez.compile.calibrate.from_scales import read_scales
-from megrez.compile.calibrate.held_out import HeldOut, read_exact
+from megrez.compile.calibrate.held_out import HeldOut, read_reference
 from megrez.compile.calibrate.request import Job
 from megrez.compile.calibrate.self_generated import calibration_text
 from megrez.compile.calibrate.space import check_space_to_calibrate
@@ -76,7 +76,7 @@ def _prepared(job: Job, report: Report) -> Prepared:
     request, target = job.request, job.target
     if request.scales is not None:
         found = read_scales(job, request.scales)
-        held_out = read_exact(job, found.text, report)
+        held_out = read_reference(job, found.text, report)
         return Prepared(checkpoint=found.checkpoint, target=found.target, record=found.record, held_out=held_out)
     if request.max_kl is None and not rounds_anything(job.checkpoint, target):
         _refuse_calibration(job, f"{target.name} quantises nothing of {job.checkpoint.source}")
@@ -98,13 +98,15 @@ def _dummy(job: Job) -> Prepared:
         raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
     if job.target.inputs is None:
         return Prepared(checkpoint=job.checkpoint, target=job.target)
-    scale = DUMMY_RANGE / NUMBER_FORMATS[job.target.inputs].largest
+    scale = DUMMY_RANGE / INPUT_TYPES[job.target.inputs].largest
     return Prepared(checkpoint=job.checkpoint, target=job.target, dummy_scale=scale)
 
 
 def _rtn(job: Job, report: Report) -> Prepared:
     """The build quantises what there is to quantise; no text is needed for that."""
-    return Prepared(checkpoint=job.checkpoint, target=job.target, held_out=read_exact(job, job.request.text, report))
+    return Prepared(
+        checkpoint=job.checkpoint, target=job.target, held_out=read_reference(job, job.request.text, report)
+    )
 
 
 def _calibrated(job: Job, algorithm: str, report: Report) -> Prepared:
@@ -129,8 +131,8 @@ def _within_budget(job: Job, algorithm: str, max_kl: float, report: Report) -> P
 
 
 def _of_record(job: Job, target: Target, record: Record, held_out: HeldOut | None, report: Report) -> Prepared:
-    if record.zeros:
-        report.stage(f"{record.zeros} channels are zero throughout: they stay zero")
+    if record.zero_channels:
+        report.stage(f"{record.zero_channels} channels are zero throughout: they stay zero")
     calibrated = CalibratedCheckpoint(job.checkpoint, record, job.work.parent)
     return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out, is_new=True)
 

@@ -106,7 +106,7 @@ def sample_tokens(session: Session, length: int, *, bos: int | None, stop: Colle
     if bos is not None and length > 1:
         tokens[:, 0], tokens[:, 1], given = bos, tokens[:, 0].copy(), 2
     for at in range(length - 1):
-        logits = session.step(tokens[:, at : at + 1], np.full(len(every), at, np.int32), every)
+        logits = session.step(tokens[:, at], np.full(len(every), at, np.int32), every)
         if at + 1 < given:
             continue
         logits[:, list(stop)] = -np.inf

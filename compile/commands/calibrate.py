@@ -81,13 +81,17 @@ def calibrate_command(
 
 
 def _tell(record: Record, output: Path) -> None:
-    worst = sorted(record.points.items(), key=lambda item: -item[1].error)[:5]
-    click.echo("\n" + "\n".join(f"{name:32}{point.error:10.5f} of the output's square lost" for name, point in worst))
+    worst = sorted(record.groups.items(), key=lambda item: -item[1].relative_error)[:5]
+    click.echo(
+        "\n" + "\n".join(f"{name:32}{group.relative_error:10.5f} of the output's square lost" for name, group in worst)
+    )
     if record.fidelity is not None:
         found = record.fidelity
         click.echo(
             f"simulated on {found.tokens} other tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
         )
-    if record.zeros:
-        click.echo(f"{record.zeros} channels are zero throughout: they stay zero, and their scales mean nothing")
+    if record.zero_channels:
+        click.echo(
+            f"{record.zero_channels} channels are zero throughout: they stay zero, and their scales mean nothing"
+        )
     click.echo(f"{output}: build with  megrez-compile MODEL --target {record.target} --scales {output}")

@@ -1,4 +1,4 @@
-"""Numbers as unsigned codes with one scale and zero point: how tensors travel to and from an NPU."""
+"""Affine quantisation of tensors that an NPU reads and writes: unsigned codes, one scale and one zero point."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Affine:
         return TYPES[self.bits]
 
     def encode(self, x: NDArray[np.floating[Any]]) -> Codes:
-        """Codes of x, rounded to nearest even and clipped, as ONNX's QuantizeLinear does."""
+        """Codes of x: round half to even, then saturate, as ONNX's QuantizeLinear."""
         steps = np.rint(x / np.float32(self.scale)) + self.zero_point
         codes: Codes = steps.clip(0, (1 << self.bits) - 1).astype(self.dtype)
         return codes
@@ -34,14 +34,8 @@ class Affine:
 
 
 def affine_of(low: float, high: float, bits: int = 16) -> Affine:
-    """The codes that hold low .. high, and 0 exactly."""
+    """The quantisation that covers low .. high and represents 0 exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     steps = (1 << bits) - 1
     scale = float(np.float32((high - low) / steps)) or 1.0  # a tensor of zeros
     return Affine(bits=bits, scale=scale, zero_point=min(round(-low / scale), steps))
-
-
-def symmetric_of(largest: float, bits: int = 8) -> Affine:
-    """The codes that hold -largest .. largest, with 0 in their middle."""
-    middle = 1 << (bits - 1)
-    return Affine(bits=bits, scale=float(np.float32(largest / (middle - 1))) or 1.0, zero_point=middle)

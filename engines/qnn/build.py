@@ -26,11 +26,11 @@ def build(
     share_weights: bool = False,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Device:
-    """Compile what lies in `graphs` into `folder`; what the bundle's manifest says of its device.
+    """Compile the graphs of `graphs` into `folder`; returns the manifest's device requirements.
 
     share_weights: one context for the prefill and the decode graph of a part: half the size, but the emulator cannot
-    open it. progress: told of every graph, how many are done and how many there are.
-    Raises EngineError that names the graph where an operator is not taken, MissingExtraError without the library.
+    open it. progress: called with each graph's name, how many are compiled and how many there are.
+    Raises EngineError that names the graph with an unsupported operator, MissingExtraError without the library.
     """
     layout = read_layout(graphs)
     compiled = Compiled(chip=chip.name, soc_model=chip.soc_model, htp_arch=chip.htp_arch, shared=share_weights)
@@ -61,7 +61,7 @@ def build(
 
 
 def _groups(parts: int, share_weights: bool) -> list[list[str]]:
-    """The graphs by the context that they will be in."""
+    """Graph names grouped by context binary."""
     pairs = [[graph_name(kind, part) for kind in (PREFILL, DECODE)] for part in range(parts)]
     return [*(pairs if share_weights else [[name] for pair in pairs for name in pair]), [HEAD]]
 
@@ -78,14 +78,14 @@ def _compile(graph: Path, options: Any) -> Any:
 
 
 def check_assignment(name: str, session: Any) -> None:
-    """Raise EngineError unless every node of the graph was given to the NPU, by the session's own report."""
+    """Raise EngineError unless the session reports that every node was assigned to the NPU."""
     elsewhere = {}
     for part in session.get_provider_graph_assignment_info():
         if part.ep_name != PROVIDER:
             elsewhere[part.ep_name] = len(part.get_nodes())
     if elsewhere:
         counts = ", ".join(f"{count} nodes to {provider}" for provider, count in elsewhere.items())
-        raise EngineError(f"{name} does not run whole on the NPU: {counts}: report this as a bug")
+        raise EngineError(f"{name} does not run entirely on the NPU: {counts}: report this as a bug")
 
 
 def _context_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The table of Qualcomm chips: the names people use, and what the compiler calls them; knows no target."""
+"""The table of Qualcomm chips: common names, part numbers and the ids QNN's compiler takes; knows no target."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ from megrez.runtime.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
-    """product: as the chip calls itself. soc_model: QNN's number of it. htp_arch: the version of its Hexagon NPU."""
+    """product: the part number. soc_model: QNN's id. htp_arch: the version of its Hexagon NPU."""
 
     name: str
     product: str
@@ -34,7 +34,7 @@ VERSION = re.compile(r"v\d+")
 def find_chip(text: str | None) -> Chip:
     """By name or product, "snapdragon-8-elite" or "SM8750", or the first of an NPU's version, "v79".
 
-    QNN itself takes any number and compiles for another chip. Raises UsageError with the list, and the nearest name.
+    QNN accepts any number and would compile for another chip. Raises UsageError with the list and the nearest name.
     """
     word = "" if text is None else text.strip().lower()
     for chip in CHIPS:

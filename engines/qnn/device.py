@@ -1,4 +1,4 @@
-"""What this machine is to a bundle for an NPU: the chip, where it tells its name, and the library's version."""
+"""Checks a bundle against this machine: the Snapdragon chip at hand, and the version of onnxruntime-qnn."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from megrez.engines.qnn.library import EXTRA, PACKAGE, version
 from megrez.runtime.errors import EngineError
 from megrez.runtime.manifest import Device
 
-# Where Linux and Android on a Snapdragon tell its product, as "SM8750".
+# Linux and Android on a Snapdragon state the part number here, such as "SM8750".
 MACHINE = Path("/sys/devices/soc0/machine")
 
 
@@ -23,7 +23,7 @@ def chip_at_hand(machine: Path = MACHINE) -> Chip | None:
 
 
 def check_chip(needed: Compiled, machine: Path = MACHINE) -> None:
-    """Raise EngineError where contexts are for another chip: the library would not."""
+    """Raise EngineError where contexts are for another chip: the library does not check."""
     here = chip_at_hand(machine)
     if here is not None and here.htp_arch != needed.htp_arch:
         raise EngineError(

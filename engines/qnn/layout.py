@@ -1,4 +1,4 @@
-"""What a folder of static graphs holds: `npu.json`, for whoever compiles or runs them; knows no library."""
+"""`npu.json`: what a folder of static graphs holds, for the compiler and the runtime; knows no library."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ PREFILL, DECODE, HEAD = "prefill", "decode", "head"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What the contexts are for. chip: its name; soc_model, htp_arch: see megrez.engines.qnn.chips.Chip.
+    """The chip of the contexts. chip: its name; soc_model, htp_arch: see megrez.engines.qnn.chips.Chip.
 
     shared: whether the prefill and the decode graph of a part read one copy of its weights, in one file.
     """
@@ -31,9 +31,9 @@ class Compiled:
 class Layout:
     """Graphs PREFILL-00.onnx and so on, each of some layers, DECODE-00.onnx with the same layers, and HEAD.onnx.
 
-    chunk: tokens of a step of the prefill graphs; the decode graphs take one, the head one row. parts: how many of
-    each. logits: the codes of what the head gives. compiled: None where the graphs are the exact ones, of Q/DQ
-    operators.
+    chunk: tokens of a step of the prefill graphs; the decode graphs take one, the LM head one. parts: how many of
+    each. logits: the quantisation of the LM head's output. compiled: None for the reference
+    graphs, of Q/DQ operators.
     """
 
     chunk: int
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The names of all graphs, those that follow one another in a row."""
+        """The names of all graphs, in the order in which they run."""
         kinds = (PREFILL, DECODE)
         return (*(graph_name(kind, part) for kind in kinds for part in range(self.parts)), HEAD)
 

@@ -1,4 +1,4 @@
-"""onnxruntime-qnn, ONNX Runtime's plugin for Qualcomm's NPUs and their emulator: loading it, and sessions' options."""
+"""Loads onnxruntime-qnn, ONNX Runtime's plugin for Qualcomm NPUs and their emulator, and makes session options."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ def context_options(chip: Compiled) -> Any:
 
 
 def compile_options(chip: Compiled, context: Path, *, sharing: bool = False, last: bool = True) -> Any:
-    """Options of a session that compiles a graph to `context` and is of no other use.
+    """Options of a session that only compiles a graph to `context`.
 
     sharing: write one file of weights for this graph and those compiled before it since the last `last` one.
     """
@@ -66,7 +66,7 @@ def compile_options(chip: Compiled, context: Path, *, sharing: bool = False, las
 
 
 def create_session(graph: Path, options: Any) -> Any:
-    """An onnxruntime.InferenceSession. The emulator greets on stdout, which belongs to whoever called."""
+    """An onnxruntime.InferenceSession. The emulator prints to stdout, which belongs to the caller."""
     onnxruntime, _ = load_library()
     with _stdout_on_stderr():
         return onnxruntime.InferenceSession(graph, options)
@@ -74,7 +74,7 @@ def create_session(graph: Path, options: Any) -> Any:
 
 @contextlib.contextmanager
 def _stdout_on_stderr() -> Iterator[None]:
-    """For libraries that write to the file descriptor itself."""
+    """Redirects the file descriptor itself, for libraries that bypass sys.stdout."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

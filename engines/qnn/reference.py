@@ -1,4 +1,4 @@
-"""The static graphs as they were before an NPU's compiler: every Q/DQ operator as written, on ONNX Runtime's CPU."""
+"""The reference for an NPU: the uncompiled static graphs, every Q/DQ operator as written, on ONNX Runtime's CPU."""
 
 from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.qnn.graphs import Array, BoundGraph, Graph
@@ -10,7 +10,7 @@ from megrez.runtime.threads import default_threads
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """See megrez.engines.qnn.session.open_session. Nothing is rewritten: ONNX Runtime's own fusions round otherwise."""
+    """See megrez.engines.qnn.session.open_session. Graph optimisations are off: they change rounding."""
     onnxruntime = load_library("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()

@@ -1,14 +1,14 @@
-"""Whether an engine's kernels do what its graph asks; knows records of both, no library and no model."""
+"""Audit of a built engine: do its kernels do what the ONNX graph specifies? Compares records; loads no library."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 
-from megrez.engines.tensorrt.graph import Asked
+from megrez.engines.tensorrt.graph import GraphSpec
 from megrez.engines.tensorrt.kernels import Kernel, Tensor
 from megrez.runtime.fusion import Fusion, Phase
 
-# TensorRT's words for numbers, and ours.
+# TensorRT's names of data types, and ours.
 NAMES = {
     "Float": "fp32",
     "Half": "fp16",
@@ -26,37 +26,37 @@ DECODE, PREFILL = 0, 1
 DROPPED = "unused input"
 
 
-def audit(asked: Asked, kernels: list[Kernel], log: Iterable[str]) -> tuple[Fusion, list[str]]:
-    """What the kernels of both profiles do, and every fault by the name of its layer.
+def audit(spec: GraphSpec, kernels: list[Kernel], log: Iterable[str]) -> tuple[Fusion, list[str]]:
+    """The fusion report of both profiles, and every fault with the name of its layer.
 
-    Faults are inputs that the parser dropped, projections that multiply other numbers than asked for, attentions in
-    more than one kernel or without their mask, and caches that a decoding step copies. Prefill may spread the cache
-    over its heads, once a chunk; that is counted.
+    Faults: inputs that the parser dropped, projections computed in another data type than specified, attention split
+    over several kernels or without its mask, and KV caches that a decode step copies. Prefill may expand the cache to
+    all query heads once per chunk; this is counted, and is no fault.
     """
     faults = [f"the parser dropped an input: {line.strip()}" for line in log if DROPPED in line.lower()]
     phases = []
     for profile, name in ((DECODE, "decode"), (PREFILL, "prefill")):
-        phase, found = _audit_phase(asked, [kernel for kernel in kernels if kernel.profile == profile], name)
+        phase, found = _audit_phase(spec, [kernel for kernel in kernels if kernel.profile == profile], name)
         phases.append(phase)
         faults += found
     return Fusion(decode=phases[DECODE], prefill=phases[PREFILL]), faults
 
 
-def _audit_phase(asked: Asked, kernels: list[Kernel], name: str) -> tuple[Phase, list[str]]:
+def _audit_phase(spec: GraphSpec, kernels: list[Kernel], name: str) -> tuple[Phase, list[str]]:
     faults: dict[str, str] = {}
     types: Counter[str] = Counter()
-    for projection, wanted in asked.projections.items():
+    for projection, wanted in spec.projections.items():
         found = _product_type(projection, kernels)
         types[found] += 1
         if found != wanted:
-            faults[projection] = f"should multiply {wanted} and multiplies {found}"
+            faults[projection] = f"should multiply in {wanted} but multiplies in {found}"
     attentions: Counter[str] = Counter()
-    for attention in asked.attentions:
+    for attention in spec.attentions:
         fused = [kernel for kernel in kernels if attention in kernel.nodes and ATTENTION.match(kernel.tactic)]
         attentions.update(_short(kernel) for kernel in fused)
         if len(fused) != 1:
-            faults[attention] = f"should be one kernel and is {len(fused)}"
-        elif not any(_is_mask(tensor, asked.capacity) for tensor in fused[0].inputs):
+            faults[attention] = f"should be one fused kernel but is {len(fused)}"
+        elif not any(_is_mask(tensor, spec.capacity) for tensor in fused[0].inputs):
             faults[attention] = f"has no mask in {_short(fused[0])}"
     phase = Phase(
         attention_kernels=dict(attentions),
@@ -64,30 +64,30 @@ def _audit_phase(asked: Asked, kernels: list[Kernel], name: str) -> tuple[Phase,
         gemm_types=dict(types),
         unfused=tuple(faults),
     )
-    said = [f"{layer} {fault} in {name}" for layer, fault in faults.items()]
+    messages = [f"{layer} {fault} in {name}" for layer, fault in faults.items()]
     copies = {cache: kernel for kernel in kernels if (cache := _copied(kernel)) is not None}
-    said += [
+    messages += [
         f"{cache} is copied by {kernel.name} in {name}"
         for cache, kernel in copies.items()
         if name == "decode" or cache.startswith("past")
     ]
-    return phase, said
+    return phase, messages
 
 
 def gemm_type(inputs: str, weights: str) -> str:
-    """What a product is called: "fp8" where both are, "int4" for weights alone, "fp8*fp16" for any other mixture."""
+    """Name of a GEMM's data types: "fp8" where both operands are, "int4" for weight-only, else "fp8*fp16"."""
     return weights if weights in (inputs, "int4") else f"{weights}*{inputs}"
 
 
 def _product_type(projection: str, kernels: list[Kernel]) -> str:
-    """The type of the kernels that multiply for `projection`; with "+" between where they differ."""
+    """Data type of the GEMM kernels of `projection`; joined with "+" where they differ."""
     products = [kernel for kernel in kernels if projection in kernel.nodes and kernel.kind in PRODUCTS]
     types = {gemm_type(_narrowest(kernel.inputs), _narrowest(kernel.constants)) for kernel in products}
     return "+".join(sorted(types)) or "nothing"
 
 
 def _narrowest(tensors: Iterable[Tensor]) -> str:
-    """Scales and residuals are wider than what they stand beside."""
+    """The narrowest data type: scales and residuals beside the operands are wider."""
     names = [NAMES[tensor.dtype] for tensor in tensors if tensor.dtype in NAMES]
     return min(names, key=BITS.__getitem__, default="nothing")
 
@@ -98,7 +98,7 @@ def _is_mask(tensor: Tensor, capacity: int) -> bool:
 
 
 def _copied(kernel: Kernel) -> str | None:
-    """The cache that `kernel` reads to write it elsewhere; attention reads caches, an update writes its own."""
+    """The KV cache that `kernel` copies elsewhere, or None. Attention only reads caches; an update writes in place."""
     if ATTENTION.match(kernel.tactic):
         return None
     written = {tensor.name for tensor in kernel.outputs}

@@ -1,4 +1,4 @@
-"""The engine's first verb: from a graph to `model.plan` and `fusion.json`, audited; knows no checkpoint."""
+"""Build a TensorRT engine: from an ONNX graph to `model.plan` and an audited `fusion.json`; knows no checkpoint."""
 
 import tempfile
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from megrez.runtime.errors import EngineError
 from megrez.runtime.fusion import FUSION_FILE
 from megrez.runtime.manifest import Device
 
-# What a message names of many faults; the rest is counted.
+# Faults that a message names; the rest is counted.
 NAMED = 3
 # What TensorRT's hardware compatibility promises.
 AMPERE_AND_LATER = "sm_80+"
@@ -32,24 +32,24 @@ def build(
     written: Callable[[int], None] = lambda size: None,
     building: Phase = lambda name, done, total: None,
 ) -> Device:
-    """Build `model`, of float16 and a static capacity, into `folder`; what the bundle's manifest says of its device.
+    """Build `model` (float16, static capacity) into `folder`; returns the manifest's device requirements.
 
-    The graph is on disk beside the engine until that is whole. written: told of every weight's bytes.
-    Raises EngineError that names the layers where the graph cannot run right or the kernels do otherwise than it asks.
+    The ONNX file lies beside the engine until that is complete. written: called with the bytes of each weight.
+    Raises EngineError that names the layers where the graph cannot run correctly or the kernels deviate from it.
     """
     library = load_library(request.library)
     if request.capabilities:
         check_buildable(library, request.capabilities)
     _refuse(graph_faults(model), "the graph cannot be built")
-    asked = read_graph(model)
+    spec = read_graph(model)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         write_onnx(model, Path(work), progress=written)
         built = build_plan(library, Path(work) / MODEL_FILE, folder / PLAN_FILE, request, building)
     kernels = read_kernels(built.log)
     if not kernels:
         raise EngineError(f"{request.library} {built.version} listed no kernels, so its engine cannot be audited")
-    fusion, faults = audit(asked, kernels, built.log)
-    _refuse(faults, f"the engine of {request.library} {built.version} does not do what its graph asks")
+    fusion, faults = audit(spec, kernels, built.log)
+    _refuse(faults, f"the engine built by {request.library} {built.version} deviates from its graph")
     (folder / FUSION_FILE).write_text(fusion.to_json(), encoding="utf-8")
     return Device(
         library=request.library,
@@ -70,7 +70,9 @@ def _capabilities(request: PlanRequest) -> tuple[str, ...]:
     return tuple(f"sm_{one}" for one in request.capabilities or (request.here,))
 
 
-def _refuse(faults: list[str], said: str) -> None:
+def _refuse(faults: list[str], summary: str) -> None:
     if faults:
         more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise EngineError(f"{said}: {'; '.join(faults[:NAMED])}{more}: choose another target, or report this as a bug")
+        raise EngineError(
+            f"{summary}: {'; '.join(faults[:NAMED])}{more}: choose another target, or report this as a bug"
+        )

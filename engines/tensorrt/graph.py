@@ -1,6 +1,6 @@
-"""What an ONNX graph asks of the engine that is built from it, and what no engine could do right with it.
+"""What an ONNX graph specifies for the engine built from it, and the faults that no engine could run correctly.
 
-Knows operators and their operands; knows no kernel and no library.
+Reads operators and operands; knows no kernel and no library.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,24 @@ NAMES = {
     ir.DataType.FLOAT4E2M1: "fp4",
 }
 # Positions of the operands of Attention.
-MASK, LENGTHS = 3, 6
+MASK, NONPAD_KV_SEQLEN = 3, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """projections: by node name, the type its weights have. attentions: node names. capacity: slots of the cache."""
+class GraphSpec:
+    """projections: node name to its weights' data type. attentions: node names. capacity: positions of the KV cache."""
 
     projections: dict[str, str]
     attentions: tuple[str, ...]
     capacity: int
 
 
-def read_graph(model: ir.Model) -> Asked:
-    """What the graph asks for; its caches are static in capacity."""
+def read_graph(model: ir.Model) -> GraphSpec:
+    """Read the spec; the capacity of the KV caches must be static."""
     cache = next(value for value in model.graph.inputs if len(_dims(value)) == 4)
     capacity = _dims(cache)[2]
     assert isinstance(capacity, int), "the capacity of the cache is fixed before an engine is built"
-    return Asked(
+    return GraphSpec(
         projections={str(node.name): found for node in model.graph if (found := _projection(node)) is not None},
         attentions=tuple(str(node.name) for node in _attentions(model)),
         capacity=capacity,
@@ -45,22 +45,22 @@ def read_graph(model: ir.Model) -> Asked:
 
 
 def graph_faults(model: ir.Model) -> list[str]:
-    """Every attention that would attend to the wrong slots, and every cache that would be copied, by layer."""
+    """Every attention that would attend to wrong positions, and every KV cache that would be copied, by layer."""
     faults = []
     mask_faults: dict[ir.Value | None, str | None] = {}  # most layers share one
     for node in _attentions(model):
-        said = _attention_fault(node)
-        if said is None:
+        fault = _attention_fault(node)
+        if fault is None:
             mask = node.inputs[MASK]
             if mask not in mask_faults:
                 mask_faults[mask] = mask_fault(model, mask)
-            said = mask_faults[mask]
-        faults += [f"{node.name} {said}"] if said is not None else []
+            fault = mask_faults[mask]
+        faults += [f"{node.name} {fault}"] if fault is not None else []
     present = {value.name: value for value in model.graph.outputs}
     for past in model.graph.inputs:
         new = present.get(str(past.name).replace("past_key_values", "present"))
         if len(_dims(past)) == 4 and not _written_in_place(past, new):
-            faults.append(f"{past.name} is not what TensorScatter writes, so it would be copied")
+            faults.append(f"{past.name} is not written in place by TensorScatter, so it would be copied")
     return faults
 
 
@@ -71,11 +71,11 @@ def _attentions(model: ir.Model) -> Iterator[ir.Node]:
 def _attention_fault(node: ir.Node) -> str | None:
     causal = node.attributes.get("is_causal")
     if causal is not None and causal.as_int():
-        return "is causal from the cache's first slot, which is wrong for every token but the first"
-    if len(node.inputs) > LENGTHS and node.inputs[LENGTHS] is not None:
-        return "tells lengths by nonpad_kv_seqlen, which TensorRT's parser drops"
+        return "has is_causal, which counts from the cache's first position and is wrong for every step but the first"
+    if len(node.inputs) > NONPAD_KV_SEQLEN and node.inputs[NONPAD_KV_SEQLEN] is not None:
+        return "takes sequence lengths from nonpad_kv_seqlen, which TensorRT's parser drops"
     if len(node.inputs) <= MASK or node.inputs[MASK] is None:
-        return "has no mask and would attend to slots that were never written"
+        return "has no mask and would attend to positions that were never written"
     return None
 
 
@@ -85,7 +85,7 @@ def _written_in_place(past: ir.Value, new: ir.Value | None) -> bool:
 
 
 def _projection(node: ir.Node) -> str | None:
-    """The type of the constants behind a product's second operand, whatever lies between; None without any."""
+    """Data type of the constant behind a MatMul's second operand, through Q/DQ nodes; None where there is none."""
     if node.op_type != "MatMul":
         return None
     matrix = node.inputs[1]

@@ -21,7 +21,7 @@ GROUP = re.compile(r"_myl(\d+)_\d+$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """dims: -1 where it differs between calls. dtype: TensorRT's word, such as "Half" or "FP8"."""
+    """dims: -1 where dynamic. dtype: TensorRT's name, such as "Half" or "FP8"."""
 
     name: str
     dims: tuple[int, ...]
@@ -52,8 +52,8 @@ def read_kernels(lines: Iterable[str]) -> list[Kernel]:
 
 
 def _profiles(found: list[re.Match[str]]) -> dict[str, int]:
-    """The profile of each group: tensors of all but the first profile say it in their names."""
-    return {_group(match): int(said[1]) for match in found if (said := PROFILE.search(match[0])) is not None}
+    """The optimisation profile of each group: tensor names carry it for all but the first profile."""
+    return {_group(match): int(named[1]) for match in found if (named := PROFILE.search(match[0])) is not None}
 
 
 def _group(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which of NVIDIA's two libraries is used: TensorRT-RTX, which builds anywhere, or TensorRT, for the GPU at hand."""
+"""Chooses and loads TensorRT-RTX, which builds ahead of time anywhere, or TensorRT, which builds for the local GPU."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ EXTRAS = {RTX: "rtx", ENTERPRISE: "trt"}
 
 
 def choose_library(asked: str | None) -> str:
-    """The module's name: the one asked for, or else the first that is installed.
+    """The module's name: `asked`, or the first that is installed.
 
     Raises MissingExtraError where it is not installed.
     """
@@ -25,7 +25,7 @@ def choose_library(asked: str | None) -> str:
 
 
 def load_library(name: str) -> Any:
-    """The module `name`. Its own message about a missing CUDA library is kept."""
+    """The module `name`. The message keeps the import error, which may name a missing CUDA library."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -39,7 +39,7 @@ def buildable(library: Any) -> tuple[int, ...]:
 
 
 def check_buildable(library: Any, capabilities: Collection[int]) -> None:
-    """Raise UsageError for capabilities that cannot be built for here, with what to do instead."""
+    """Raise UsageError, with what to do instead, for capabilities that this library cannot build for."""
     known = buildable(library)
     if not known:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What a TensorRT library says while it works, kept as lines; knows no step of a build."""
+"""A TensorRT logger that keeps messages as lines; knows no step of a build."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ NUMBER = re.compile(r"(\d+)")
 
 
 def open_log(library: Any, *, errors_alone: bool = False) -> Any:
-    """A logger of `library` that keeps all messages, in `lines`, and the errors again, in `errors`; or those alone."""
+    """A logger of `library` that keeps all messages in `lines` and the errors in `errors`, or the errors alone."""
 
     class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -29,7 +29,7 @@ def open_log(library: Any, *, errors_alone: bool = False) -> Any:
 
 
 def largest(lines: list[str], heading: str) -> int:
-    """The largest number behind `heading`, 0 where it is never said; libraries say sizes only here."""
-    said = (line.partition(heading) for line in lines if heading in line)
-    numbers = (NUMBER.search(after) for _, _, after in said)
+    """The largest number after `heading`, 0 where there is none: sizes are stated in the log only."""
+    parts = (line.partition(heading) for line in lines if heading in line)
+    numbers = (NUMBER.search(after) for _, _, after in parts)
     return max((int(number[1]) for number in numbers if number is not None), default=0)

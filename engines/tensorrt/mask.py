@@ -1,6 +1,6 @@
-"""Whether an attention's mask lets every token see itself and what came before, and nothing else.
+"""Check that an attention mask is causal: each token attends to itself and earlier tokens, and to nothing else.
 
-The part of the graph that makes the mask is run on small inputs; knows no engine.
+The sub-graph that computes the mask is evaluated on small inputs; knows no engine.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-# More than a mask is made of: this is a weight.
+# Constants of a mask are smaller: anything larger is a weight.
 SMALL = 1024
 
 
@@ -30,10 +30,10 @@ def mask_fault(model: ir.Model, mask: ir.Value | None) -> str | None:
         return f"has a mask of {found.dtype} {list(found.shape)}, not bool [batch, 1, sequence, capacity]"
     slot = np.arange(capacity)
     query = (starts[:, None] + np.arange(width))[:, None, :, None]  # [B, 1, T, 1]
-    window = int(found[1, 0, -1].sum())  # all the last token sees; the whole cache where there is no window
+    window = int(found[1, 0, -1].sum())  # what the last token attends to; the whole cache without a sliding window
     if np.array_equal(found, (slot <= query) & (slot > query - window)):
         return None
-    return "has a mask that does not show each token itself and those before it"
+    return "has a mask that is not causal"
 
 
 def _capacity(model: ir.Model) -> int:
@@ -49,7 +49,7 @@ def _is_cache(value: ir.Value) -> bool:
 def _evaluate(
     model: ir.Model, mask: ir.Value | None, starts: NDArray[np.int64], width: int, capacity: int
 ) -> NDArray[np.generic] | None:
-    """The mask by ONNX's own reference, or None where it is made of what is given no value here."""
+    """The mask by ONNX's reference evaluator; None where it depends on other inputs or on weights."""
     cache = np.zeros((len(starts), 1, capacity, 1), np.float16)
     given: dict[str, NDArray[np.generic]] = {str(value.name): cache for value in model.graph.inputs if _is_cache(value)}
     given |= {"input_ids": np.zeros((len(starts), width), np.int64), "write_indices": starts}
@@ -75,7 +75,7 @@ def _declared(name: str, dtype: int) -> onnx.ValueInfoProto:
 
 
 def _ancestors(value: ir.Value | None) -> tuple[set[ir.Node], dict[str, ir.TensorProtocol], set[str]]:
-    """The nodes, constants and inputs that `value` is made of."""
+    """The nodes, constants and graph inputs that `value` is computed from."""
     nodes: set[ir.Node] = set()
     constants: dict[str, ir.TensorProtocol] = {}
     inputs: set[str] = set()

@@ -1,4 +1,4 @@
-"""An ONNX file to an engine: TensorRT's parser and builder, two profiles in one plan; knows no checkpoint."""
+"""An ONNX file to an engine: TensorRT's parser and builder, two optimisation profiles in one plan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """version: the library's. log: all it said. memory_bytes: of the device, for weights and intermediate results."""
+    """version: the library's. log: its messages. memory_bytes: of the device, for weights and intermediate results."""
 
     version: str
     log: list[str]
@@ -49,8 +49,8 @@ def build_plan(
 ) -> Built:
     """Write the engine of the ONNX file `graph` to `plan`, piece by piece.
 
-    progress: told of the builder's outermost phases by name, how many of their steps are done and how many they have.
-    Raises EngineError with the library's own words where it refuses the graph.
+    progress: called with the builder's outermost phases by name, steps done and steps in all.
+    Raises EngineError with the library's own message where it refuses the graph.
     """
     log = open_log(library)
     builder = library.Builder(log)
@@ -78,7 +78,7 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     if request.library == RTX:
-        _aim(config, library, request)
+        _set_capabilities(config, library, request)
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a step that allocates cannot be recorded
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, request.workspace_bytes)
@@ -88,7 +88,7 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
         config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     slots = max(request.slots, LEAST_SLOTS)
-    # Without a profile of single tokens, every decoding step would spread the caches over their heads.
+    # Without a profile of single tokens, every decode step would expand the KV cache to all query heads.
     for width, rows in ((1, slots), (request.chunk, request.rows)):
         profile = builder.create_optimization_profile()
         for tensor in inputs:
@@ -97,7 +97,7 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
     return config
 
 
-def _aim(config: Any, library: Any, request: PlanRequest) -> None:
+def _set_capabilities(config: Any, library: Any, request: PlanRequest) -> None:
     """Build for the capabilities asked for, or the GPU at hand: TensorRT-RTX takes others where none is set."""
     names = [f"SM{capability}" for capability in request.capabilities] or ["CURRENT"]
     config.num_compute_capabilities = len(names)
@@ -107,7 +107,7 @@ def _aim(config: Any, library: Any, request: PlanRequest) -> None:
 
 
 def _range(tensor: Any, slots: int, width: int, rows: int) -> list[tuple[int, ...]]:
-    """The least, likeliest and largest shape of an input; a lone sequence is likeliest."""
+    """Minimum, optimum and maximum shape of an input; optimised for one sequence."""
     if tensor.name == "input_ids":
         return [(1, 1), (1, width), (slots, width)]
     if tensor.name == "logits_index":
@@ -133,7 +133,7 @@ def _writer(library: Any, write: Callable[[bytes], int]) -> Any:
 
 
 def _monitor(library: Any, progress: Phase, log: Any) -> Any:
-    """Ctrl-C strikes in its methods or the log's, where Python runs: raised through the library it would be lost."""
+    """Ctrl-C is raised in its methods or the log's, where Python runs; passing through the library would lose it."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -144,18 +144,18 @@ def _monitor(library: Any, progress: Phase, log: Any) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 self.totals[phase_name] = num_steps
-                self.tell(phase_name, 0, num_steps)
+                self.report(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self.totals:
-                self.tell(phase_name, step + 1, self.totals[phase_name])
+                self.report(phase_name, step + 1, self.totals[phase_name])
             return not (self.interrupted or log.interrupted)  # False ends the build
 
         def phase_finish(self, phase_name: str) -> None:
             if (total := self.totals.pop(phase_name, None)) is not None:
-                self.tell(phase_name, total, total)
+                self.report(phase_name, total, total)
 
-        def tell(self, phase_name: str, done: int, total: int) -> None:
+        def report(self, phase_name: str, done: int, total: int) -> None:
             try:
                 progress(phase_name, done, total)
             except KeyboardInterrupt:
@@ -171,5 +171,5 @@ def _parser_error(parser: Any) -> str:
     return f"{error.node_operator()} {error.node_name()}: {error.desc().splitlines()[0]}"
 
 
-def _first(said: list[str]) -> str:
-    return said[0].splitlines()[0] if said else "no reason was given"
+def _first(messages: list[str]) -> str:
+    return messages[0].splitlines()[0] if messages else "no reason was given"

@@ -8,7 +8,7 @@ from megrez.runtime.errors import EngineError
 
 
 class RuntimeCache:
-    """What contexts of `engine` compile. It is only a gain of time: a folder that cannot be written is let be."""
+    """The kernels that contexts of `engine` compile. Only saves time: a folder that cannot be written is ignored."""
 
     def __init__(self, library: Any, engine: Any, bundle: Path) -> None:
         self._library, self._engine = library, engine
@@ -19,7 +19,7 @@ class RuntimeCache:
             self._cache.deserialize(self._path.read_bytes())  # of another version or GPU, it is ignored
 
     def open_context(self, strategy: Any, *, replayed: bool) -> Any:
-        """replayed: as one CUDA graph, recorded once the kernels for its shapes are compiled."""
+        """replayed: run as one CUDA graph, captured once the kernels for its shapes are compiled."""
         config = self._engine.create_runtime_config()
         if not config.set_runtime_cache(self._cache):
             raise EngineError("TensorRT-RTX takes no runtime cache here: reinstall it")
@@ -30,7 +30,7 @@ class RuntimeCache:
         return self._engine.create_execution_context(config)
 
     def save(self) -> None:
-        """Write what was compiled, whole or not at all."""
+        """Write the compiled kernels, atomically."""
         with contextlib.suppress(OSError):
             partial = self._path.with_name(f"{self._path.name}.partial")
             partial.write_bytes(bytes(self._cache.serialize()))

@@ -5,38 +5,27 @@ from pathlib import Path
 import click
 
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import bundle_argument, verify_option, write_json
+from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, verify_option
 from megrez.runtime.errors import UsageError
 from megrez.runtime.fusion import FUSION_FILE, Fusion
 from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
-
-STDOUT = "-"
 
 
 @click.command("inspect")
 @bundle_argument
 @click.option("--fusion", is_flag=True, help="What an engine's kernels do, as the audit of its build found it.")
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value=STDOUT,
-    metavar="[FILE]",
-    help="The same as JSON, of the bundle its manifest, into FILE or onto the screen.",
-)
+@json_option
+@json_file_option
 @verify_option
-def inspect_command(bundle: str, fusion: bool, json_file: str | None, verify: bool) -> None:
-    """Show what a bundle is, what it needs and where it came from."""
+def inspect_command(bundle: str, fusion: bool, as_json: bool, json_file: Path | None, verify: bool) -> None:
+    """Show what a bundle is, what it needs and where it came from. As JSON: its manifest."""
     opened = open_bundle(bundle, verify=verify)
     if fusion:
         found = _read_fusion(opened)
         text, table = found.to_json(), _tabulate(found)
     else:
         text, table = opened.manifest.to_json(), _describe(opened, verified=verify)
-    if json_file in (None, STDOUT):
-        click.echo(table + "\n" if json_file is None else text, nl=False)
-    else:
-        write_json(Path(json_file), text)
+    show(table, text, as_json=as_json, json_file=json_file)
 
 
 def _read_fusion(bundle: Bundle) -> Fusion:
@@ -79,7 +68,7 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
         f"vocabulary {a.vocab_size}",
         "context": f"{m.context_length} tokens, KV cache {m.kv_cache.dtype}, {cache_mib:.1f} MiB a slot",
         "stop ids": ", ".join(map(str, m.tokens.stop)) or "none",
-        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, "
+        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, min-p {s.min_p:g}, "
         f"repetition penalty {s.repetition_penalty:g}",
         "device": _device(m.device),
         "fidelity": _fidelity(m.measured),

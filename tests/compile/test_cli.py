@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.cli import compile_command
+from megrez.compile.families.registry import families
 from megrez.engines.targets import TARGETS
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.model import Model
@@ -19,11 +20,10 @@ from tests.models import make_checkpoint
 from tests.reference import greedy
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "llama-biases": {"biases": True},
-    "mistral": {"family": "mistral", "sliding_window": 5, "tied": True},
-    "qwen2": {"family": "qwen2", "sliding_window": 5, "tied": True},
-    "qwen3": {"family": "qwen3"},
+    "mistral-window-tied": {"family": "mistral", "sliding_window": 5, "tied": True},
+    "qwen2-windows-tied": {"family": "qwen2", "sliding_window": 5, "tied": True},
     "bfloat16": {"dtype": "bfloat16"},
 }
 # Where a test is not about calibration.
@@ -126,8 +126,12 @@ def test_help_lists_every_option_once_in_a_section_with_one_sentence(megrez_comp
         assert done.out.count(f"  {option.opts[-1]} ") + done.out.count(f", {option.opts[-1]} ") == 1, option.name
         sentence = str(option.help).partition("  [default: ")[0]
         assert sentence[0].isupper() and sentence.endswith("."), option.name
-        assert option.is_flag or option.required or "[default:" in f"{option.help}" or option.show_default or (
-            option.name in ("target", "stage", "max_kl", "scales")
+        assert (
+            option.is_flag
+            or option.required
+            or "[default:" in f"{option.help}"
+            or option.show_default
+            or (option.name in ("target", "stage", "max_kl", "scales"))
         ), option.name
 
 

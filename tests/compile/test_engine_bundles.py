@@ -48,7 +48,7 @@ def test_an_engine_is_inspected_anywhere_and_run_where_its_gpu_is(
     assert megrez_compile(checkpoint_of(**SHAPE), *build).code == 0
     code, out, _ = megrez("inspect", tmp_path / "b", "--fusion")
     assert code == 0 and "2 _gemv_mha_v1" in out and "9 fp16" in out
-    assert megrez("inspect", tmp_path / "b", "--fusion", "--json", tmp_path / "f.json")[0] == 0
+    assert megrez("inspect", tmp_path / "b", "--fusion", "--json-file", tmp_path / "f.json")[0] == 0
     written = json.loads((tmp_path / "f.json").read_text())
     assert written == json.loads((tmp_path / "b" / "fusion.json").read_text())
     assert set(written["decode"]) == {"attention_kernels", "cache_copies", "gemm_types", "unfused"}

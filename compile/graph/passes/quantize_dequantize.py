@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.data_types import FLOATS, NVFP4_BLOCK, block_unit
+from megrez.calibration.activations.data_types import FLOAT_TYPES, NVFP4_BLOCK, tensor_scale
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.compile.graph.passes.graph import constant, name_of, operand, shape_of, static_shape
 from megrez.compile.graph.precision import EMBED_TOKENS, LM_HEAD_TABLES, Precision
@@ -146,10 +146,10 @@ def _block_scales(model: ir.Model, stem: str, plan: MatrixPlan, make: Quantizer)
     shape = (plan.blocks, plan.n)
 
     def unit() -> np.float32:
-        return block_unit(float(make(plan).scales.max()))
+        return tensor_scale(float(make(plan).scales.max()))
 
     def numbers() -> NDArray[np.generic]:
-        return FLOATS[8].encode(make(plan).scales.T / unit()).view(ml_dtypes.float8_e4m3fn)
+        return FLOAT_TYPES[8].encode(make(plan).scales.T / unit()).view(ml_dtypes.float8_e4m3fn)
 
     scales = add_lazy(model, f"{stem}.scales", ir.DataType.FLOAT8E4M3FN, shape, numbers)
     step = add_lazy(model, f"{stem}.scale", ir.DataType.FLOAT, (), lambda: np.array(unit()))

@@ -79,7 +79,7 @@ def test_scales_hold_the_head_and_leave_no_generated_text(
     code, _, err = megrez("calibrate", folder, "--target", "cpu-int4", "-o", scales, *TEXT)
     assert code == 0, err
     record = read_record(scales)
-    assert "lm_head" in record.points and record.text.source == SOURCE
+    assert "lm_head" in record.groups and record.text.source == SOURCE
     assert not list(tmp_path.glob("*.npy"))
     build = ("--target", "cpu-int4", *TEXT)
     assert megrez_compile(folder, *build, "-o", tmp_path / "from", "--scales", scales).code == 0

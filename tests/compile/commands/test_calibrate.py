@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from megrez.calibration.layerwise import calibrate_layers
 from megrez.calibration.results.record import read_record
-from megrez.calibration.walk import calibrate
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.runtime.bundle import open_bundle
 from tests.compile.test_cli import assert_one_error, names, poisoned
@@ -52,18 +52,16 @@ def test_what_the_scales_hold(checkpoint_of: Any, run: Any, tmp_path: Path, sche
     assert f"megrez-compile MODEL --target {TARGETS[scheme]} --scales {scales}" in done.out
     record = read_record(scales)
     assert (record.target, record.algorithm) == (TARGETS[scheme], "awq+gptq")
-    assert record.inputs == {"int8": "int8", "fp8": "fp8", "int4": None}[scheme]
+    assert record.input_type == {"int8": "int8", "fp8": "fp8", "int4": None}[scheme]
     assert (record.model, record.model_sha256) == (folder.name, open_checkpoint(str(folder)).fingerprint())
     text = record.text
     assert text.source.startswith("pydoc_data.topics") and len(text.sha256) == 64
     assert (text.samples, text.tokens, text.seed) == (2, 48, None)
-    points = {f"model.layers.{layer}.{point}" for layer in (0, 1) for point in ("qkv", "o", "gate_up", "down")}
-    assert set(record.points) == points
-    for point in record.points.values():
-        assert (point.input_scale is None) == (scheme == "int4") and 0 <= point.error < 0.2
-        assert point.input_scale is None or 0 < point.input_scale < 1
-    assert set(record.caches) == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")}
-    assert all(0 < scales.fp8 < scales.int8 < 1 for scales in record.caches.values())
+    groups = {f"model.layers.{layer}.{group}" for layer in (0, 1) for group in ("qkv", "o", "gate_up", "down")}
+    assert set(record.groups) == groups
+    for group in record.groups.values():
+        assert (group.input_scale is None) == (scheme == "int4") and 0 <= group.relative_error < 0.2
+        assert group.input_scale is None or 0 < group.input_scale < 1
     assert record.fidelity is not None and record.fidelity.tokens == 96 and 0 < record.fidelity.kl_mean < 0.5
     assert len(record.files) == 2
     for file in record.files:
@@ -80,7 +78,7 @@ def test_the_text_is_what_its_hash_says(checkpoint_of: Any, run: Any, tmp_path: 
         found.append(read_record(tmp_path / name))
     assert found[0].text == found[1].text != found[2].text
     assert (found[2].text.seed, found[2].text.source) == (5, "mine.txt")
-    assert found[0].points == found[1].points != found[2].points
+    assert found[0].groups == found[1].groups != found[2].groups
 
 
 @pytest.mark.parametrize(("scheme", "head"), [("int8", True), ("fp8", False), ("int4", True)])
@@ -128,9 +126,9 @@ def test_what_a_failed_build_calibrated_is_used_again(
 
     def counting(*arguments: Any, **named: Any) -> Any:
         walks.append(1)
-        return calibrate(*arguments, **named)
+        return calibrate_layers(*arguments, **named)
 
-    monkeypatch.setattr("megrez.compile.calibrate.stage.calibrate", counting)
+    monkeypatch.setattr("megrez.compile.calibrate.stage.calibrate_layers", counting)
     with monkeypatch.context() as full:
         full.setattr("megrez.engines.onnx_files.DATA_FILE", "/dev/full")
         assert_one_error(megrez_compile(*build, "-o", tmp_path / "b"), 1, "is full")

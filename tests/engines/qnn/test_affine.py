@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from megrez.engines.qnn.affine import Affine, affine_of, symmetric_of
+from megrez.engines.qnn.affine import Affine, affine_of
 
 RANGES = {"both": (-3.25, 9.5), "positive": (0.5, 2.0), "negative": (-7.0, -1.0), "tiny": (-1e-6, 3e-7)}
 
@@ -49,13 +49,7 @@ def test_the_range_is_held_and_zero_is_exact(name: str) -> None:
     assert np.abs(affine.decode(affine.encode(edges)) - edges).max() <= 1.01 * affine.scale
 
 
-def test_a_symmetric_range_has_zero_in_its_middle() -> None:
-    affine = symmetric_of(2.54)
-    assert (affine.bits, affine.zero_point) == (8, 128)
-    np.testing.assert_allclose(affine.decode(np.array([1, 128, 255])), [-2.54, 0, 2.54], rtol=1e-6)
-
-
 def test_nothing_but_zeros_gets_a_scale_that_can_be_divided_by() -> None:
-    for affine in (affine_of(0.0, 0.0), symmetric_of(0.0)):
-        assert affine.scale == 1.0
-        assert affine.decode(affine.encode(np.zeros(3, np.float32))).tolist() == [0, 0, 0]
+    affine = affine_of(0.0, 0.0)
+    assert affine.scale == 1.0
+    assert affine.decode(affine.encode(np.zeros(3, np.float32))).tolist() == [0, 0, 0]

@@ -23,7 +23,7 @@ def test_every_node_must_be_the_npu_s() -> None:
     with pytest.raises(EngineError) as caught:
         check_assignment("decode-00", report(**{PROVIDER: 380, "CPUExecutionProvider": 4}))
     assert str(caught.value) == (
-        "decode-00 does not run whole on the NPU: 4 nodes to CPUExecutionProvider: report this as a bug"
+        "decode-00 does not run entirely on the NPU: 4 nodes to CPUExecutionProvider: report this as a bug"
     )
 
 

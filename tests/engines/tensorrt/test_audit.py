@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from megrez.engines.tensorrt.audit import audit, gemm_type
-from megrez.engines.tensorrt.graph import Asked
+from megrez.engines.tensorrt.graph import GraphSpec
 from megrez.engines.tensorrt.kernels import Kernel, Tensor
 from megrez.runtime.fusion import Phase
 
 CAPACITY = 256
-ASKED = Asked(projections={"down": "fp8", "lm_head": "fp16"}, attentions=("attn",), capacity=CAPACITY)
+SPEC = GraphSpec(projections={"down": "fp8", "lm_head": "fp16"}, attentions=("attn",), capacity=CAPACITY)
 
 
 def tensor(dtype: str, *dims: int, name: str = "x") -> Tensor:
@@ -40,7 +40,7 @@ def in_both(*kernels: Kernel) -> list[Kernel]:
 
 
 def test_sound_kernels_are_counted_and_pass() -> None:
-    fusion, faults = audit(ASKED, in_both(*SOUND), ["fine"])
+    fusion, faults = audit(SPEC, in_both(*SOUND), ["fine"])
     assert faults == []
     expected = Phase(
         attention_kernels={"_gemv_mha_v1": 1}, cache_copies=0, gemm_types={"fp8": 1, "fp16": 1}, unfused=()
@@ -59,17 +59,17 @@ def changed(old: Kernel, new: Kernel | None) -> list[Kernel]:
     [
         (
             changed(DOWN, replace(DOWN, inputs=(tensor("Half", -1, 16),))),
-            "down should multiply fp8 and multiplies fp8*fp16 in decode",
+            "down should multiply in fp8 but multiplies in fp8*fp16 in decode",
             ("down",),
         ),
         (
             changed(DOWN, replace(DOWN, inputs=HEAD.inputs, constants=HEAD.constants)),
-            "down should multiply fp8 and multiplies fp16 in decode",
+            "down should multiply in fp8 but multiplies in fp16 in decode",
             ("down",),
         ),
-        (changed(DOWN, None), "down should multiply fp8 and multiplies nothing in decode", ("down",)),
-        (changed(DOWN, replace(DOWN, kind="kgen")), "multiplies nothing in decode", ("down",)),
-        (changed(ATTENTION, None), "attn should be one kernel and is 0 in decode", ("attn",)),
+        (changed(DOWN, None), "down should multiply in fp8 but multiplies in nothing in decode", ("down",)),
+        (changed(DOWN, replace(DOWN, kind="kgen")), "multiplies in nothing in decode", ("down",)),
+        (changed(ATTENTION, None), "attn should be one fused kernel but is 0 in decode", ("attn",)),
         (
             changed(ATTENTION, replace(ATTENTION, inputs=(KEY, QUERY))),
             "attn has no mask in _gemv_mha_v1 in decode",
@@ -79,32 +79,32 @@ def changed(old: Kernel, new: Kernel | None) -> list[Kernel]:
     ],
 )
 def test_a_kernel_that_does_otherwise_is_named(kernels: list[Kernel], said: str, unfused: tuple[str, ...]) -> None:
-    fusion, faults = audit(ASKED, kernels, [])
+    fusion, faults = audit(SPEC, kernels, [])
     assert len(faults) == 1 and said in faults[0]
     assert (fusion.decode.unfused, fusion.prefill.unfused) == (unfused, ())
 
 
 def test_prefill_may_spread_a_cache_over_its_heads_and_that_is_counted() -> None:
-    fusion, faults = audit(ASKED, [*in_both(*SOUND), replace(MOVE, profile=1)], [])
+    fusion, faults = audit(SPEC, [*in_both(*SOUND), replace(MOVE, profile=1)], [])
     assert faults == [] and (fusion.decode.cache_copies, fusion.prefill.cache_copies) == (0, 1)
 
 
 def test_a_cache_that_is_not_written_in_place_is_a_fault_in_both_phases() -> None:
     past = replace(KEY, name="past_key_values.0.key")
     copy = kernel("copy", inputs=(past,), outputs=(KEY,))
-    _, faults = audit(ASKED, in_both(*SOUND, copy), [])
+    _, faults = audit(SPEC, in_both(*SOUND, copy), [])
     assert faults == [f"past_key_values.0.key is copied by copy in {phase}" for phase in ("decode", "prefill")]
 
 
 def test_an_input_that_the_parser_dropped_is_a_fault() -> None:
-    _, faults = audit(ASKED, in_both(*SOUND), ["ok", " Unused Input: lengths "])
+    _, faults = audit(SPEC, in_both(*SOUND), ["ok", " Unused Input: lengths "])
     assert faults == ["the parser dropped an input: Unused Input: lengths"]
 
 
 def test_two_products_of_one_projection_must_agree() -> None:
     other = replace(DOWN, name="down2", inputs=HEAD.inputs, constants=HEAD.constants)
-    fusion, faults = audit(ASKED, [*in_both(*SOUND), other], [])
-    assert faults == ["down should multiply fp8 and multiplies fp16+fp8 in decode"]
+    fusion, faults = audit(SPEC, [*in_both(*SOUND), other], [])
+    assert faults == ["down should multiply in fp8 but multiplies in fp16+fp8 in decode"]
     assert fusion.decode.gemm_types == {"fp16+fp8": 1, "fp16": 1}
 
 

@@ -81,8 +81,11 @@ def test_weights_are_not_twice_in_the_plan_of_a_single_sequence(checkpoint_of: A
     [
         (broken.make_causal, "model.layers.0.self_attn has no mask in _gemv_mha_v1 in decode"),
         (broken.scale_queries_beforehand, "past_key_values.0.key is copied by __myl_Move"),
-        (broken.unround_an_input, "model.layers.0.mlp.down_proj should multiply fp8 and multiplies fp8*fp16 in decode"),
-        (broken.change_a_dequantised_matrix, "model.layers.0.mlp.down_proj should multiply fp8 and multiplies "),
+        (
+            broken.unround_an_input,
+            "model.layers.0.mlp.down_proj should multiply in fp8 but multiplies in fp8*fp16 in decode",
+        ),
+        (broken.change_a_dequantised_matrix, "model.layers.0.mlp.down_proj should multiply in fp8 but multiplies in "),
     ],
 )
 def test_an_engine_that_does_otherwise_is_refused_by_its_kernels(

@@ -45,11 +45,11 @@ def test_the_graphs_of_all_families_are_sound(checkpoint_of: Any, shape: dict[st
 @pytest.mark.parametrize(
     ("breaks", "said", "layers"),
     [
-        (broken.make_causal, "is causal from the cache's first slot, which is wrong", LAYERS),
-        (broken.hide_the_token_itself, "has a mask that does not show each token itself and those before", LAYERS),
-        (broken.show_what_comes_after, "has a mask that does not show each token itself and those before", LAYERS),
-        (broken.copy_a_cache_before_it_is_written, "is not what TensorScatter writes", ("past_key_values.0.key",)),
-        (broken.copy_a_cache_before_it_is_returned, "is not what TensorScatter writes", ("past_key_values.0.key",)),
+        (broken.make_causal, "has is_causal, which counts from the cache's first position", LAYERS),
+        (broken.hide_the_token_itself, "has a mask that is not causal", LAYERS),
+        (broken.show_what_comes_after, "has a mask that is not causal", LAYERS),
+        (broken.copy_a_cache_before_it_is_written, "is not written in place", ("past_key_values.0.key",)),
+        (broken.copy_a_cache_before_it_is_returned, "is not written in place", ("past_key_values.0.key",)),
     ],
 )
 def test_a_broken_graph_is_named_by_its_layers(
@@ -85,9 +85,9 @@ def with_a_mask_of_weights(model: ir.Model) -> None:
 @pytest.mark.parametrize(
     ("breaks", "said"),
     [
-        (without_a_mask, "has no mask and would attend to slots that were never written"),
-        (with_lengths, "tells lengths by nonpad_kv_seqlen, which TensorRT's parser drops"),
-        (with_a_mask_turned_round, "has a mask that does not show each token"),
+        (without_a_mask, "has no mask and would attend to positions that were never written"),
+        (with_lengths, "takes sequence lengths from nonpad_kv_seqlen, which TensorRT's parser drops"),
+        (with_a_mask_turned_round, "has a mask that is not causal"),
         (with_a_mask_of_weights, "has a mask that depends on more than positions"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tiny checkpoints as calibration walks them, and random tokens for them to read."""
+"""Tiny checkpoints as calibration reads them, and random tokens for them."""
 
 from pathlib import Path
 

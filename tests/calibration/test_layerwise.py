@@ -1,4 +1,4 @@
-"""Whole calibrations of tiny models: twice, interrupted, and what they found put into transformers' own model."""
+"""Whole calibrations of tiny models: twice, interrupted, and their results put into transformers' own model."""
 
 import copy
 import dataclasses
@@ -16,16 +16,16 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
+from megrez.calibration.layerwise import HeldOutResult, calibrate_layers
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.reference.model import Model
 from megrez.calibration.results.layer_file import LayerFile
 from megrez.calibration.results.store import Progress, Store
-from megrez.calibration.walk import Walked, calibrate
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError
 from tests import reference
+from tests.calibration_models import open_model, random_tokens
 from tests.conftest import Make
-from tests.walked import open_model, random_tokens
 
 TINY = {"hidden": 48, "heads": 4, "head_dim": 16, "intermediate": 80}
 LENGTH, LEARN, HELD_OUT = 24, 3, 2
@@ -42,27 +42,31 @@ READERS = {
 
 
 def recipe_of(
-    form: WeightFormat | None, *, smoothing: str | None = None, gptq: bool = False, inputs: str | None = None
+    weight_format: WeightFormat | None,
+    *,
+    smoothing: str | None = None,
+    gptq: bool = False,
+    input_type: str | None = None,
 ) -> Recipe:
-    """Rounds all projections, and the head where inputs are rounded."""
+    """Quantises all projections, and the LM head where inputs are quantised."""
 
     def choose(name: str) -> WeightFormat | None:
-        return form if "_proj." in name or ("lm_head" in name and inputs is not None) else None
+        return weight_format if "_proj." in name or ("lm_head" in name and input_type is not None) else None
 
-    return Recipe(smoothing=smoothing, gptq=gptq, inputs=inputs, form=choose)
+    return Recipe(smoothing=smoothing, gptq=gptq, input_type=input_type, weight_format=choose)
 
 
 RECIPES = {
-    "int8": recipe_of(INT8, smoothing="smoothquant", gptq=True, inputs="int8"),
-    "fp8": recipe_of(FP8, gptq=True, inputs="fp8"),
+    "int8": recipe_of(INT8, smoothing="smoothquant", gptq=True, input_type="int8"),
+    "fp8": recipe_of(FP8, gptq=True, input_type="fp8"),
     "int4": recipe_of(INT4, smoothing="awq", gptq=True),
 }
 
 
-def run(model: Model, recipe: Recipe, folder: Path, **options: Any) -> tuple[Walked, Progress]:
+def run(model: Model, recipe: Recipe, folder: Path, **options: Any) -> tuple[HeldOutResult, Progress]:
     store = Store(folder)
-    walked = calibrate(model, TOKENS, LEARN, recipe, store, **options)
-    return walked, store.progress
+    result = calibrate_layers(model, TOKENS, LEARN, recipe, store, **options)
+    return result, store.progress
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -91,83 +95,84 @@ def counted(model: Model) -> tuple[Model, list[str]]:
     return replace(model, read=read), reads
 
 
-def with_found(folder: Path, progress: Progress, found: Path, recipe: Recipe) -> torch.nn.Module:
-    """transformers' model with the stored matrices and tensors for its own, and its inputs rounded by hooks."""
+def with_results(folder: Path, progress: Progress, results: Path, recipe: Recipe) -> torch.nn.Module:
+    """transformers' model with the stored matrices and tensors for its own, and its inputs quantised by hooks."""
     model = copy.deepcopy(reference.load(folder))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for file in progress.files:
-            layer = LayerFile(found.parent / file.path)
+            layer = LayerFile(results.parent / file.path)
             arrays = {name: layer.tensor(name) for name in layer.tensors}
             arrays |= {name: layer.matrix(name).dequantize() for name in layer.formats}
             for name, array in arrays.items():
                 parameters[name].copy_(torch.from_numpy(array))
-    for where, point in progress.points.items():
+    for where, group in progress.groups.items():
         prefix, _, short = where.rpartition(".")
         for name in [f"{prefix}.{one}" for one in READERS[short]] if prefix else [where]:
-            assert (point.input_scale is None) == (recipe.inputs is None)
-            if point.input_scale is not None:
-                hook = functools.partial(_round_input, scale=point.input_scale, inputs=recipe.inputs)
+            assert (group.input_scale is None) == (recipe.input_type is None)
+            if group.input_scale is not None:
+                hook = functools.partial(_quantize_input, scale=group.input_scale, input_type=recipe.input_type)
                 model.get_submodule(name).register_forward_pre_hook(hook)
     return model
 
 
-def _round_input(module: torch.nn.Module, args: tuple[torch.Tensor], *, scale: float, inputs: str) -> torch.Tensor:
+def _quantize_input(
+    module: torch.nn.Module, args: tuple[torch.Tensor], *, scale: float, input_type: str
+) -> torch.Tensor:
     steps = args[0] / scale
-    if inputs == "int8":
+    if input_type == "int8":
         return torch.clamp(torch.round(steps), -127, 127) * scale
     return torch.clamp(steps, -448, 448).to(torch.float8_e4m3fn).to(torch.float32) * scale
 
 
-def divergence(exact: Callable[..., Any], rounded: Callable[..., Any]) -> tuple[float, float]:
+def divergence(original: Callable[..., Any], quantized: Callable[..., Any]) -> tuple[float, float]:
     """Mean KL and agreement of the greedy token on the held-out samples, in float64."""
     with torch.no_grad():
         ids = torch.from_numpy(TOKENS[LEARN:])
-        p, q = (reference.log_softmax(model(ids).logits.numpy()) for model in (exact, rounded))
+        p, q = (reference.log_softmax(model(ids).logits.numpy()) for model in (original, quantized))
     kl = (np.exp(p) * (p - q)).sum(axis=-1)
     return float(kl.mean()), float((p.argmax(-1) == q.argmax(-1)).mean())
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_fidelity_is_that_of_transformers_with_what_was_found(
+def test_fidelity_is_that_of_transformers_with_the_results(
     name: str, family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:
     folder = checkpoint_of(**TINY, family=family, biases=True)
-    walked, progress = run(open_model(folder, LENGTH), RECIPES[name], tmp_path / "s")
-    assert walked.fidelity is not None and walked.fidelity.tokens == HELD_OUT * LENGTH
-    kl, agreement = divergence(reference.load(folder), with_found(folder, progress, tmp_path / "s", RECIPES[name]))
-    assert walked.fidelity.kl_mean == pytest.approx(kl, rel=0.02)
-    assert walked.fidelity.top1_agreement == pytest.approx(agreement, abs=1.01 / (HELD_OUT * LENGTH))
+    result, progress = run(open_model(folder, LENGTH), RECIPES[name], tmp_path / "s")
+    assert result.fidelity is not None and result.fidelity.tokens == HELD_OUT * LENGTH
+    kl, agreement = divergence(reference.load(folder), with_results(folder, progress, tmp_path / "s", RECIPES[name]))
+    assert result.fidelity.kl_mean == pytest.approx(kl, rel=0.02)
+    assert result.fidelity.top1_agreement == pytest.approx(agreement, abs=1.01 / (HELD_OUT * LENGTH))
     assert kl > 1e-5
-    layers = {f"model.layers.{layer}.{point}" for layer in range(2) for point in READERS}
-    assert set(progress.points) == layers | ({"lm_head"} if RECIPES[name].inputs else set())
-    assert set(progress.caches) == {f"model.layers.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")}
-    assert all(0 < point.error < 0.1 for point in progress.points.values())
+    layers = {f"model.layers.{layer}.{group}" for layer in range(2) for group in READERS}
+    assert set(progress.groups) == layers | ({"lm_head"} if RECIPES[name].input_type else set())
+    assert all(0 < group.relative_error < 0.1 for group in progress.groups.values())
 
 
-def test_what_was_found_matters(checkpoint_of: Make, tmp_path: Path) -> None:
-    """The comparison above would see a scale, or a matrix, that belongs to another point."""
+def test_wrong_results_would_be_seen(checkpoint_of: Make, tmp_path: Path) -> None:
+    """The comparison above would see a scale, or a matrix, that belongs to another group."""
     folder = checkpoint_of(**TINY, biases=True)
-    walked, progress = run(open_model(folder, LENGTH), RECIPES["int8"], tmp_path / "s")
-    assert walked.fidelity is not None
-    points = dict(progress.points)
-    points["model.layers.1.down"] = replace(
-        points["model.layers.1.down"], input_scale=points["model.layers.1.o"].input_scale
-    )
-    wrong = with_found(folder, dataclasses.replace(progress, points=points), tmp_path / "s", RECIPES["int8"])
-    assert divergence(reference.load(folder), wrong)[0] > 1.1 * walked.fidelity.kl_mean
+    result, progress = run(open_model(folder, LENGTH), RECIPES["int8"], tmp_path / "s")
+    assert result.fidelity is not None
+    groups = dict(progress.groups)
+    other = groups["model.layers.1.o"].input_scale
+    groups["model.layers.1.down"] = replace(groups["model.layers.1.down"], input_scale=other)
+    wrong = with_results(folder, dataclasses.replace(progress, groups=groups), tmp_path / "s", RECIPES["int8"])
+    assert divergence(reference.load(folder), wrong)[0] > 1.1 * result.fidelity.kl_mean
 
 
 @pytest.mark.parametrize("smoothing", [None, "smoothquant"])
 def test_nothing_rounded_is_no_distance(smoothing: str | None, checkpoint_of: Make, tmp_path: Path) -> None:
-    recipe = recipe_of(None, smoothing=smoothing, gptq=True, inputs="int8")
-    walked, progress = run(open_model(checkpoint_of(**TINY), LENGTH), recipe, tmp_path / "s")
-    assert walked.fidelity is not None
-    assert (walked.fidelity.kl_mean, walked.fidelity.top1_agreement) == (0.0, 1.0)
-    assert walked.fidelity.perplexity == walked.fidelity.reference_perplexity
+    recipe = recipe_of(None, smoothing=smoothing, gptq=True, input_type="int8")
+    result, progress = run(open_model(checkpoint_of(**TINY), LENGTH), recipe, tmp_path / "s")
+    assert result.fidelity is not None
+    assert (result.fidelity.kl_mean, result.fidelity.top1_agreement) == (0.0, 1.0)
+    assert result.fidelity.perplexity == result.fidelity.reference_perplexity
     assert all(
-        (point.exponent, point.input_scale, point.error) == (None, None, 0) for point in progress.points.values()
+        (group.smoothing_exponent, group.input_scale, group.relative_error) == (None, None, 0)
+        for group in progress.groups.values()
     )
     for file in progress.files:
         layer = LayerFile(tmp_path / file.path)
@@ -176,17 +181,17 @@ def test_nothing_rounded_is_no_distance(smoothing: str | None, checkpoint_of: Ma
 
 def test_nothing_held_out_has_no_fidelity(checkpoint_of: Make, tmp_path: Path) -> None:
     store = Store(tmp_path / "s")
-    walked = calibrate(open_model(checkpoint_of(**TINY), LENGTH), TOKENS[:2], 2, RECIPES["int8"], store)
-    assert walked.fidelity is None and walked.exact.shape == (0, LENGTH, 48)
+    result = calibrate_layers(open_model(checkpoint_of(**TINY), LENGTH), TOKENS[:2], 2, RECIPES["int8"], store)
+    assert result.fidelity is None and result.reference.shape == (0, LENGTH, 48)
 
 
-def test_held_out_samples_teach_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
+def test_held_out_samples_change_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
     model = open_model(checkpoint_of(**TINY), LENGTH)
     _, whole = run(model, RECIPES["int8"], tmp_path / "a")
     store = Store(tmp_path / "b")
-    calibrate(model, TOKENS[:LEARN], LEARN, RECIPES["int8"], store)
-    for name, point in whole.points.items():
-        assert store.progress.points[name].input_scale == pytest.approx(point.input_scale, rel=1e-5)
+    calibrate_layers(model, TOKENS[:LEARN], LEARN, RECIPES["int8"], store)
+    for name, group in whole.groups.items():
+        assert store.progress.groups[name].input_scale == pytest.approx(group.input_scale, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -199,30 +204,30 @@ def test_twice_is_the_same_to_the_bit(name: str, checkpoint_of: Make, tmp_path: 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("name", ["int8", "fp8"])
-def test_a_killed_run_goes_on_where_it_was(name: str, layers: int, checkpoint_of: Make, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(name: str, layers: int, checkpoint_of: Make, tmp_path: Path) -> None:
     model = open_model(checkpoint_of(**TINY), LENGTH)
     whole, expected = run(model, RECIPES[name], tmp_path / "whole" / "s")
     with pytest.raises(Killed):
         run(model, RECIPES[name], tmp_path / "cut" / "s", progress=kill_at(layers))
     again, reads = counted(model)
-    told: list[int] = []
-    walked, found = run(again, RECIPES[name], tmp_path / "cut" / "s", progress=told.append)
+    calls: list[int] = []
+    result, found = run(again, RECIPES[name], tmp_path / "cut" / "s", progress=calls.append)
     assert {int(read.split(".")[2]) for read in reads if read.startswith("model.layers.")} == set(range(layers, 2))
-    assert told == list(range(layers, 3))
-    assert found == expected and walked.fidelity == whole.fidelity
-    np.testing.assert_array_equal(walked.exact, whole.exact)
+    assert calls == list(range(layers, 3))
+    assert found == expected and result.fidelity == whole.fidelity
+    np.testing.assert_array_equal(result.reference, whole.reference)
     assert contents(tmp_path / "cut" / "s") == contents(tmp_path / "whole" / "s")
 
 
-def test_a_run_killed_behind_the_head_redoes_no_layer(checkpoint_of: Make, tmp_path: Path) -> None:
+def test_a_run_killed_after_the_head_repeats_no_layer(checkpoint_of: Make, tmp_path: Path) -> None:
     model = open_model(checkpoint_of(**TINY), LENGTH)
     whole, expected = run(model, RECIPES["int8"], tmp_path / "s")
     before = contents(tmp_path / "s")
     again, reads = counted(model)
-    told: list[int] = []
-    walked, found = run(again, RECIPES["int8"], tmp_path / "s", progress=told.append)
+    calls: list[int] = []
+    result, found = run(again, RECIPES["int8"], tmp_path / "s", progress=calls.append)
     assert not [read for read in reads if read.startswith("model.layers.")]
-    assert told == [2] and found == expected and walked.fidelity == whole.fidelity
+    assert calls == [2] and found == expected and result.fidelity == whole.fidelity
     assert contents(tmp_path / "s") == before
 
 
@@ -248,14 +253,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "progress cut": ("progress.json", cut),
     "progress missing": ("progress.json", Path.unlink),
     "progress not UTF-8": ("progress.json", lambda path: path.write_bytes(b"\xff\xfe{")),
-    "progress without a field": ("progress.json", edited(lambda data: data.pop("caches"))),
+    "progress without a field": ("progress.json", edited(lambda data: data.pop("groups"))),
     "progress with a field": ("progress.json", edited(lambda data: data.update(more=1))),
     "progress of another type": ("progress.json", edited(lambda data: data.update(layers="1"))),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_state_is_done_again(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
+def test_damaged_state_is_calibrated_again(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
     model, recipe = open_model(checkpoint_of(**TINY), LENGTH), RECIPES["fp8"]
     run(model, recipe, tmp_path / "whole" / "s")
     with pytest.raises(Killed):
@@ -269,9 +274,9 @@ def test_damaged_state_is_done_again(name: str, checkpoint_of: Make, tmp_path: P
     assert {one: made[one] for one in expected} == expected
 
 
-def test_finish_leaves_what_is_named(checkpoint_of: Make, tmp_path: Path) -> None:
+def test_finish_leaves_the_files_of_a_record(checkpoint_of: Make, tmp_path: Path) -> None:
     store = Store(tmp_path / "s")
-    calibrate(open_model(checkpoint_of(**TINY), LENGTH), TOKENS, LEARN, RECIPES["int8"], store)
+    calibrate_layers(open_model(checkpoint_of(**TINY), LENGTH), TOKENS, LEARN, RECIPES["int8"], store)
     store.finish()
     assert {f"s/{path.name}" for path in store.folder.iterdir()} == {file.path for file in store.progress.files}
     for file in store.progress.files:
@@ -283,7 +288,7 @@ def test_finish_leaves_what_is_named(checkpoint_of: Make, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_channels_of_zeros_are_harmless(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
-    """A row of zeros makes an input of zeros for what reads it; a column of zeros reads nothing."""
+    """A row of zeros makes a channel of zeros in the next input; a column of zeros ignores its channel."""
     model = open_model(checkpoint_of(**TINY, biases=True), LENGTH)
 
     def read(tensor: str) -> NDArray[np.float32]:
@@ -296,11 +301,11 @@ def test_channels_of_zeros_are_harmless(name: str, checkpoint_of: Make, tmp_path
             array[17] = 0
         return array
 
-    walked, progress = run(replace(model, read=read), RECIPES[name], tmp_path / "s")
-    assert walked.fidelity is not None and walked.fidelity.kl_mean < 0.1
+    result, progress = run(replace(model, read=read), RECIPES[name], tmp_path / "s")
+    assert result.fidelity is not None and result.fidelity.kl_mean < 0.1
     # Of layer 0: channel 17 of the norm; channel 3 of v, read by two heads, and rows 3 of k and v; row 3 of up.
     zeros = {"qkv": 3, "o": 2, "gate_up": 2, "down": 1}
-    assert {name: progress.points[f"model.layers.0.{name}"].zeros for name in zeros} == zeros
+    assert {name: progress.groups[f"model.layers.0.{name}"].zero_channels for name in zeros} == zeros
     for file in progress.files:
         layer = LayerFile(tmp_path / file.path)
         for matrix in map(layer.matrix, layer.formats):
@@ -313,12 +318,12 @@ def test_channels_of_zeros_are_harmless(name: str, checkpoint_of: Make, tmp_path
 
 def test_a_layer_of_zeros_is_harmless(checkpoint_of: Make, tmp_path: Path) -> None:
     model = open_model(checkpoint_of(**TINY), LENGTH)
-    silent = replace(model, read=lambda name: model.read(name) * np.float32(0 if "layers.0." in name else 1))
+    zeroed = replace(model, read=lambda name: model.read(name) * np.float32(0 if "layers.0." in name else 1))
     for name, recipe in RECIPES.items():
-        walked, progress = run(silent, recipe, tmp_path / name)
-        assert walked.fidelity is not None and walked.fidelity.kl_mean < 0.1
-        zero = progress.points["model.layers.0.qkv"]
-        assert (zero.input_scale, zero.error) == (1.0 if recipe.inputs else None, 0)
+        result, progress = run(zeroed, recipe, tmp_path / name)
+        assert result.fidelity is not None and result.fidelity.kl_mean < 0.1
+        zero = progress.groups["model.layers.0.qkv"]
+        assert (zero.input_scale, zero.relative_error) == (1.0 if recipe.input_type else None, 0)
 
 
 def test_a_channel_of_infinities_is_one_clear_error(checkpoint_of: Make, tmp_path: Path) -> None:
@@ -336,7 +341,10 @@ def test_a_channel_of_infinities_is_one_clear_error(checkpoint_of: Make, tmp_pat
 @pytest.mark.parametrize("name", RECIPES)
 def test_activations_that_overflow_are_one_clear_error(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
     model = open_model(checkpoint_of(**TINY), LENGTH)
-    loud = {f"model.layers.0.mlp.{kind}_proj.weight" for kind in ("up", "down")}
-    large = replace(model, read=lambda tensor: model.read(tensor) * np.float32(1e25 if tensor in loud else 1))
-    with np.errstate(all="ignore"), pytest.raises(CheckpointError, match=r"^model.layers.0 makes [^\n]* not finite: "):
+    outliers = {f"model.layers.0.mlp.{kind}_proj.weight" for kind in ("up", "down")}
+    large = replace(model, read=lambda tensor: model.read(tensor) * np.float32(1e25 if tensor in outliers else 1))
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(CheckpointError, match=r"^model.layers.0 computes [^\n]* not finite on the text: "),
+    ):
         run(large, RECIPES[name], tmp_path / "s")
