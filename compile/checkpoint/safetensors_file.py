@@ -86,7 +86,7 @@ def _parse(path: Path, size: int, text: bytes, base: int) -> dict[str, StoredTen
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _garbage(path, size) from error
-    if not isinstance(table, dict):
+    if not isinstance(table, dict) or not all(name.isprintable() for name in table):
         raise _garbage(path, size)
     table.pop("__metadata__", None)
     return {name: _tensor(path, name, entry, base) for name, entry in table.items()}

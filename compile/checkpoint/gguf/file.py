@@ -98,7 +98,7 @@ class _Reader:
 
     def name(self) -> str:
         found = self.string()
-        if not found:  # zeros would read as one nameless entry after the other
+        if not found or not found.isprintable():  # zeros would read as one nameless entry after the other
             raise self._damaged()
         return found
 

@@ -111,6 +111,20 @@ def test_without_the_key_a_model_is_untied_and_needs_its_head(tmp_path: Path, fa
         open_checkpoint(str(tmp_path)).check()
 
 
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "attention_bias", "mlp_bias"])
+@pytest.mark.parametrize("value", [None, 1, "true"])
+def test_a_switch_that_is_neither_true_nor_false_is_refused_as_in_transformers(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    make_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(Exception, match=f"Validation error for field '{key}'"):
+        transformers.AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{key} is .*, not true or false"):
+        open_checkpoint(str(tmp_path)).check()
+
+
 def test_a_head_of_another_shape_is_refused_as_in_transformers(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, tied=True)
     store(tmp_path, head=torch.zeros(3, 3))
