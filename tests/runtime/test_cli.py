@@ -264,12 +264,13 @@ def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
         "peak_rss_bytes",
         "bundle_bytes",
         "threads",
+        "slots",
     ]
     assert 50 < measured["decode_tokens_per_s"] <= 100
     assert 500 < measured["prefill_tokens_per_s"] <= 2000
     assert measured["bundle_bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
     assert measured["peak_rss_bytes"] > 10 << 20
-    assert measured["threads"] == 1
+    assert (measured["threads"], measured["slots"]) == (1, 1)
     assert "tokens/s" in done.stdout and "MiB" in done.stdout
 
 
