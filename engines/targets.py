@@ -235,6 +235,7 @@ TARGETS = (
     CPU,
     CPU_INT8,
     CPU_INT4,
+    replace(CPU_INT4.with_block(32), name="cpu-int4-b32"),  # nearer to the checkpoint, and larger
     CUDA,
     replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8, embedding=INT8),
     replace(
