@@ -91,7 +91,7 @@ def measure_ours(build: str, setting: Setting, folder: Path, file: Path) -> None
     with reference_bundle(setting.model, setting.window) as reference:
         options = "--skip", setting.skip, "--tokens", setting.tokens, "--window", setting.window
         command = BIN / "megrez", "eval", staged, "--text", setting.text, "--reference", reference
-        run(setting, *command, *options, "--threads", setting.threads, "--json", file)
+        run(setting, *command, *options, "--threads", setting.threads, "--json-file", file)
     versions = {name: version(name) for name in ("megrez-compile", "onnxruntime", "numpy")}
     figures = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**figures, "build": build, "versions": versions}, indent=2) + "\n", encoding="utf-8")

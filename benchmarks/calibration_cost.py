@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from megrez.calibration.layerwise import calibrate_layers
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.results.store import Store
-from megrez.calibration.walk import calibrate
 from megrez.compile.calibrate.held_out import model_of
 from megrez.compile.calibrate.stage import ALGORITHMS, rounded_form
 from megrez.compile.checkpoint import open_checkpoint
@@ -37,13 +37,13 @@ def main(model: str, target: str, samples: int, tokens: int, layers: int | None,
     """Print seconds per layer and the peak of resident memory as JSON."""
     checkpoint, row = open_checkpoint(model), find_target(target)
     smoothing, gptq = ALGORITHMS[row.algorithm]
-    recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=row.inputs, form=rounded_form(checkpoint, row))
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, input_type=row.inputs, weight_format=rounded_form(checkpoint, row))
     whole = model_of(checkpoint, tokens)
     walked = dataclasses.replace(whole, windows=whole.windows[:layers])
     ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (samples, tokens))
     marks = []
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        calibrate(
+        calibrate_layers(
             walked, ids, samples, recipe, Store(Path(folder) / "state"), lambda done: marks.append(time.perf_counter())
         )
     seconds = [round(after - before, 2) for before, after in itertools.pairwise(marks)]

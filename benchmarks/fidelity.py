@@ -70,7 +70,7 @@ class GenaiGraph:
 def of_bundle(bundle: Path, text: Path, reference: Path, tokens: int, window: int, threads: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        command = [BIN / "megrez", "eval", bundle, "--text", text, "--reference", reference, "--json", file]
+        command = [BIN / "megrez", "eval", bundle, "--text", text, "--reference", reference, "--json-file", file]
         command += ["--tokens", tokens, "--window", window, "--threads", threads]
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
         figures: Figures = json.loads(file.read_text(encoding="utf-8"))

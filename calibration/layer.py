@@ -1,8 +1,8 @@
-"""Calibrate one layer: smooth it, choose the scales of its inputs, round its weights; knows no file and no other layer.
+"""Calibrate one layer: smooth it, choose its inputs' scales, quantise its weights; knows no file and no other layer.
 
-Two streams of hidden states run through it side by side: the exact model's, and the one of the model rounded so far,
-which is what the layer will meet. Smoothing is judged on the first, scales and weights on the second; GPTQ leads the
-second back to the first.
+Two streams of hidden states run through it side by side: the full-precision model's, and that of the model quantised
+so far, which the layer will read at run time. Smoothing is judged on the first, scales and weights on the second;
+asymmetric calibration brings the second back to the first.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.caches import CacheObservers
 from megrez.calibration.activations.layer_smoothing import smooth_layer
-from megrez.calibration.recipe import Calibrated, Point, Recipe
-from megrez.calibration.reference.decoder import NORMS, POINTS, DecoderShape, forward, linear_of
-from megrez.calibration.rounding import Projection, round_point
-from megrez.calibration.weights.asymmetric import Exact
+from megrez.calibration.projections import Projection, quantize_group
+from megrez.calibration.recipe import Calibrated, Recipe
+from megrez.calibration.reference.decoder import GROUPS, NORMS, DecoderShape, forward, linear_of
+from megrez.calibration.weights.asymmetric import FullPrecision
 from megrez.runtime.errors import CheckpointError
 
 Float32 = NDArray[np.float32]
@@ -23,38 +22,39 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """Hidden states [S, T, H] of the exact model and of the rounded one; the first `learn` samples are learned from."""
+    """Hidden states [S, T, H] of the full-precision model (reference) and of the quantised one.
 
-    exact: Float32
-    rounded: Float32
-    learn: int
-
-
-class _Aim:
-    """What the exact model has at each point, on the tokens that are learned from; see Exact.
-
-    learn: how many these are. inputs: what each point reads, until it is asked for.
+    The first `calibration_samples` are calibrated on; the others are held out.
     """
 
+    reference: Float32
+    quantized: Float32
+    calibration_samples: int
+
+
+class _References:
+    """What the full-precision model has at each projection group, on the calibration tokens; see FullPrecision."""
+
     def __init__(self, streams: Streams) -> None:
-        self.learn = streams.learn * streams.exact.shape[1]
-        self.inputs: dict[str, Float32] = {}
-        apart = streams.exact[: streams.learn] - streams.rounded[: streams.learn]
-        self._missing = {"o": apart.reshape(self.learn, -1)}
+        samples = streams.calibration_samples
+        self.tokens = samples * streams.reference.shape[1]
+        self.inputs: dict[str, Float32] = {}  # of each group, until they are asked for
+        error = streams.reference[:samples] - streams.quantized[:samples]
+        self._residual_errors = {"o": error.reshape(self.tokens, -1)}
 
-    def record(self, point: str, x: Float32, y: Float32) -> None:
-        """The exact model reads x at the point and makes y of it; o's y joins the sum that down's will join."""
-        self.inputs[point] = x[: self.learn]
-        if point == "o":
-            self._missing["down"] = self._missing["o"] + y[: self.learn]
+    def record(self, group: str, x: Float32, y: Float32) -> None:
+        """The full-precision model's input x and output y of a group; o's y joins the stream that down's will join."""
+        self.inputs[group] = x[: self.tokens]
+        if group == "o":
+            self._residual_errors["down"] = self._residual_errors["o"] + y[: self.tokens]
 
-    def join(self, point: str, y: Float32) -> None:
-        """The rounded model makes y at the point."""
-        if point == "o":
-            self._missing["down"] -= y[: self.learn]
+    def subtract(self, group: str, y: Float32) -> None:
+        """The quantised model's output y of a group."""
+        if group == "o":
+            self._residual_errors["down"] -= y[: self.tokens]
 
-    def at(self, point: str) -> Exact:
-        return Exact(inputs=self.inputs.pop(point), missing=self._missing.get(point))
+    def pop(self, group: str) -> FullPrecision:
+        return FullPrecision(inputs=self.inputs.pop(group), residual_error=self._residual_errors.get(group))
 
 
 def calibrate_layer(
@@ -62,49 +62,51 @@ def calibrate_layer(
 ) -> tuple[Streams, Calibrated]:
     """The streams behind the layer, and what was found for it. prefix: "model.layers.0."; layer: its tensors.
 
-    Raises CheckpointError where the exact model's hidden states overflow.
+    Raises CheckpointError where the full-precision model's hidden states overflow.
     """
-    aim, found, caches = _Aim(streams), Calibrated(), CacheObservers()
-    exact_linear = linear_of(layer)
+    references, found = _References(streams), Calibrated()
+    reference_linear = linear_of(layer)
 
-    def recording(point: str, x: Float32) -> Float32:
-        y = exact_linear(point, x)
-        aim.record(point, x, y)
+    def record(group: str, x: Float32) -> Float32:
+        y = reference_linear(group, x)
+        references.record(group, x, y)
         return y
 
-    exact = forward(streams.exact, layer, shape, window, recording)
-    if not np.isfinite(exact).all():
-        raise CheckpointError(f"{prefix.rstrip('.')} makes of the text what is not finite: repair the checkpoint")
-    smooth, exponents = smooth_layer(prefix, layer, shape, recipe, aim.inputs)
+    reference = forward(streams.reference, layer, shape, window, record)
+    if not np.isfinite(reference).all():
+        name = prefix.rstrip(".")
+        raise CheckpointError(f"{name} computes hidden states that are not finite on the text: repair the checkpoint")
+    smoothed, exponents = smooth_layer(prefix, layer, shape, recipe, references.inputs)
 
-    def rounding(point: str, x: Float32) -> Float32:
-        projections = [projection_of(prefix, smooth, name, recipe) for name in POINTS[point]]
-        rounded = round_point(x[: aim.learn], projections, recipe, free=point in NORMS, exact=aim.at(point))
-        if rounded.factors is not None:
-            norm = f"{NORMS[point]}.weight"
-            smooth[norm] = smooth[norm] * rounded.factors
-            smooth.update({f"{n}.weight": p.weight for n, p in zip(POINTS[point], rounded.projections, strict=True)})
-        found.matrices |= rounded.matrices
-        found.points[prefix + point] = Point(
-            exponent=exponents.get(point),
-            input_scale=rounded.input_scale,
-            error=rounded.error,
-            zeros=rounded.zeros,
+    def quantize(group: str, x: Float32) -> Float32:
+        projections = [projection_of(prefix, smoothed, name, recipe) for name in GROUPS[group]]
+        calibration_inputs = x[: references.tokens]
+        quantized = quantize_group(
+            calibration_inputs, projections, recipe, alignable=group in NORMS, reference=references.pop(group)
         )
-        y = rounded(x)
-        aim.join(point, y)
+        if quantized.factors is not None:
+            norm = f"{NORMS[group]}.weight"
+            smoothed[norm] = smoothed[norm] * quantized.factors
+            aligned = zip(GROUPS[group], quantized.projections, strict=True)
+            smoothed.update({f"{name}.weight": one.weight for name, one in aligned})
+        found.matrices |= quantized.matrices
+        found.groups[prefix + group] = quantized.result(exponents.get(group))
+        y = quantized(x)
+        references.subtract(group, y)
         return y
 
-    rounded = forward(streams.rounded, smooth, shape, window, rounding, caches.update)
-    found.caches = caches.scales(prefix)
+    quantized = forward(streams.quantized, smoothed, shape, window, quantize)
     found.tensors = {
         prefix + name: tensor
-        for name, tensor in smooth.items()
+        for name, tensor in smoothed.items()
         if tensor is not layer[name] and prefix + name not in found.matrices
     }
-    return Streams(exact=exact, rounded=rounded, learn=streams.learn), found
+    samples = streams.calibration_samples
+    return Streams(reference=reference, quantized=quantized, calibration_samples=samples), found
 
 
 def projection_of(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:
+    """The projection `name`, such as "mlp.up_proj", of a layer's tensors."""
     full = f"{prefix}{name}.weight"
-    return Projection(name=full, weight=layer[f"{name}.weight"], bias=layer.get(f"{name}.bias"), form=recipe.form(full))
+    weight, bias = layer[f"{name}.weight"], layer.get(f"{name}.bias")
+    return Projection(name=full, weight=weight, bias=bias, weight_format=recipe.weight_format(full))

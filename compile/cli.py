@@ -9,11 +9,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from megrez.compile.calibrate.prepare import CalibrationRequest
+from megrez.compile.backends.options import EngineOptions
+from megrez.compile.calibrate.request import CalibrationRequest
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.commands.calibration_options import calibration_options, text_request
 from megrez.compile.commands.console_report import ConsoleReport
-from megrez.compile.commands.engine_options import ENGINE_OPTIONS, EngineOptions, engine_options, engine_request
+from megrez.compile.commands.engine_options import ENGINE_OPTIONS, engine_options, engine_request
 from megrez.compile.graph.precision import fit_blocks
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle

@@ -1,29 +1,32 @@
 """From a checkpoint to a bundle: the stages in order; knows no option of the command line."""
 
+import contextlib
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
-from megrez.compile.backends.engine import Plan, build_engine, disk_bytes, plan_request
-from megrez.compile.backends.npu import ContextsPlan, GraphsPlan
-from megrez.compile.bundle.writer import Content, check_output, check_space, describe, write_bundle
+from megrez.compile.backends.backend import Lowered, Plan
+from megrez.compile.backends.choose import backend_of
+from megrez.compile.backends.options import ANY_DEVICE, EngineOptions
+from megrez.compile.bundle.describe import Content, describe, kv_cache
+from megrez.compile.bundle.output import check_output, check_space, locked
+from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.calibrate.held_out import measure_bundle
-from megrez.compile.calibrate.prepare import CalibrationRequest, Preparation, Prepared
+from megrez.compile.calibrate.prepare import Prepared, prepare
+from megrez.compile.calibrate.request import CalibrationRequest, Job
 from megrez.compile.calibrate.stage import discard
 from megrez.compile.calibrate.text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
-from megrez.compile.commands.engine_options import ANY_DEVICE, EngineOptions
 from megrez.compile.graph.dialects import check_shape
 from megrez.compile.graph.lowered import lowered
 from megrez.compile.report import Report
-from megrez.compile.staged import build_staged
+from megrez.compile.staged import build_from
 from megrez.engines.targets import Target
-from megrez.runtime.bundle import Bundle
+from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import Device, Measured
+from megrez.runtime.manifest import Measured
 
 DEFAULT_CALIBRATION = CalibrationRequest(text=TextRequest())
 
@@ -46,91 +49,82 @@ def compile_bundle(request: Request, report: Report) -> Path:
     Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
     when the bundle cannot be written.
     """
-    if _compile(request, report):
-        discard(_work(request.output))
+    job, plan = check(request)
+    with locked(request.output):
+        report.stage("checking the checkpoint")
+        job.checkpoint.check()
+        prepared = prepare(job, report)
+        if plan.staged is None:
+            write_graph(job, plan, prepared, request.output, report)
+        else:
+            with _staged_beside(request.output) as graphs:
+                write_graph(job, plan, prepared, graphs, report)
+                build_from(open_bundle(graphs), request.target, plan, request.output, report)
+        if prepared.is_new:
+            discard(job.work)
     return request.output
 
 
-def _work(output: Path) -> Path:
-    """Where the calibration of a bundle is kept until that is whole."""
-    return output.with_name(f"{output.name}.calibration.json")
-
-
-def _compile(request: Request, report: Report) -> bool:
-    """Do as compile_bundle says; whether a calibration is left, which the bundle needs no longer."""
-    dummy = request.calibration.weights == "dummy"  # which is as random in every direction
-    checkpoint = request.checkpoint if dummy else rotate_for(request.checkpoint, request.target)
-    context = choose_context(request.context, checkpoint.config.max_position_embeddings, request.target.default_context)
-    check_shape(checkpoint.config, request.target)
+def check(request: Request) -> tuple[Job, Plan]:
+    """What to calibrate and what to build; raises UsageError for all that can be refused before any work."""
+    target, config = request.target, request.checkpoint.config
+    context = choose_context(request.context, config.max_position_embeddings, target.default_context)
+    check_shape(config, target)
     check_output(request.output)
-    plan = plan_request(request.target, context, request.engine)
-    if isinstance(plan, ContextsPlan):
-        _through_graphs(request, report)
-        return False
-    report.stage("checking the checkpoint")
-    checkpoint.check()
-    prepared = Preparation(
-        checkpoint=checkpoint,
-        target=request.target,
+    plan = backend_of(target).plan(target, context, kv_cache(config, target), request.engine)
+    if plan.staged is not None:
+        check_output(_graphs_of(request.output))
+    dummy = request.calibration.weights == "dummy"  # which are as random in every basis
+    job = Job(
+        checkpoint=request.checkpoint if dummy else rotate_for(request.checkpoint, target),
+        target=target if plan.staged is None else target.staged(),
         request=request.calibration,
         context=context,
-        work=_work(request.output),
-        report=report,
-    ).run()
-    report.stage(f"tracing {checkpoint.config.num_hidden_layers} layers for {request.target.name}")
-    model = lowered(prepared.checkpoint, prepared.target, context, prepared.input_scale)
-    check_space(request.output, disk_bytes(model, plan))
+        work=request.output.with_name(f"{request.output.name}.calibration.json"),
+    )
+    return job, plan
+
+
+def write_graph(job: Job, plan: Plan, prepared: Prepared, output: Path, report: Report) -> None:
+    """Trace, lower, build, describe and measure: the bundle `output` of what `plan` makes of the graph."""
+    target, layers = prepared.target, job.checkpoint.config.num_hidden_layers
+    report.stage(f"tracing {layers} layers for {target.name}")
+    model = lowered(prepared.checkpoint, target, job.context, prepared.input_scale)
+    graph = Lowered(model=model, checkpoint=prepared.checkpoint, observed=prepared.observed)
     content = Content(
-        checkpoint=checkpoint,
-        target=prepared.target,
-        context=context,
-        weights=request.calibration.weights,
+        checkpoint=job.checkpoint,
+        target=target,
+        context=job.context,
+        weights=job.request.weights,
         record=prepared.record,
     )
-    write_bundle(
-        request.output,
-        describe(content),
-        checkpoint.text,
-        lambda folder: _build(model, prepared, folder, context, plan, report),
-        lambda bundle: _measure(bundle, prepared, report),
-    )
-    return prepared.record is not None and request.calibration.scales is None
-
-
-def _build(
-    model: ir.Model, prepared: Prepared, folder: Path, context: int, plan: Plan | None, report: Report
-) -> Device | None:
-    if isinstance(plan, GraphsPlan):
-        from megrez.compile.graph.static.graphs import write_static_graphs
-
-        write_static_graphs(model, prepared, folder, context, plan.chunk, report)
-        return None
-    assert not isinstance(plan, ContextsPlan), "contexts are built from graphs"
-    return build_engine(model, folder, context, plan, report)
-
-
-def _through_graphs(request: Request, report: Report) -> None:
-    """An NPU's contexts by way of a bundle of their graphs, which tells what they are worth: no NPU is at hand."""
-    graphs = request.output.with_name(f".{request.output.name}.graphs")
-    check_output(graphs)  # before it is removed
-    staged = replace(
-        request, target=request.target.staged(), output=graphs, engine=EngineOptions(chunk=request.engine.chunk)
-    )
-    try:
-        calibrated = _compile(staged, report)
-        build_staged(str(graphs), None, request.output, replace(request.engine, chunk=None), report)
-    finally:
-        shutil.rmtree(graphs, ignore_errors=True)
-    if calibrated:
-        discard(_work(graphs))  # not before the contexts are whole: a next try goes on from it
+    check_space(output, plan.graph.disk_bytes(graph))
+    with new_bundle(output) as new:
+        device = plan.graph.build(graph, new.folder, report)
+        finished = new.finish(describe(content), job.checkpoint.text, device)
+        if (measured := _measure(finished, prepared, report)) is not None:
+            new.state(finished, measured)
 
 
 def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:
-    held_out = prepared.held_out
-    if held_out is None or not (prepared.target.runs_here or prepared.target.half):
+    if prepared.held_out is None or prepared.target.judge is None:
         return None
-    report.stage(f"measuring fidelity on {held_out.tokens.size} tokens of {held_out.source}")
-    return measure_bundle(bundle, held_out)
+    report.stage(f"measuring fidelity on {prepared.held_out.tokens.size} tokens of {prepared.held_out.source}")
+    return measure_bundle(bundle, prepared.target, prepared.held_out)
+
+
+@contextlib.contextmanager
+def _staged_beside(output: Path) -> Iterator[Path]:
+    """Where the staged bundle lies from which `output` is built; it is removed at the end."""
+    graphs = _graphs_of(output)
+    try:
+        yield graphs
+    finally:
+        shutil.rmtree(graphs, ignore_errors=True)
+
+
+def _graphs_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.graphs")
 
 
 def choose_context(asked: int | None, longest: int, default: int) -> int:

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from megrez.compile.backends.engine import build_engine, disk_bytes, plan_request
-from megrez.compile.backends.npu import ContextsPlan, build_contexts
-from megrez.compile.bundle.writer import BYTES, check_output, check_space, tool_versions, write_bundle
+from megrez.compile.backends.backend import Lowered, Plan
+from megrez.compile.backends.choose import backend_of
+from megrez.compile.backends.options import EngineOptions
+from megrez.compile.bundle.describe import BYTES, tool_versions
+from megrez.compile.bundle.output import check_output, check_space, locked
+from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.commands.engine_options import EngineOptions
 from megrez.compile.report import Report
 from megrez.engines.ort import MODEL_FILE
 from megrez.engines.targets import STAGED, Target, find_target
-from megrez.engines.tensorrt.plan import PlanRequest
 from megrez.runtime import chat
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import FILE_NAME, KvCache, Manifest, Measured
+from megrez.runtime.manifest import FILE_NAME, KvCache, Manifest
 
 
 def is_bundle(model: str) -> bool:
@@ -36,20 +37,27 @@ def build_staged(model: str, target: str | None, output: Path, options: EngineOp
     if output.resolve() == staged.path.resolve():
         raise UsageError(f"{output} is the staged bundle itself: give the engine's bundle another -o")
     check_output(output)
-    context = staged.manifest.context_length
-    plan = plan_request(row, context, options)
-    manifest, text = _manifest(staged.manifest, row), _text(staged)
-    if isinstance(plan, ContextsPlan):
-        if options.chunk is not None:
-            raise UsageError(f"{staged.path} was cut into steps of so many tokens already: leave --chunk out")
-        check_space(output, staged.size * (1 if plan.share_weights else 2))
-        write_bundle(output, manifest, text, lambda folder: build_contexts(staged.path, folder, plan, report))
-        return output
-    assert isinstance(plan, PlanRequest), "only engines and contexts are built from what was staged"
-    graph = ir.load(staged.path / MODEL_FILE)
-    check_space(output, disk_bytes(graph, plan))
-    write_bundle(output, manifest, text, lambda folder: build_engine(graph, folder, context, plan, report))
+    plan = backend_of(row).plan(row, staged.manifest.context_length, _kv_cache(staged.manifest, row), options)
+    if plan.staged is not None and options.chunk is not None:
+        raise UsageError(f"{staged.path} was cut into steps of so many tokens already: leave --chunk out")
+    with locked(output):
+        build_from(staged, row, plan, output, report)
     return output
+
+
+def build_from(staged: Bundle, target: Target, plan: Plan, output: Path, report: Report) -> None:
+    """Write the bundle `output` of `target`'s engine, built from the staged bundle as planned."""
+    if plan.staged is not None:
+        check_space(output, plan.staged.disk_bytes(staged))
+        with new_bundle(output) as new:
+            device = plan.staged.build(staged, new.folder, report)
+            new.finish(_manifest(staged.manifest, target), _text(staged), device)
+        return
+    graph = Lowered(model=ir.load(staged.path / MODEL_FILE))
+    check_space(output, plan.graph.disk_bytes(graph))
+    with new_bundle(output) as new:
+        device = plan.graph.build(graph, new.folder, report)
+        new.finish(_manifest(staged.manifest, target), _text(staged), device)
 
 
 def _target(staged: Bundle, asked: str | None) -> Target:
@@ -63,26 +71,23 @@ def _target(staged: Bundle, asked: str | None) -> Target:
     return find_target(manifest.target)
 
 
-def _manifest(staged: Manifest, target: Target) -> Manifest:
+def _kv_cache(staged: Manifest, target: Target) -> KvCache:
     cache = staged.kv_cache
     per_token = cache.bytes_per_token // BYTES[cache.dtype] * BYTES[target.kv_dtype]
+    return KvCache(dtype=target.kv_dtype, bytes_per_token=per_token)
+
+
+def _manifest(staged: Manifest, target: Target) -> Manifest:
     stated = staged.provenance
-    # What is not rounded takes the type of the caches: float32 while it is staged, the engine's own after that.
-    quantization = stated.quantization
-    for part in ("embedding", "head"):
-        quantization = quantization.replace(f"{part} {cache.dtype}", f"{part} {target.kv_dtype}")
+    # What the staged graph gave on a CPU stands for an engine that may not run here.
+    measured = None if staged.measured is None else replace(staged.measured, of="simulation")
     return replace(
         staged,
         engine=target.engine,
-        kv_cache=KvCache(dtype=target.kv_dtype, bytes_per_token=per_token),
-        provenance=replace(stated, quantization=quantization, tools={**stated.tools, **tool_versions(target.engine)}),
-        measured=None if staged.measured is None else _as_simulated(staged.measured),
+        kv_cache=_kv_cache(staged, target),
+        provenance=replace(stated, tools={**stated.tools, **tool_versions(target.engine)}),
+        measured=measured,
     )
-
-
-def _as_simulated(measured: Measured) -> Measured:
-    """What the staged graph gave on a CPU stands for an engine that may not run here."""
-    return replace(measured, of="simulation")
 
 
 def _text(staged: Bundle) -> TextAssets | None:
@@ -92,7 +97,7 @@ def _text(staged: Bundle) -> TextAssets | None:
     return TextAssets(
         tokenizer_json=tokenizer.read_bytes(),
         chat_template=None if template is None else template.read_text(encoding="utf-8"),
-        bos_token=None,  # said in tokens already
+        bos_token=None,  # stated as tokens already
         eos_token=None,
         tokens=staged.manifest.tokens,
         sampling=staged.manifest.sampling,

@@ -1,6 +1,6 @@
 """CUDA's runtime, for whoever runs on an NVIDIA GPU: devices, their memory and errors; knows no engine.
 
-Not run on a GPU yet: it is written to the library's signatures, and only what happens without a GPU is tested.
+Not run on a GPU yet. Tests run every line of it through the real cuda.bindings, on a stand-in for CUDA's runtime.
 """
 
 from typing import Any

@@ -30,8 +30,8 @@ class Target:
     inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
     calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate.stage; "rtn"
     rounds to nearest. finer: the tensors that get `sensitive`; None leaves that to megrez.compile.graph.precision.
-    rotated: whether the residual stream is turned first, see megrez.compile.checkpoint.rotated.
-    min_capability: the oldest of the NVIDIA devices that have the numbers it needs; None for other devices.
+    rotated: whether the residual stream is rotated first, see megrez.compile.checkpoint.rotated.
+    min_capability: the oldest of the NVIDIA devices that have the data types it needs; None for other devices.
     default_context: tokens, where a user asks for none.
     """
 
@@ -68,9 +68,20 @@ class Target:
         return self.engine == "ort-cuda"
 
     @property
+    def judge(self) -> str | None:
+        """The engine by which a bundle's fidelity is measured on a CPU; None where calibration's simulation has to do.
+
+        An "ort-cuda" graph is computed by "ort", with CPU kernels of float16. No CPU computes NVFP4, whose operators
+        are TensorRT's own, nor what is built for a device.
+        """
+        if self.engine in STAGED or self.inputs == "fp4":
+            return None
+        return "ort" if self.half else self.engine
+
+    @property
     def runs_here(self) -> bool:
-        """Whether a CPU runs the bundle: none for a device does, nor NVFP4, whose operators are TensorRT's own."""
-        return self.engine not in STAGED and not self.half and self.inputs != "fp4"
+        """Whether any CPU runs the bundle."""
+        return self.judge == self.engine
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, which any CPU runs as a reference."""
@@ -82,7 +93,7 @@ class Target:
         return replace(self, engine=reference, kv_dtype="float32" if reference == "portable" else self.kv_dtype)
 
     def check_capabilities(self, capabilities: Collection[int]) -> None:
-        """Raise UsageError for devices that lack the numbers this target multiplies, saying which have them."""
+        """Raise UsageError for devices that lack the data types this target multiplies, saying which have them."""
         least = self.min_capability
         if least is None:
             raise UsageError(f"--arch names NVIDIA devices, {self.name} is for {self.devices}: leave it out")
@@ -143,6 +154,8 @@ class Target:
 # Engines that are built from a graph, and the engine that runs the graph itself.
 STAGED = {"tensorrt": "portable", "qnn": "qdq"}
 CHANNEL = "channel"
+# `--arch` of the GPU at hand.
+NATIVE = "native"
 BLOCK_SIZES = tuple(map(str, BLOCKS))
 CUDA = Target(
     name="cuda-fp16",

@@ -7,6 +7,7 @@ Renders what transformers' apply_chat_template renders.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megrez.runtime.bundle import Bundle
@@ -17,16 +18,30 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 FILE_NAME = "chat_template.jinja"
+_LONGEST_DATE = 256
 
 Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. `variables`: strings a template may ask for, such as `bos_token`."""
+    """A template, compiled when it is first used: text that is continued as it stands needs none.
 
-    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
-        self._template = _compile(source)
+    source: its text, or the file that holds it. variables: strings that a template may ask for, such as `bos_token`.
+    """
+
+    def __init__(self, source: str | Path, variables: Mapping[str, str] | None = None) -> None:
+        self._source = source
         self._variables = dict(variables or {})
+        self._compiled: Template | None = None
+
+    def check(self) -> None:
+        """Compile the template now; raises BundleError where it cannot be read or is not valid Jinja."""
+        self._template()
+
+    def _template(self) -> "Template":
+        if self._compiled is None:
+            self._compiled = _compile(_read(self._source) if isinstance(self._source, Path) else self._source)
+        return self._compiled
 
     @classmethod
     def open(cls, bundle: Bundle, text: Text) -> "ChatTemplate | None":
@@ -37,11 +52,7 @@ class ChatTemplate:
         tokens = bundle.manifest.tokens
         ids = {"bos_token": tokens.bos, "eos_token": tokens.stop[0] if tokens.stop else None, "pad_token": tokens.pad}
         spelled = {name: text.token_text(token) for name, token in ids.items()}
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
-        return cls(source, {name: word for name, word in spelled.items() if word})
+        return cls(path, {name: word for name, word in spelled.items() if word})
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.
@@ -50,18 +61,22 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError, TemplateRuntimeError
 
-        from megrez.runtime.sandbox import LimitedRange
+        from megrez.runtime.sandbox import LIMITS
+        from megrez.runtime.template_limits import Limits
 
-        plain = _plain(messages)
+        plain, template = _plain(messages), self._template()
+        limits = Limits([plain, self._variables])
+        variables = {
+            **self._variables,
+            "messages": plain,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "range": limits.range,
+            LIMITS: limits,
+        }
         try:
-            return self._template.render(
-                messages=plain,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                range=LimitedRange(),
-                **self._variables,
-            )
+            return template.render(variables)
         except TemplateRuntimeError as error:
             raise BundleError(f"the chat template failed ({error}): it may not suit these messages") from error
         except TemplateError as error:
@@ -86,6 +101,13 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
         raise UsageError(f"the messages are not JSON ({error}): use text, numbers, lists and dicts") from error
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): compile the bundle again") from error
+
+
 def _compile(source: str) -> "Template":
     from jinja2 import TemplateError
 
@@ -93,25 +115,15 @@ def _compile(source: str) -> "Template":
 
     environment = new_environment()
     environment.globals["strftime_now"] = _strftime_now
-    environment.filters["tojson"] = _tojson
     try:
         return environment.from_string(source)
-    except (TemplateError, RecursionError) as error:
+    except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
         raise BundleError(f"the chat template is not valid Jinja{where} ({error}): mend {FILE_NAME}") from error
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > _LONGEST_DATE:
+        raise ValueError(f"a date's format has {len(form)} characters, more than {_LONGEST_DATE}")
     return datetime.now().strftime(form)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which a model was never trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

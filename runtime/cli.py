@@ -10,6 +10,9 @@ VERBS = {
     "chat": Verb(target="megrez.runtime.commands.chat:chat_command", help="Hold a conversation."),
     "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
     "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
+    "doctor": Verb(
+        target="megrez.compile.commands.doctor:doctor_command", help="Show what this machine can compile for and run."
+    ),
     "eval": Verb(
         target="megrez.compile.commands.evaluate:eval_command",
         help="Measure a bundle's fidelity to its checkpoint.",

@@ -28,7 +28,8 @@ class OpenSession(Protocol):
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
     """Open the bundle with the engine its manifest names; BundleError where this version knows no such engine.
 
-    capacity: tokens that a slot holds, by default the bundle's context; UsageError for more than that.
+    slots: sequences held at once. capacity: tokens that each of them holds, by default the bundle's context.
+    UsageError for more of either than the bundle has.
     """
     engine = bundle.manifest.engine
     if engine not in MODULES:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from megrez.runtime.errors import BundleError
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
 CACHE_DTYPES = ("float32", "float16", "uint8")
 
@@ -97,7 +97,6 @@ class Calibration:
     sha256: of the tokens. seed: None where the text was read from its start.
     """
 
-    algorithm: str
     source: str
     sha256: str
     samples: int
@@ -106,15 +105,36 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How the weights are stored. A format is None where they are not quantised, but have the data type of the engine.
+
+    algorithm: "rtn", "gptq", "awq+gptq", … projections, sensitive: the decoder layers' matrices, and those of them that
+    lose most by it. inputs: of the projections, with one static scale per tensor. activations: of the whole graph,
+    where all of them are quantised. keeps_blocks: blocks of the checkpoint's own are carried over, code for code.
+    rotated: the residual stream was rotated first (QuaRot, Ashkboos et al., 2024).
+    """
+
+    algorithm: str
+    projections: str
+    sensitive: str | None
+    inputs: str | None
+    activations: str | None
+    embedding: str | None
+    lm_head: str | None
+    keeps_blocks: bool
+    rotated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """Where the bundle came from. `weights`: "checkpoint", or "dummy" for seeded random ones.
 
-    calibration: None where weights were rounded without a text.
+    quantization: None for weights that are not quantised. calibration: None where no text was needed for that.
     """
 
     source: str
     weights: str
-    quantization: str
+    quantization: Quantization | None
     calibration: Calibration | None
     tools: dict[str, str]
 

@@ -34,15 +34,26 @@ class Model:
     _is_closed: bool = field(default=False, init=False, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None, verify: bool = False) -> "Model":
-        """Open the bundle at `path`; raises BundleError, EngineError or MissingExtraError.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        verify: bool = False,
+        slots: int = 1,
+        capacity: int | None = None,
+    ) -> "Model":
+        """Open the bundle at `path`; raises BundleError, EngineError, MissingExtraError, or UsageError for more slots
+        or capacity than it has.
 
         threads: None takes one per physical core. verify: check every file's SHA-256, not only its size.
+        slots: sequences that its session holds at once, of which streams use the first. capacity: tokens that each of
+        them holds, by default the bundle's context.
         """
         bundle = open_bundle(path, verify=verify)
         text = Text.open(bundle)
         template = ChatTemplate.open(bundle, text)
-        session = open_session(bundle, threads=threads or default_threads())
+        session = open_session(bundle, threads=threads or default_threads(), slots=slots, capacity=capacity)
         return cls(bundle=bundle, session=session, text=text, template=template)
 
     @property

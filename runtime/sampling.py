@@ -1,10 +1,11 @@
 """From one row of logits to one token id; knows neither the model nor the text.
 
-Order and meaning follow transformers: repetition penalty, presence and frequency penalties (as OpenAI and vLLM define
-them), temperature, top-k, top-p, min-p.
+Order and meaning follow transformers: logit bias (first, as in vLLM), repetition penalty, presence and frequency
+penalties (as OpenAI and vLLM define them), temperature, top-k, top-p, min-p.
 """
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class SamplingParams:
     repetition_penalty: over prompt and output, 1 is off.
     presence_penalty, frequency_penalty: over the output only, 0 is off.
     seed: None draws differently each time; of several sequences, number i draws with seed + i.
+    logit_bias: token id to what is added to its logit before all else, -100 to 100, as OpenAI's.
     n: sequences to generate for each prompt. max_tokens: None goes on to the end of the context. min_tokens: before so
     many, no stop token is chosen. stop: strings that end the text and are left out of it. stop_token_ids: beside the
     model's own stop tokens, which ignore_eos turns off.
@@ -42,6 +44,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
     n: int = 1
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -58,6 +61,10 @@ class SamplingParams:
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
             "seed of 0 or more": self.seed is None or self.seed >= 0,
+            "logit_bias of token ids from 0 and values from -100 to 100": all(
+                token >= 0 and math.isfinite(value) and -100 <= value <= 100
+                for token, value in (self.logit_bias or {}).items()
+            ),
             "n of 1 or more": self.n >= 1,
             "max_tokens of 1 or more": self.max_tokens is None or self.max_tokens >= 1,
             "min_tokens from 0 to max_tokens": 0 <= self.min_tokens <= (self.max_tokens or self.min_tokens),
@@ -96,6 +103,13 @@ class Sampler:
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[np.asarray(prompt_ids, np.int64)] = True
         self._counts = np.zeros(vocab_size, np.int32)
+        bias = params.logit_bias or {}
+        if unknown := [token for token in bias if token >= vocab_size]:
+            raise UsageError(
+                f"logit_bias names token id {unknown[0]}, the vocabulary has {vocab_size}: give ids below that"
+            )
+        self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
     def next(self, logits: Scores, *, blocked: Collection[int] = ()) -> tuple[int, TokenLogprobs | None]:
         """The next token for `logits` [vocab_size], and its log-probabilities where they are asked for."""
@@ -108,6 +122,9 @@ class Sampler:
 
         Raises EngineError when they hold a NaN.
         """
+        if len(self._bias_ids):
+            logits = logits.copy()
+            logits[self._bias_ids] += self._bias
         scores = penalized(logits, self._params, seen=self._seen, counts=self._counts)
         if blocked:
             scores = scores.copy()

@@ -1,54 +1,185 @@
 """The Jinja environment in which a stranger's chat template may run; knows nothing of messages.
 
-Beyond Jinja's sandbox it bounds loops over ranges, products and powers, the plain ways to hang a process. A template
-that sets out to waste memory still can: nothing here replaces a limit on the process.
+Beyond Jinja's sandbox it bounds the time and the size of a rendering (runtime/template_limits.py), in its own thread
+and without signals: the parsed template is rewritten so that each loop, comparison and literal reports what it does,
+and calls, filters and operators are intercepted. Between two reports one operation of Python's runs, on values of a
+bounded size: a sort or a copy of a megabyte is the most that a template can add to the limits.
 """
 
-from collections.abc import Callable
+import inspect
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context, Undefined, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
-_MAX_ITEMS = 1_000_000
-_MAX_EXPONENT = 64
+from megrez.runtime.template_limits import Limits
 
-
-class LimitedRange:
-    """`range` for one rendering: all its ranges together, nested ones too, may count this far."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_ITEMS
-
-    def __call__(self, *bounds: int) -> range:
-        wanted = range(*bounds)
-        # len() itself overflows beyond 2**63.
-        if abs(wanted.stop - wanted.start) // abs(wanted.step) >= self._left:
-            raise SecurityError(f"it counts further than {_MAX_ITEMS} steps")
-        self._left -= len(wanted) + 1
-        return wanted
+# The variable of a rendering that holds its Limits, and filters of our own: names that no template can spell.
+LIMITS = "(limits)"
+_TICK, _MADE, _CONCAT = "(tick)", "(made)", "(concat)"
+# Slow beyond their input's size, and for web pages alone.
+_LEFT_OUT = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Repetitions and powers of a bounded size: `"a" * 10**9` is how a template would eat the memory."""
-        sequence, times = (right, left) if hasattr(right, "__len__") else (left, right)
-        if operator == "*" and hasattr(sequence, "__len__") and len(sequence) * times > _MAX_ITEMS:
-            raise SecurityError(f"it repeats a value to more than {_MAX_ITEMS} items")
-        if operator == "**" and right > _MAX_EXPONENT:
-            raise SecurityError(f"it computes a power above {_MAX_EXPONENT}")
-        return super().call_binop(context, operator, left, right)
+        limits = _limits(context)
+        limits.before_operator(operator, left, right)
+        return limits.made(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        limits = _limits(context)
+        args = _counted(getattr(function, "__name__", ""), args)
+        limits.before_call(function, args, kwargs)
+        return _bounded(limits, super().call(context, function, *args, **kwargs))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         # Jinja would render such an attribute as nothing, which hides the attempt.
         raise SecurityError(f"it asks for the internal attribute {attribute} of a {type(obj).__name__}")
+
+    def _generate(
+        self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
+    ) -> str:
+        return super()._generate(_Reporting().visit(source), name, filename, defer_init)
+
+
+class _Reporting(NodeTransformer):
+    """Rewrites a template to report what neither calls, filters nor operators do."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.body.insert(0, _tick_statement(node))
+        if node.test is not None:
+            node.test = nodes.And(_filter(nodes.Const(1), _TICK), node.test).set_lineno(node.lineno)
+        return node
+
+    def visit_Macro(self, node: nodes.Macro | nodes.CallBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, _tick_statement(node))
+        return node
+
+    visit_CallBlock = visit_Macro
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Block:
+        self.generic_visit(node)
+        node.body.insert(0, _tick_statement(node))
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _filter(node.expr, _TICK)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return _filter(node, _MADE)
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = _filter(node.arg, _TICK)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filter(nodes.Tuple(node.nodes, "load"), _CONCAT)
+
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filter(node, _MADE)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filter(node, _MADE) if node.ctx == "load" else node
+
+
+def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno)  # type: ignore[return-value]
+
+
+def _tick_statement(node: nodes.Node) -> nodes.Node:
+    """Reports one run of a body, which may print all of its plain text."""
+    text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+    return nodes.ExprStmt(_filter(nodes.Const(text), _TICK)).set_lineno(node.lineno)
+
+
+def _limits(context: Context) -> Limits:
+    found = context.parent[LIMITS]
+    assert isinstance(found, Limits)
+    return found
+
+
+@pass_context
+def _tick(context: Context, value: Any) -> Any:
+    _limits(context).tick(value if type(value) is int and value > 0 else 0)
+    return value
+
+
+@pass_context
+def _made(context: Context, value: Any) -> Any:
+    return _limits(context).made(value)
+
+
+@pass_context
+def _concat(context: Context, parts: tuple[Any, ...]) -> Any:
+    limits = _limits(context)
+    limits.expect(limits.weight(parts))
+    return limits.made((markup_join if context.eval_ctx.autoescape else str_join)(parts))
+
+
+@pass_context
+def _tojson(
+    context: Context,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter escapes <, > and & for HTML, which a model was never trained on."""
+    limits = _limits(context)
+    limits.expect(limits.weight(separators) + (indent if isinstance(indent, int) else limits.weight(indent)))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces = []
+    for piece in encoder.iterencode(value):
+        pieces.append(piece)
+        limits.tick(len(piece))
+    return limits.made("".join(pieces))
+
+
+def _limited(name: str, function: Any) -> Callable[..., Any]:
+    """The filter or test `function`, which may ask Jinja for its context, with its arguments and result measured."""
+    asks_for = getattr(function, "jinja_pass_arg", None)
+
+    @pass_context
+    def limited(context: Context, /, *args: Any, **kwargs: Any) -> Any:
+        limits = _limits(context)
+        args = _counted(name, args)
+        limits.before_filter(name, args, kwargs)
+        own = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
+        leading = () if asks_for is None else (own[asks_for.name],)
+        return _bounded(limits, function(*leading, *args, **kwargs))
+
+    return limited
+
+
+def _counted(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is joined must have a length: the separators between its items are text too."""
+    return (list(args[0]), *args[1:]) if name == "join" and args and isinstance(args[0], Iterator) else args
+
+
+def _bounded(limits: Limits, value: Any) -> Any:
+    return map(limits.made, value) if inspect.isgenerator(value) else limits.made(value)
 
 
 class _GuardedNamespace(Namespace):
@@ -58,6 +189,10 @@ class _GuardedNamespace(Namespace):
         if name.startswith("_"):
             raise SecurityError(f"it sets the underscored attribute {name}")
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        # What it holds may hold it in turn.
+        return "<namespace>"
 
 
 class _Generation(Extension):
@@ -73,7 +208,10 @@ class _Generation(Extension):
 
 def new_environment() -> ImmutableSandboxedEnvironment:
     """A sandbox with the syntax, names and white space that transformers gives to chat templates."""
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+    # Neither filters of constants nor printed ones may be computed as the template is compiled, outside its limits.
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], optimized=False, finalize=_made
+    )
     names: dict[str, Callable[..., Any]] = {
         "raise_exception": _raise_exception,
         "namespace": _namespace,
@@ -81,6 +219,11 @@ def new_environment() -> ImmutableSandboxedEnvironment:
     }
     environment.globals.update(names)
     del environment.globals["lipsum"]
+    for name in _LEFT_OUT:
+        del environment.filters[name]
+    for table in (environment.filters, environment.tests):
+        table.update({name: _limited(name, function) for name, function in table.items()})
+    environment.filters.update({_TICK: _tick, _MADE: _made, _CONCAT: _concat, "tojson": _tojson})
     return environment
 
 

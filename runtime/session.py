@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from megrez.runtime.batch import Batch, Lengths, Tokens, check_copy
 from megrez.runtime.errors import UsageError
 
-Tokens = NDArray[np.int64]
-Lengths = NDArray[np.int32]
+__all__ = ["FakeSession", "Lengths", "Logits", "Session", "Tokens", "choose_capacity", "choose_slots"]
+
 Logits = NDArray[np.float32]
 
 
 class Session(Protocol):
-    """A model with its KV cache: `slots` rows that each hold up to `capacity` tokens, in buffers that never move."""
+    """A model with its KV cache: `slots` sequences of up to `capacity` tokens each, in buffers that never move.
+
+    A slot holds the tokens that a step or a copy left in it, until the next one names it. What a slot holds beyond a
+    step's start is never read, and gone after the step: the slot then holds start + count tokens.
+    """
 
     @property
     def slots(self) -> int: ...
@@ -25,14 +30,35 @@ class Session(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
-        """Append T tokens to every slot and return logits for the positions asked for.
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
+        """Append new tokens to some of the slots and return logits for the tokens asked for.
 
-        tokens: [slots, T] ids; those of slot b are written to the cache at lengths[b] .. lengths[b] + T - 1.
-        lengths: [slots] tokens already in each slot; what lies beyond them in the cache is never read.
-        rows: [N] positions of tokens.reshape(-1) whose logits are wanted.
-        Returns [N, vocab_size], valid until the next step.
-        Raises UsageError when lengths + T exceeds the capacity, EngineError when the engine fails.
+        Prompts and decoding sequences may be mixed: the engine pads or splits the step. A slot that is not named is
+        left as it is, and costs nothing.
+
+        tokens: [N] ids, all of one sequence's, then the next one's; an array [S, T] is flattened.
+        starts: [S] tokens of each sequence that its slot holds already; the new ones are cached behind them.
+        logits_index: [W] which of the N tokens logits are wanted for, in any order; may be empty.
+        slots: [S] the distinct slots of the sequences, by default 0 .. S - 1.
+        counts: [S] new tokens of each sequence, 1 or more, by default N / S.
+        Returns [W, vocab_size], valid until the next step.
+        Raises UsageError before anything runs where these contradict each other or do not fit the slots (see
+        megrez.runtime.batch), EngineError when the engine fails.
+        """
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let slot `target` hold the first `length` tokens of slot `source`, which keeps its own.
+
+        Raises UsageError for a slot or a length that the session does not have, EngineError when the engine fails.
         """
         ...
 
@@ -51,14 +77,11 @@ def choose_capacity(asked: int | None, longest: int, bundle: Path) -> int:
     return longest if asked is None else asked
 
 
-def check_room(lengths: Lengths, width: int, capacity: int) -> None:
-    """Raise UsageError where `width` more tokens do not fit behind the longest of `lengths`."""
-    length = int(lengths.max())
-    if length + width > capacity:
-        raise UsageError(
-            f"{length} tokens are cached and {width} more were given, the context holds {capacity}: "
-            "shorten the prompt or compile with a larger --context"
-        )
+def choose_slots(asked: int) -> int:
+    """`asked`; UsageError where that is no slot at all."""
+    if asked < 1:
+        raise UsageError(f"{asked} sequences at once were asked for: ask for at least 1")
+    return asked
 
 
 class FakeSession:
@@ -68,14 +91,28 @@ class FakeSession:
         self.vocab_size, self.capacity, self.slots = vocab_size, capacity, slots
         self.cache = np.zeros((slots, capacity), np.int64)
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
-        check_room(lengths, tokens.shape[1], self.capacity)
-        logits = np.zeros((*tokens.shape, self.vocab_size), np.float32)
-        for slot, (row, start) in enumerate(zip(tokens, lengths, strict=True)):
-            self.cache[slot, start : start + len(row)] = row
-            for t in range(len(row)):
-                logits[slot, t, self.cache[slot, : start + t + 1].sum() % self.vocab_size] = 1.0
-        return logits.reshape(-1, self.vocab_size)[rows]
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=self.slots, capacity=self.capacity)
+        ends = batch.starts + batch.counts
+        for sequence, slot in enumerate(batch.slots):
+            self.cache[slot, batch.starts[sequence] : ends[sequence]] = batch.tokens_of(sequence)
+        logits = np.zeros((len(batch.logits_index), self.vocab_size), np.float32)
+        for row, (sequence, column) in enumerate(zip(batch.owners, batch.columns, strict=True)):
+            context = self.cache[batch.slots[sequence], : batch.starts[sequence] + column + 1]
+            logits[row, context.sum() % self.vocab_size] = 1.0
+        return logits
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        check_copy(source, target, length, most=self.slots, capacity=self.capacity)
+        self.cache[target, :length] = self.cache[source, :length]
 
     def close(self) -> None:
         self.cache = self.cache[:, :0]

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, each written once per run, and both command lines run in this process."""
+"""Tiny checkpoints, each written once per process, and both command lines run in this process."""
 
 import os
 import signal
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# For tiny models a second thread only spins. NumPy's BLAS and torch read these as they are imported, here and in what
+# the tests start.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
 Make = Callable[..., Path]
 # Run in the background, this process may have been told to ignore Ctrl-C, and those it starts would be too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,5 +1,6 @@
 """Tiny .gguf files of the checkpoints in tests/models.py, written by the gguf package; knows nothing of the product."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +12,7 @@ import safetensors.numpy
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYERS = 4  # as many as the tiny models have, at most
 
 
 def make_gguf(
@@ -47,7 +35,7 @@ def make_gguf(
     for key, value in fields.items():
         _add(writer, key, value)
     for name, values in safetensors.numpy.load_file(folder / "model.safetensors").items():
-        _add_tensor(writer, gguf_name(name), _interleave(name, values, config, family), kind)
+        _add_tensor(writer, gguf_name(name, family), _interleave(name, values, config, family), kind)
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -57,12 +45,17 @@ def make_gguf(
     return path
 
 
-def gguf_name(name: str) -> str:
-    stem, _, suffix = name.rpartition(".")
-    if not stem.startswith("model.layers."):
-        return f"{OTHER_NAMES[stem]}.{suffix}"
-    _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[part]}.{suffix}"
+def gguf_name(name: str, family: str = "llama") -> str:
+    """What a GGUF file of architecture `family` calls a tensor of Hugging Face's name."""
+    found = _name_map(family).get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found is not None, name
+    return found
+
+
+@functools.cache
+def _name_map(family: str) -> gguf.TensorNameMap:
+    architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(architectures[family], LAYERS)
 
 
 def _shape_fields(config: dict[str, Any], family: str) -> dict[str, Any]:

@@ -16,12 +16,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 def make_checkpoint(
@@ -47,8 +41,9 @@ def make_checkpoint(
 ) -> Path:
     """Write a seeded random model to `folder` and return it.
 
-    heads * head_dim differs from hidden on purpose. `rope` is transformers 5's rope_parameters; `biases` holds for
-    the families where biases are a choice (llama, qwen3); with `sliding_window`, qwen's layer 0 still sees all.
+    heads * head_dim differs from hidden on purpose. `rope` is transformers 5's rope_parameters; family: a model_type
+    of transformers. `biases` holds for the biases that its config gives a choice of; with `sliding_window`, layer 0 of
+    a family that has windows by layer (qwen2, qwen3) still sees all.
     """
     shape = {
         "num_hidden_layers": layers,
@@ -67,7 +62,6 @@ def make_checkpoint(
         "pad_token_id": 259,
     }
     config = transformers.AutoConfig.for_model(family, **shape, **_family_fields(family, biases, sliding_window))
-    config.architectures = [ARCHITECTURES[family]]
     model = transformers.AutoModelForCausalLM.from_config(config)
     _randomise(model, seed)
     model = model.to(getattr(torch, dtype))
@@ -80,15 +74,12 @@ def make_checkpoint(
 
 
 def _family_fields(family: str, biases: bool, sliding_window: int | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if family == "mistral":
-        fields["sliding_window"] = sliding_window
-    elif family in ("qwen2", "qwen3") and sliding_window is not None:
+    known = transformers.AutoConfig.for_model(family).to_dict()
+    fields: dict[str, Any] = {name: biases for name in known if name.endswith("_bias")}
+    if "use_sliding_window" not in known:
+        return {**fields, "sliding_window": sliding_window} if "sliding_window" in known else fields
+    if sliding_window is not None:
         fields |= {"use_sliding_window": True, "sliding_window": sliding_window, "max_window_layers": 1}
-    if family in ("llama", "qwen3"):
-        fields["attention_bias"] = biases
-    if family == "llama":
-        fields["mlp_bias"] = biases
     return fields
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from megrez.compile.bundle.writer import Content, describe, write_bundle
+from megrez.compile.bundle.describe import Content, describe
+from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.graph.dialects import lower
 from megrez.engines.onnx_files import write_onnx
@@ -35,7 +36,9 @@ def stage(
     model = canonical(checkpoint, context)
     lower(model, checkpoint, target, input_scale)
     content = Content(checkpoint=checkpoint, target=target, context=context, weights="checkpoint", record=None)
-    write_bundle(output, describe(content), checkpoint.text, lambda into: write_onnx(model, into))
+    with new_bundle(output) as new:
+        write_onnx(model, new.folder)
+        new.finish(describe(content), checkpoint.text, None)
     return ir.load(output / "model.onnx")
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megrez.compile.calibrate.prepare import CalibrationRequest
+from megrez.compile.backends.options import EngineOptions
+from megrez.compile.calibrate.request import CalibrationRequest
 from megrez.compile.calibrate.text import TextRequest
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.commands.console_report import ConsoleReport
-from megrez.compile.commands.engine_options import EngineOptions
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged
 from megrez.engines.targets import find_target

@@ -1,4 +1,4 @@
-"""The numbers that quantised values are rounded to, in units of their scale; knows no scale and no codes."""
+"""Data types that values are quantised to, in units of their scale; knows no scale and no matrix."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 
-class NumberFormat(Protocol):
-    """Numbers that lie symmetrically about zero. A value x is stored as round(x / scale), scale = amax / largest."""
+class DataType(Protocol):
+    """Values that lie symmetrically about zero. x is quantised to round(x / scale), with scale = amax / largest."""
 
     @property
     def largest(self) -> float: ...
 
     def round(self, x: Float32) -> Float32:
-        """The nearest number to each value, of two as near the even one; beyond the largest, the largest."""
+        """The value nearest to each of x, ties to even; beyond the largest, the largest. float32, x's shape."""
         ...
 
 
@@ -37,8 +37,8 @@ class Integer:
 
 
 @dataclass(frozen=True, slots=True)
-class Float8:
-    """E4M3FN: 4 bits of exponent, 3 of mantissa, no infinities.
+class E4M3:
+    """FP8 with 4 bits of exponent, 3 of mantissa and no infinities (E4M3FN).
 
     Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), section 3.
     """
@@ -51,20 +51,20 @@ class Float8:
         return self.decode(self.encode(x))
 
     def encode(self, x: Float32) -> NDArray[np.uint8]:
-        """The bit patterns of the numbers that `round` gives."""
+        """The bit patterns of what `round` gives."""
         # The cast makes NaN of what it cannot hold.
         top = np.float32(self.largest)
         return np.clip(x, -top, top).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
     def decode(self, codes: NDArray[np.uint8]) -> Float32:
-        """The numbers of bit patterns."""
-        numbers: Float32 = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        return numbers
+        """The values of bit patterns."""
+        values: Float32 = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
-class Float4:
-    """E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
+class E2M1:
+    """FP4: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
 
     Rouhani et al., Microscaling Data Formats for Deep Learning (arXiv 2310.10537), section 3.
     """
@@ -77,41 +77,42 @@ class Float4:
         return self.decode(self.encode(x))
 
     def encode(self, x: Float32) -> NDArray[np.uint8]:
-        """The bit patterns of the numbers that `round` gives, each in the low half of a byte."""
+        """The bit patterns of what `round` gives, each in the low half of a byte."""
         return x.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
 
     def decode(self, codes: NDArray[np.uint8]) -> Float32:
-        """The numbers of bit patterns."""
-        numbers: Float32 = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
-        return numbers
+        """The values of bit patterns."""
+        values: Float32 = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+        return values
 
 
-# Floating-point formats by their bits.
-FLOATS: dict[int, Float8 | Float4] = {4: Float4(), 8: Float8()}
-# Neighbours in a row that share a scale in NVFP4.
+# Floating-point types by their bits.
+FLOAT_TYPES: dict[int, E2M1 | E4M3] = {4: E2M1(), 8: E4M3()}
+# Neighbouring values, along the input channels, that share a scale in NVFP4.
 NVFP4_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class BlockFloat4:
-    """NVFP4: E2M1 numbers, each 16 in a row times an E4M3 scale of their own, found when they are rounded.
+class NVFP4:
+    """E2M1 values with an E4M3 scale for each block of 16, chosen when they are quantised (dynamic quantisation).
 
     The largest is 6 * 448. Source: NVIDIA, TensorRT's documentation of dynamic double quantisation.
     """
 
     @property
     def largest(self) -> float:
-        return FLOATS[4].largest * FLOATS[8].largest
+        return FLOAT_TYPES[4].largest * FLOAT_TYPES[8].largest
 
     def round(self, x: Float32) -> Float32:
         """x [..., K], K a multiple of 16."""
         blocks = x.reshape(*x.shape[:-1], -1, NVFP4_BLOCK)
-        scales = FLOATS[8].round(np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(FLOATS[4].largest))
-        steps = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)
-        return (FLOATS[4].round(steps) * scales).reshape(x.shape)
+        largest = np.abs(blocks).max(axis=-1, keepdims=True)
+        scales = FLOAT_TYPES[8].round(largest / np.float32(FLOAT_TYPES[4].largest))
+        quotients = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)
+        return (FLOAT_TYPES[4].round(quotients) * scales).reshape(x.shape)
 
 
-def block_unit(largest_scale: float) -> np.float32:
-    """What NVFP4 scales of blocks are E4M3 multiples of: a power of two, so that both are exact in any float."""
-    exponent = np.ceil(np.log2(largest_scale / FLOATS[8].largest)) if largest_scale > 0 else 0.0
+def tensor_scale(largest_scale: float) -> np.float32:
+    """NVFP4's scale of a whole matrix, whose blocks' scales are E4M3 values times it: a power of two, so exact."""
+    exponent = np.ceil(np.log2(largest_scale / FLOAT_TYPES[8].largest)) if largest_scale > 0 else 0.0
     return np.float32(2.0**exponent)

@@ -4,50 +4,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
-# A row's range begins here, where the factor from a value to its bin is still a float32 for any number of bins used.
+# The first range's end, where the factor from a value to its bin is still a float32 for any number of bins used.
 SMALLEST_EXPONENT = -100
 
 
 class MagnitudeHistogram:
-    """One histogram per row, with `bins` equal bins from zero to the first power of two above the row's largest.
+    """`bins` equal bins from zero to the first power of two above the largest magnitude.
 
-    A range grows by doubling, and pairs of neighbouring bins merge. Ranges and the number of bins are powers of two:
-    a value's bin is computed without rounding, so the counts do not depend on the order or the pieces data came in.
+    The range grows by doubling, and pairs of neighbouring bins merge. Range and number of bins are powers of two: a
+    value's bin is computed without rounding, so the counts do not depend on the order or the pieces data came in.
 
-    counts: int64 [rows, bins]. largest: float32 [rows], exact.
+    counts: int64 [bins]. largest: float32, exact.
     """
 
-    def __init__(self, rows: int, bins: int) -> None:
+    def __init__(self, bins: int) -> None:
         assert bins >= 2 and bins & (bins - 1) == 0, "bins must be a power of two"
-        self.counts = np.zeros((rows, bins), np.int64)
-        self.largest = np.zeros(rows, np.float32)
-        self._exponents = np.full(rows, SMALLEST_EXPONENT)
+        self.counts = np.zeros(bins, np.int64)
+        self.largest = np.float32(0)
+        self._exponent = SMALLEST_EXPONENT
 
     def add(self, magnitudes: Float32) -> None:
-        """Count finite values >= 0, [N, rows]."""
-        rows, bins = self.counts.shape
-        np.maximum(self.largest, magnitudes.max(axis=0, initial=0), out=self.largest)
+        """Count finite values >= 0, [N]."""
+        self.largest = np.maximum(self.largest, magnitudes.max(initial=0))
         self._grow()
-        factors = np.ldexp(np.float32(1), bins.bit_length() - 1 - self._exponents).astype(np.float32)
-        at = (magnitudes * factors).astype(np.intp)
-        at += np.arange(rows) * bins
-        np.add.at(self.counts.reshape(-1), at.reshape(-1), 1)
+        bins = len(self.counts)
+        factor = np.float32(np.ldexp(1.0, bins.bit_length() - 1 - self._exponent))
+        self.counts += np.bincount((magnitudes * factor).astype(np.intp), minlength=bins)
 
-    def widths(self) -> Float64:
-        """The width of each row's bins, [rows]; bin i holds values from i * width up to, not including, its end."""
-        ranges: Float64 = np.ldexp(1.0, self._exponents)
-        return ranges / self.counts.shape[1]
+    def width(self) -> float:
+        """Bin i holds values from i * width up to, not including, (i + 1) * width."""
+        return float(np.ldexp(1.0, self._exponent)) / len(self.counts)
 
     def _grow(self) -> None:
-        """Widen the ranges that the largest magnitudes have left."""
-        needed = np.where(self.largest > 0, np.frexp(self.largest)[1], SMALLEST_EXPONENT)
-        doublings = np.maximum(needed - self._exponents, 0)
-        bins = self.counts.shape[1]
-        for times in np.unique(doublings[doublings > 0]):
-            grown = np.flatnonzero(doublings == times)
-            merged = self.counts[grown].reshape(len(grown), -1, min(1 << int(times), bins)).sum(axis=-1)
-            self.counts[grown] = 0
-            self.counts[grown, : merged.shape[1]] = merged
-        self._exponents += doublings
+        """Widen the range until it holds the largest magnitude."""
+        needed = int(np.frexp(self.largest)[1]) if self.largest > 0 else SMALLEST_EXPONENT
+        doublings = max(needed - self._exponent, 0)
+        if doublings:
+            bins = len(self.counts)
+            merged = self.counts.reshape(-1, min(1 << doublings, bins)).sum(axis=-1)
+            self.counts = np.concatenate([merged, np.zeros(bins - len(merged), np.int64)])
+        self._exponent += doublings

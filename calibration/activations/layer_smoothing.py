@@ -1,15 +1,15 @@
-"""Smooth all of a layer: factors for every input, folded into what makes the input, at no cost to the graph.
+"""Smooth all of a layer: factors for every input, folded into the layer before it, at no cost to the graph.
 
-The norms make what q, k, v, gate and up read; v makes what o reads, through an attention that mixes tokens and not
-channels; up makes what down reads, as a factor.
+The norms precede q, k, v, gate and up; v precedes o, through an attention that mixes tokens and not channels; up
+precedes down, as a factor. Knows no search: see smoothing.py.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.smoothing import Setting, search_smoothing
+from megrez.calibration.activations.smoothing import SmoothingSearch, search_smoothing
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.reference.decoder import NORMS, POINTS, DecoderShape
+from megrez.calibration.reference.decoder import GROUPS, NORMS, DecoderShape
 
 Float32 = NDArray[np.float32]
 PRODUCERS = NORMS | {"o": "self_attn.v_proj", "down": "mlp.up_proj"}
@@ -22,47 +22,47 @@ def smooth_layer(
     recipe: Recipe,
     inputs: dict[str, Float32],
 ) -> tuple[dict[str, Float32], dict[str, float | None]]:
-    """The smoothed layer, equal to `layer` until it is rounded, and each point's exponent.
+    """The smoothed layer, equal to `layer` until it is quantised, and each projection group's exponent.
 
-    inputs: what each point reads on the calibration text, [tokens, K]; afterwards, what it reads in the smoothed layer.
-    Tensors that did not change are the same objects. A point stays as it is unless all its projections are rounded.
+    inputs: of each group on the calibration data, [tokens, K]; afterwards, those in the smoothed layer.
+    Tensors that did not change are the same objects. A group is smoothed only if all its projections are quantised.
     """
-    smooth, exponents = dict(layer), dict[str, float | None]()
+    smoothed, exponents = dict(layer), dict[str, float | None]()
     if recipe.smoothing is None:
-        return smooth, exponents
-    for point in ("qkv", "gate_up", "o", "down"):
-        forms = [recipe.form(f"{prefix}{name}.weight") for name in POINTS[point]]
-        if forms[0] is None or None in forms:
+        return smoothed, exponents
+    for group in ("qkv", "gate_up", "o", "down"):
+        formats = [recipe.weight_format(f"{prefix}{name}.weight") for name in GROUPS[group]]
+        if formats[0] is None or None in formats:
             continue
-        setting = Setting(
+        search = SmoothingSearch(
             method=recipe.smoothing,
-            form=forms[0],
-            inputs=recipe.inputs,
-            shared=_value_channels(shape) if point == "o" else None,
+            weight_format=formats[0],
+            input_type=recipe.input_type,
+            shared=_value_channels(shape) if group == "o" else None,
         )
-        weight = np.concatenate([smooth[f"{name}.weight"] for name in POINTS[point]])
-        found = search_smoothing(inputs[point], weight, setting)
-        exponents[point] = found.exponent
+        weight = np.concatenate([smoothed[f"{name}.weight"] for name in GROUPS[group]])
+        found = search_smoothing(inputs[group], weight, search)
+        exponents[group] = found.exponent
         if found.exponent is not None:
-            _fold(smooth, point, found.factors, shape)
-            inputs[point] = inputs[point] / found.factors
-    return smooth, exponents
+            _fold(smoothed, group, found.factors, shape)
+            inputs[group] = inputs[group] / found.factors
+    return smoothed, exponents
 
 
-def _fold(layer: dict[str, Float32], point: str, factors: Float32, shape: DecoderShape) -> None:
-    for name in POINTS[point]:
+def _fold(layer: dict[str, Float32], group: str, factors: Float32, shape: DecoderShape) -> None:
+    for name in GROUPS[group]:
         layer[f"{name}.weight"] = layer[f"{name}.weight"] * factors
-    if point == "o":
+    if group == "o":
         per_value = np.empty(shape.kv_heads * shape.head_dim, np.float32)
         per_value[_value_channels(shape)] = factors
         factors = per_value
     for kind in ("weight", "bias"):
-        name = f"{PRODUCERS[point]}.{kind}"
+        name = f"{PRODUCERS[group]}.{kind}"
         if name in layer:
             layer[name] = layer[name] / (factors[:, None] if layer[name].ndim == 2 else factors)
 
 
 def _value_channels(shape: DecoderShape) -> NDArray[np.int64]:
-    """Which channel of v [g d] makes each channel of o's input [h d]."""
+    """Which channel of v [g d] each channel of o's input [h d] comes from."""
     channels = np.arange(shape.kv_heads * shape.head_dim).reshape(shape.kv_heads, 1, shape.head_dim)
     return np.repeat(channels, shape.heads // shape.kv_heads, axis=1).reshape(-1)

@@ -1,8 +1,8 @@
-"""Moving what is hard to round from activations into weights, or back, channel by channel, before either is rounded.
+"""Per-channel factors moved from activations into weights, or back, before either is quantised; knows no layer.
 
-(x / s) @ (w * s)^T is x @ w^T for any s [K] > 0; what makes x can divide by s at no cost. Sources: Xiao et al.,
-SmoothQuant (2023): s = max|x|^a / max|w|^(1 - a); Lin et al., AWQ (2024): s = mean|x|^a. The exponent a is searched,
-and not smoothing at all is among the candidates.
+(x / s) @ (w * s)^T is x @ w^T for any s [K] > 0; the layer before can divide by s at no cost. Sources: Xiao et al.,
+SmoothQuant (arXiv 2211.10438): s = max|x|^a / max|w|^(1 - a); Lin et al., AWQ (arXiv 2306.00978): s = mean|x|^a. The
+exponent a is searched, and no smoothing is among the candidates.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.inputs import choose_scale, round_to, search_rows
-from megrez.calibration.weights.grids import fit_grid
+from megrez.calibration.activations.inputs import choose_scale, fake_quantize, search_tokens
+from megrez.calibration.weights.nearest import quantize_nearest
+from megrez.calibration.weights.ranges import AbsMax, WeightedSearch
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
@@ -20,9 +21,9 @@ EXPONENTS = {
     "awq": tuple(step / 10 for step in range(1, 11)),
 }
 # Rows of weights on which exponents are compared.
-ROWS = 1024
-# Of every so many inputs one helps to choose the scale for a candidate; all are rounded with it.
-SCALE_STEP = 4
+SEARCH_ROWS = 1024
+# One in so many tokens helps to choose the input scale for a candidate; all are quantised with it.
+SCALE_STRIDE = 4
 SMALLEST = np.float32(1e-6)
 
 
@@ -35,45 +36,46 @@ class Smoothing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Under what rounding candidates are compared. method: a key of EXPONENTS. inputs: as in choose_scale, or None.
+class SmoothingSearch:
+    """The quantisation that candidates are compared under. method: a key of EXPONENTS.
 
-    shared: columns that must have one factor, int [K], the group of each; None where each has its own.
+    input_type: as in choose_scale, or None for float32. shared: channels that must have one factor, int [K], the group
+    of each; None where each has its own.
     """
 
     method: str
-    form: WeightFormat
-    inputs: str | None
+    weight_format: WeightFormat
+    input_type: str | None
     shared: NDArray[np.int64] | None = None
 
 
-def search_smoothing(x: Float32, weight: Float32, setting: Setting) -> Smoothing:
+def search_smoothing(x: Float32, weight: Float32, search: SmoothingSearch) -> Smoothing:
     """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T.
 
-    All of x says how large its channels are; errors are compared on some of it.
+    Channel magnitudes are of all of x; errors are compared on some of it.
     """
-    loud, heavy = _channels(x, weight, setting)
-    x = search_rows(x)
-    rows = weight[:: -(-len(weight) // ROWS)]
-    exact = x @ rows.T
+    input_size, weight_size = _channel_sizes(x, weight, search)
+    x = search_tokens(x)
+    rows = weight[:: -(-len(weight) // SEARCH_ROWS)]
+    expected = x @ rows.T
     best = Smoothing(factors=np.ones(x.shape[1], np.float32), exponent=None)
-    least = _error(x, rows, exact, best.factors, setting)
-    for exponent in EXPONENTS[setting.method]:
-        factors = _factors(loud, heavy, exponent, setting.method)
-        error = _error(x, rows, exact, factors, setting)
+    least = _error(x, rows, expected, best.factors, search)
+    for exponent in EXPONENTS[search.method]:
+        factors = _factors(input_size, weight_size, exponent, search.method)
+        error = _error(x, rows, expected, factors, search)
         if error < least:
             best, least = Smoothing(factors=factors, exponent=exponent), error
     return best
 
 
-def _channels(x: Float32, weight: Float32, setting: Setting) -> tuple[Float32, Float32]:
-    """How large each input and the weights it meets are, [K] each."""
+def _channel_sizes(x: Float32, weight: Float32, search: SmoothingSearch) -> tuple[Float32, Float32]:
+    """The mean (AWQ) or largest magnitude of each input channel, and the largest of its weights, [K] each."""
     magnitudes = np.abs(x)
-    loud = magnitudes.mean(axis=0) if setting.method == "awq" else magnitudes.max(axis=0)
-    heavy = np.abs(weight).max(axis=0)
-    if setting.shared is not None:
-        loud, heavy = _largest_of_group(loud, setting.shared), _largest_of_group(heavy, setting.shared)
-    return np.maximum(loud, SMALLEST), np.maximum(heavy, SMALLEST)
+    input_size = magnitudes.mean(axis=0) if search.method == "awq" else magnitudes.max(axis=0)
+    weight_size = np.abs(weight).max(axis=0)
+    if search.shared is not None:
+        input_size, weight_size = (_largest_of_group(size, search.shared) for size in (input_size, weight_size))
+    return np.maximum(input_size, SMALLEST), np.maximum(weight_size, SMALLEST)
 
 
 def _largest_of_group(values: Float32, groups: NDArray[np.int64]) -> Float32:
@@ -82,19 +84,20 @@ def _largest_of_group(values: Float32, groups: NDArray[np.int64]) -> Float32:
     return largest[groups]
 
 
-def _factors(loud: Float32, heavy: Float32, exponent: float, method: str) -> Float32:
-    power = np.log(loud) * exponent
+def _factors(input_size: Float32, weight_size: Float32, exponent: float, method: str) -> Float32:
+    power = np.log(input_size) * exponent
     if method == "smoothquant":
-        power -= np.log(heavy) * (1 - exponent)
+        power -= np.log(weight_size) * (1 - exponent)
     power -= power.mean()  # only ratios matter
     return np.exp(np.clip(power, -9, 9)).astype(np.float32)
 
 
-def _error(x: Float32, rows: Float32, exact: Float32, factors: Float32, setting: Setting) -> float:
-    smooth, scaled = x / factors, rows * factors
-    importance = None if setting.form.block is None else np.square(smooth).mean(axis=0)
-    rounded = fit_grid(scaled, setting.form, importance).dequantize()
-    if setting.inputs is not None:
-        scale = choose_scale(smooth[::SCALE_STEP], np.square(rounded).sum(axis=0), setting.inputs)
-        smooth = round_to(smooth, scale, setting.inputs)
-    return float(np.square(smooth @ rounded.T - exact).sum(dtype=np.float64))
+def _error(x: Float32, rows: Float32, expected: Float32, factors: Float32, search: SmoothingSearch) -> float:
+    smoothed, scaled = x / factors, rows * factors
+    per_channel = search.weight_format.block is None
+    policy = AbsMax() if per_channel else WeightedSearch(np.square(smoothed).mean(axis=0))
+    dequantized = quantize_nearest(scaled, search.weight_format, policy).dequantize()
+    if search.input_type is not None:
+        scale = choose_scale(smoothed[::SCALE_STRIDE], np.square(dequantized).sum(axis=0), search.input_type)
+        smoothed = fake_quantize(smoothed, scale, search.input_type)
+    return float(np.square(smoothed @ dequantized.T - expected).sum(dtype=np.float64))

@@ -1,7 +1,7 @@
 """One decoder layer in numpy, float32, cut at the inputs of its projections; knows no checkpoint and no graph.
 
 Calibration needs a layer's activations and nothing of the rest of the model, so this is the forward pass of a layer
-over whole samples from an empty cache. Shapes in comments: S samples, T tokens, H hidden, h heads, g KV heads,
+over whole samples, without a cache. Shapes in comments: S samples, T tokens, H hidden, h heads, g KV heads,
 d head_dim, I intermediate.
 """
 
@@ -14,24 +14,23 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 # A layer's tensors under their Hugging Face names less the prefix: "self_attn.q_proj.weight".
 Layer = Mapping[str, Float32]
-# (point, its input [tokens, in_features]) -> its output [tokens, out_features], biases included.
+# (projection group, its input [tokens, in_features]) -> its output [tokens, out_features], biases included.
 Linear = Callable[[str, Float32], Float32]
-# Told of what the caches get: "key" or "value", [tokens of every KV head, head_dim].
-Watch = Callable[[str, Float32], None]
-# The points of a layer where projections read one input, in the order a forward pass meets them.
-POINTS = {
+# Projection groups: the projections of a layer that read one input, in the order of a forward pass.
+GROUPS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-# The norms that make what a point reads.
+# The norms before groups. The LM head is a group of its own, of no layer.
 NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
+LM_HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
-    """What a layer's forward pass needs beside weights. cos, sin: float32 [positions, head_dim / 2]."""
+    """What a layer's forward pass needs besides weights. cos, sin: float32 [positions, head_dim / 2]."""
 
     heads: int
     kv_heads: int
@@ -46,17 +45,15 @@ class DecoderShape:
         return self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
 
 
-def forward(
-    x: Float32, layer: Layer, shape: DecoderShape, window: int | None, linear: Linear, watch: Watch = lambda *_: None
-) -> Float32:
-    """The layer's output for hidden states x [S, T, H]; `linear` is asked for every projection, see POINTS."""
+def forward(x: Float32, layer: Layer, shape: DecoderShape, window: int | None, linear: Linear) -> Float32:
+    """The layer's output for hidden states x [S, T, H]; `linear` computes every projection group of GROUPS."""
     samples, length, hidden = x.shape
     flat = x.reshape(-1, hidden)
     qkv = linear("qkv", rms_norm(flat, layer["input_layernorm.weight"], shape.rms_norm_eps))
     heads = np.empty((len(flat), shape.heads * shape.head_dim), np.float32)
     for start in range(0, len(flat), length):
         part = slice(start, start + length)
-        heads[part] = attention(qkv[part], layer, shape, window, watch)
+        heads[part] = attention(qkv[part], layer, shape, window)
     del qkv
     middle = flat + linear("o", heads)
     del heads
@@ -68,8 +65,8 @@ def forward(
 def linear_of(layer: Layer) -> Linear:
     """The projections in float32."""
 
-    def linear(point: str, x: Float32) -> Float32:
-        return np.concatenate([project(x, layer, name) for name in POINTS[point]], axis=1)
+    def linear(group: str, x: Float32) -> Float32:
+        return np.concatenate([project(x, layer, name) for name in GROUPS[group]], axis=1)
 
     return linear
 
@@ -82,15 +79,13 @@ def project(x: Float32, layer: Layer, name: str) -> Float32:
 
 
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
-    """Over the last axis; source: Zhang and Sennrich, Root Mean Square Layer Normalization."""
+    """Over the last axis; source: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467)."""
     mean_square = np.einsum("...h,...h->...", x, x) / np.float32(x.shape[-1])
     y: Float32 = x * (np.float32(1) / np.sqrt(mean_square + np.float32(eps)))[..., None] * weight
     return y
 
 
-def attention(
-    qkv: Float32, layer: Layer, shape: DecoderShape, window: int | None, watch: Watch = lambda *_: None
-) -> Float32:
+def attention(qkv: Float32, layer: Layer, shape: DecoderShape, window: int | None) -> Float32:
     """Causal grouped-query attention of one sample: [T, (h + 2g) d] -> [T, h d]."""
     length, group = len(qkv), shape.heads // shape.kv_heads
     q, k, v = (
@@ -100,14 +95,12 @@ def attention(
     if "self_attn.q_norm.weight" in layer:
         q = rms_norm(q, layer["self_attn.q_norm.weight"], shape.rms_norm_eps)
         k = rms_norm(k, layer["self_attn.k_norm.weight"], shape.rms_norm_eps)
-    q, k = rotate(q, shape) * np.float32(shape.head_dim**-0.5), rotate(k, shape)
-    watch("key", k.reshape(-1, shape.head_dim))
-    watch("value", v.reshape(-1, shape.head_dim))
-    hidden = _hidden(length, window)
+    q, k = apply_rope(q, shape) * np.float32(shape.head_dim**-0.5), apply_rope(k, shape)
+    masked = _masked(length, window)
     y = np.empty((length, shape.heads, shape.head_dim), np.float32)
     for head in range(shape.heads):
         scores = q[head] @ k[head // group].T
-        scores[hidden] = -np.inf
+        scores[masked] = -np.inf
         scores -= scores.max(axis=1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=1, keepdims=True)
@@ -115,8 +108,11 @@ def attention(
     return y.reshape(length, -1)
 
 
-def rotate(x: Float32, shape: DecoderShape) -> Float32:
-    """Rotary embedding of [h, T, d] at positions 0 .. T - 1, halves rotated as Llama does."""
+def apply_rope(x: Float32, shape: DecoderShape) -> Float32:
+    """Rotary position embedding of [h, T, d] at positions 0 .. T - 1, channel i paired with i + d / 2 as in Llama.
+
+    Source: Su et al., RoFormer (arXiv 2104.09864).
+    """
     half, length = shape.head_dim // 2, x.shape[1]
     cos, sin = shape.cos[:length], shape.sin[:length]
     first, second = x[..., :half], x[..., half:]
@@ -134,8 +130,8 @@ def swiglu(gate_up: Float32) -> Float32:
     return y
 
 
-def _hidden(length: int, window: int | None) -> NDArray[np.bool_]:
-    """[T, T]: which keys a query may not see."""
+def _masked(length: int, window: int | None) -> NDArray[np.bool_]:
+    """[T, T]: which keys a query must not attend to."""
     position = np.arange(length)
     distance = position[:, None] - position[None]
     return distance < 0 if window is None else (distance < 0) | (distance >= window)

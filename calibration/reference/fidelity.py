@@ -1,4 +1,4 @@
-"""How far a session's next-token distributions are from a reference's on the same text; knows no file."""
+"""The distance of a session's next-token distributions from a reference's on the same text; knows no file."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from megrez.runtime.manifest import Fidelity
 from megrez.runtime.session import Session
 
 Float64 = NDArray[np.float64]
-# At vocabulary 122880, 32 positions of two models take 63 MB in float64: logits are compared and dropped.
-CHUNK = 32
+# Positions compared at a time: at vocabulary 122880, 32 of two models take 63 MB in float64.
+STEP_POSITIONS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ def measure_fidelity(
     window: int = 512,
     progress: Callable[[int], None] = lambda positions: None,
 ) -> Fidelity:
-    """Compare at every one of `tokens` [N], cut into windows that are each read from an empty cache.
+    """Compare at every one of `tokens` [N], in windows of so many tokens that each start with an empty cache.
 
-    A window's last position predicts nothing known, so it counts for KL and agreement and not for perplexity.
-    Both sessions have one slot. `progress` is told of positions as they are done.
+    The next token of a window's last position is unknown to it, so it counts for KL and agreement, not for perplexity.
+    Both sessions have one slot. `progress` is called with how many more positions are done. KL is in nats.
     """
     parts: list[_Position] = []
     for start in range(0, len(tokens), window):
@@ -54,11 +54,11 @@ def measure_fidelity(
 
 
 def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int64]) -> Iterator[_Position]:
-    for start in range(0, len(tokens), CHUNK):
-        chunk = tokens[None, start : start + CHUNK]
+    for start in range(0, len(tokens), STEP_POSITIONS):
+        chunk = tokens[None, start : start + STEP_POSITIONS]
         lengths, rows = np.array([start], np.int32), np.arange(chunk.shape[1])
         model, truth = (log_softmax(one.step(chunk, lengths, rows)) for one in (session, reference))
-        targets = tokens[start + 1 : start + 1 + CHUNK]
+        targets = tokens[start + 1 : start + 1 + STEP_POSITIONS]
         known = np.arange(len(targets))
         yield _Position(
             kl=(np.exp(truth) * (truth - model)).sum(axis=-1),

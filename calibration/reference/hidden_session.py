@@ -1,15 +1,17 @@
-"""Hidden states that were walked before, in the place of a session: fidelity needs no second model in memory."""
+"""A session that reads hidden states computed before: fidelity needs no second model in memory; knows no layer."""
 
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from megrez.runtime.batch import Batch, check_copy
 
 Float32 = NDArray[np.float32]
 
 
 class HiddenSession:
-    """A Session of one slot that answers for the tokens its hidden states [N, H] belong to, asked in their order."""
+    """A Session of one slot that returns the logits of hidden states [N, H], for their own tokens in their order."""
 
     slots = 1
 
@@ -17,12 +19,24 @@ class HiddenSession:
         self.capacity, self.vocab_size = window, vocab_size
         self._hidden, self._head, self._window, self._start = hidden, head, window, -window
 
-    def step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], rows: NDArray[np.int64]) -> Float32:
-        """See megrez.runtime.session.Session; an empty cache is taken for the next window."""
-        if lengths[0] == 0:
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Float32:
+        """See megrez.runtime.session.Session; an empty cache starts the next window."""
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        if batch.starts[0] == 0:
             self._start += self._window
-        at = self._start + int(lengths[0])
-        return self._head(self._hidden[at : at + tokens.shape[1]][rows])
+        return self._head(self._hidden[self._start + int(batch.starts[0]) + batch.logits_index])
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See megrez.runtime.session.Session. There is no other slot to copy to."""
+        check_copy(source, target, length, most=1, capacity=self.capacity)
 
     def close(self) -> None:
-        """Nothing is held but arrays of others."""
+        """It holds no resource."""

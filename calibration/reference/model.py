@@ -1,4 +1,4 @@
-"""A model as calibration sees it: tensors by name, read when they are needed; knows no file format."""
+"""A model as calibration reads it: tensors by name, read when they are needed; knows no file format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from megrez.calibration.reference.decoder import DecoderShape, rms_norm
 
 Float32 = NDArray[np.float32]
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+EMBEDDING_WEIGHT = "model.embed_tokens.weight"
+FINAL_NORM_WEIGHT = "model.norm.weight"
+LM_HEAD_WEIGHT = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +28,9 @@ class Model:
         return len(self.windows)
 
     @property
-    def head_name(self) -> str:
-        """The embedding's where the two are tied."""
-        return HEAD if HEAD in self.names else EMBEDDING
+    def lm_head_weight(self) -> str:
+        """The name of its tensor: the embedding's where the two are tied."""
+        return LM_HEAD_WEIGHT if LM_HEAD_WEIGHT in self.names else EMBEDDING_WEIGHT
 
     def prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
@@ -40,22 +42,23 @@ class Model:
 
     def embed(self, tokens: NDArray[np.int64]) -> Float32:
         """Hidden states before the first layer: [*tokens.shape, H]."""
-        return self.read(EMBEDDING)[tokens]
+        return self.read(EMBEDDING_WEIGHT)[tokens]
 
-    def head(self) -> "Head":
-        return Head(norm=self.read(FINAL_NORM), weight=self.read(self.head_name), eps=self.shape.rms_norm_eps)
+    def lm_head(self) -> "LMHead":
+        norm, weight = self.read(FINAL_NORM_WEIGHT), self.read(self.lm_head_weight)
+        return LMHead(norm=norm, weight=weight, eps=self.shape.rms_norm_eps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """The final norm [H] and lm_head [vocab_size, H]."""
+class LMHead:
+    """The final norm [H] and the projection to the vocabulary [vocab_size, H]."""
 
     norm: Float32
     weight: Float32
     eps: float
 
     def inputs(self, hidden: Float32) -> Float32:
-        """What the lm_head reads: [N, H]."""
+        """The projection's input, [N, H]."""
         return rms_norm(hidden, self.norm, self.eps)
 
     def __call__(self, hidden: Float32) -> Float32:

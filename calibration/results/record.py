@@ -1,6 +1,6 @@
-"""What calibration leaves on disk: a readable JSON of scales, and beside it the rounded matrices, a file a layer.
+"""What calibration writes: a readable JSON of scales, and beside it the quantised matrices, a file for each layer.
 
-Knows names and numbers; knows neither how they were found nor what reads them.
+Knows names and figures; knows neither how they were found nor what reads them.
 """
 
 import dataclasses
@@ -9,18 +9,18 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from megrez.calibration.recipe import CacheScales, Point
+from megrez.calibration.recipe import GroupResult
 from megrez.runtime.bundle import sha256_of
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Fidelity, File
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRecord:
-    """The tokens that were learned from: `samples` windows of `tokens`; sha256 is of the tokens themselves."""
+    """The calibration data: `samples` of `tokens` tokens each; sha256 is of the token ids."""
 
     source: str
     sha256: str
@@ -33,28 +33,28 @@ class TextRecord:
 class Record:
     """One calibration. target: whose formats it is for. model_sha256: of the weights and config it belongs to.
 
-    finer: the tensors that have the target's finer format, where a budget chose them; None where none was given.
-    points: by "model.layers.0.qkv" and so on. caches: by "model.layers.0.key" and "…value". fidelity: of the rounded
-    model on text that was not learned from, in simulation. files: paths are relative to the JSON's folder.
+    input_type: of the projections' inputs, "int8", "fp8" or "fp4"; None for float. finer: the tensors that have the
+    target's finer format, where a budget chose them; None where none was given. groups: projection groups, by
+    "model.layers.0.qkv" and so on, and "lm_head". fidelity: of the quantised model on held-out text, in simulation.
+    files: paths are relative to the JSON's folder.
     """
 
     schema_version: int
     target: str
     algorithm: str
-    inputs: str | None
+    input_type: str | None
     finer: tuple[str, ...] | None
     model: str
     model_sha256: str
     text: TextRecord
     fidelity: Fidelity | None
-    points: dict[str, Point]
-    caches: dict[str, CacheScales]
+    groups: dict[str, GroupResult]
     files: tuple[File, ...]
 
     @property
-    def zeros(self) -> int:
-        """Channels of zeros that were met; see Point."""
-        return sum(point.zeros for point in self.points.values())
+    def zero_channels(self) -> int:
+        """Of all groups; see GroupResult."""
+        return sum(group.zero_channels for group in self.groups.values())
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -67,14 +67,16 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as scales ({error}): give a file of  megrez calibrate") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UsageError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: calibrate again")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {version}, this version of megrez reads {SCHEMA_VERSION}: calibrate again"
+        )
     faults: list[str] = []
     record = typing.cast(Record, parse(Record, data, faults))
     if not faults:
         faults = [fault for file in record.files if (fault := _fault(path.parent / file.path, file))]
     if faults:
-        raise UsageError(f"the scales {path} are not whole: {'; '.join(faults)}: copy them again or calibrate again")
+        raise UsageError(f"the scales {path} are not complete: {'; '.join(faults)}: copy them again or calibrate again")
     return record
 
 
@@ -83,11 +85,11 @@ def describe_file(path: Path, root: Path) -> File:
 
 
 def check_hashes(record: Record, folder: Path) -> None:
-    """Raise UsageError where a file under `folder` is not what it was when `record` was written; reads all of them."""
+    """Raise UsageError where a file under `folder` changed since `record` was written; reads all of them."""
     changed = [file.path for file in record.files if sha256_of(folder / file.path) != file.sha256]
     if changed:
         raise UsageError(
-            f"the scales' {', '.join(changed)} are not what was written: copy them again or calibrate again"
+            f"the scales' {', '.join(changed)} changed since they were written: copy them again or calibrate again"
         )
 
 

@@ -1,7 +1,7 @@
-"""Calibration's state on disk, so that a run that was killed goes on where it was; knows no algorithm.
+"""Calibration's state on disk, so that a killed run resumes where it was; knows no algorithm.
 
-A folder of its own for every request: finished layers, the hidden states behind the last of them, and progress.json,
-which is written last. What progress.json does not name was not finished and is done again.
+A folder for each request: finished layers, the hidden states behind the last of them, and progress.json, which is
+written last. A layer that progress.json does not name was not finished and is calibrated again.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megrez.calibration.layer import Streams
-from megrez.calibration.recipe import CacheScales, Calibrated, Point
+from megrez.calibration.recipe import Calibrated, GroupResult
 from megrez.calibration.results.layer_file import write_layer
 from megrez.calibration.results.record import describe_file
 from megrez.runtime.manifest import File
@@ -24,15 +24,14 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """layers: how many are finished, the head counted as one; their findings in the other fields as in Record."""
+    """layers: how many are finished, the LM head counted as one; their results in the other fields as in Record."""
 
     layers: int
-    points: dict[str, Point]
-    caches: dict[str, CacheScales]
+    groups: dict[str, GroupResult]
     files: tuple[File, ...]
 
 
-_NOTHING = Progress(layers=0, points={}, caches={}, files=())
+_NOTHING = Progress(layers=0, groups={}, files=())
 
 
 class Store:
@@ -48,29 +47,28 @@ class Store:
         if self.progress.layers == 0:
             return streams
         try:
-            exact, rounded = np.load(self._hidden(self.progress.layers))
-        except (OSError, EOFError, ValueError):  # cut short: all is done again
+            reference, quantized = np.load(self._hidden(self.progress.layers))
+        except (OSError, EOFError, ValueError):  # incomplete: start again
             self.progress = _NOTHING
             return streams
-        return dataclasses.replace(streams, exact=exact, rounded=rounded)
+        return dataclasses.replace(streams, reference=reference, quantized=quantized)
 
     def save(self, found: Calibrated, streams: Streams) -> None:
-        """A layer, or the head, is finished. streams: behind the last layer."""
+        """Record a finished layer, or the LM head. streams: behind the last layer."""
         done = self.progress
         path = self.folder / f"{done.layers:03d}.safetensors"
         write_layer(path, found)
         self._write_hidden(done.layers + 1, streams)
         self.progress = Progress(
             layers=done.layers + 1,
-            points=done.points | found.points,
-            caches=done.caches | found.caches,
+            groups=done.groups | found.groups,
             files=(*done.files, describe_file(path, self.folder.parent)),
         )
         self._replace(PROGRESS, json.dumps(dataclasses.asdict(self.progress)).encode())
         self._hidden(done.layers).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Leave only what a Record names."""
+        """Remove all but the files that a Record names."""
         for path in [self.folder / PROGRESS, *self.folder.glob("hidden-*")]:
             path.unlink(missing_ok=True)
 
@@ -95,11 +93,11 @@ class Store:
 
     def _write_hidden(self, layers: int, streams: Streams) -> None:
         partial = self.folder / "hidden.partial"
-        shape = 2, *streams.exact.shape
-        with partial.open("wb") as file:  # written, not mapped: a full disk is then an error and no signal
+        shape = 2, *streams.reference.shape
+        with partial.open("wb") as file:  # written, not mapped: a full disk is then an error and not a signal
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for stream in (streams.exact, streams.rounded):
+            for stream in (streams.reference, streams.quantized):
                 stream.astype("<f4", copy=False).tofile(file)
         partial.replace(self._hidden(layers))
 

@@ -1,4 +1,4 @@
-"""Which points to keep finer so that the whole stays within a budget of KL divergence; knows no weight."""
+"""Which projection groups to keep finer so that a model stays within a budget of KL divergence; knows no weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One point: the divergence that rounding it alone costs, in nats, and the bytes that keeping it finer costs."""
+    """One group: the divergence of quantising it alone, in nats, and the bytes that keeping it finer costs."""
 
     name: str
     divergence: float
@@ -16,7 +16,7 @@ class Choice:
 def choose_finer(choices: Mapping[str, Choice], budget: float) -> frozenset[str]:
     """The names to keep finer, most divergence saved per byte first, until the others' sum is within `budget`.
 
-    Divergences of single points add up well while they are small; what they leave out is the caller's to measure.
+    Divergences of single groups add up while they are small; the caller measures what the choice costs together.
     """
     left = sum(choice.divergence for choice in choices.values())
     finer = set[str]()
@@ -26,7 +26,7 @@ def choose_finer(choices: Mapping[str, Choice], budget: float) -> frozenset[str]
         finer.add(choice.name)
         left -= choice.divergence
     for choice in sorted((choices[name] for name in finer), key=lambda one: -one.bytes):
-        # What was taken before a larger step may no longer be needed.
+        # One chosen before another that saves more may no longer be needed.
         if left + choice.divergence <= budget:
             finer.remove(choice.name)
             left += choice.divergence
@@ -34,5 +34,5 @@ def choose_finer(choices: Mapping[str, Choice], budget: float) -> frozenset[str]
 
 
 def remaining(choices: Mapping[str, Choice], finer: frozenset[str]) -> float:
-    """The sum of the divergences of the points that are not finer."""
+    """The sum of the divergences of the groups that are not finer."""
     return sum(choice.divergence for choice in choices.values() if choice.name not in finer)

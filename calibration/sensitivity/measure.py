@@ -1,7 +1,7 @@
-"""What rounding each point alone does to the model's answers, measured in one walk over its layers.
+"""The sensitivity of a model to the quantisation of each projection group alone; knows no target and no budget.
 
-Every point gets a stream of hidden states of its own, exact but for that point's rounding, and all streams walk on
-together: the weights are read once, and the KL divergence at the end is the whole model's, not a layer's.
+Every group gets a stream of hidden states of its own, in full precision but for that group, and all streams go through
+the layers together: weights are read once, and the KL divergence at the end is the whole model's, not a layer's.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.layer_smoothing import smooth_layer
 from megrez.calibration.layer import projection_of
+from megrez.calibration.projections import QuantizedGroup, quantize_group
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.reference.decoder import NORMS, POINTS, Linear, forward, linear_of
+from megrez.calibration.reference.decoder import GROUPS, NORMS, Linear, forward, linear_of
 from megrez.calibration.reference.fidelity import log_softmax
 from megrez.calibration.reference.model import Model
-from megrez.calibration.rounding import Rounded, round_point
 
 Float32 = NDArray[np.float32]
 # Positions whose logits are held at a time, in float64: 126 MB at vocabulary 122880.
-CHUNK = 128
+STEP_POSITIONS = 128
 
 
 def measure_sensitivity(
@@ -28,64 +28,64 @@ def measure_sensitivity(
     recipe: Recipe,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> dict[str, float]:
-    """Mean KL(exact || rounded), in nats, of rounding each point alone: by "model.layers.0.qkv" and so on.
+    """Mean KL(reference || quantised), in nats, of quantising each group alone: by "model.layers.0.qkv" and so on.
 
-    tokens: [S, T], both learned from and measured on: the figures rank points, they do not promise a result. Memory
+    tokens: [S, T], both calibrated and measured on: the figures rank groups, they do not promise a result. Memory
     grows with layers * tokens: a few hundred tokens are enough.
     """
-    exact = model.embed(tokens)
+    reference = model.embed(tokens)
     perturbed: dict[str, Float32] = {}
     for index in range(model.layers):
         layer = model.layer(index)
         linear, window = linear_of(layer), model.windows[index]
-        started = dict(_perturb(model, index, layer, exact, recipe))
+        started = dict(_perturb(model, index, layer, reference, recipe))
         for name, x in perturbed.items():
             perturbed[name] = forward(x, layer, model.shape, window, linear)
         perturbed |= started
-        exact = forward(exact, layer, model.shape, window, linear)
+        reference = forward(reference, layer, model.shape, window, linear)
         progress(index + 1)
-    return _divergences(model, exact, perturbed)
+    return _divergences(model, reference, perturbed)
 
 
 def _perturb(
-    model: Model, index: int, layer: dict[str, Float32], exact: Float32, recipe: Recipe
+    model: Model, index: int, layer: dict[str, Float32], reference: Float32, recipe: Recipe
 ) -> Iterator[tuple[str, Float32]]:
-    """For each point that the recipe rounds: the layer's output with only that point rounded."""
+    """For each group that the recipe quantises: the layer's output with only that group quantised."""
     prefix, window = model.prefix(index), model.windows[index]
     inputs: dict[str, Float32] = {}
-    exact_linear = linear_of(layer)
+    reference_linear = linear_of(layer)
 
-    def recording(point: str, x: Float32) -> Float32:
-        inputs[point] = x
-        return exact_linear(point, x)
+    def record(group: str, x: Float32) -> Float32:
+        inputs[group] = x
+        return reference_linear(group, x)
 
-    forward(exact, layer, model.shape, window, recording)
-    smooth, _ = smooth_layer(prefix, layer, model.shape, recipe, inputs)
-    smooth_linear = linear_of(smooth)
+    forward(reference, layer, model.shape, window, record)
+    smoothed, _ = smooth_layer(prefix, layer, model.shape, recipe, inputs)
+    smoothed_linear = linear_of(smoothed)
     if recipe.smoothing is not None:
-        exact_linear = smooth_linear
-        forward(exact, smooth, model.shape, window, recording)
-    for point, names in POINTS.items():
-        projections = [projection_of(prefix, smooth, name, recipe) for name in names]
-        if any(one.form is not None for one in projections):
-            rounded = round_point(inputs[point], projections, recipe, free=point in NORMS)
-            only = _only(point, rounded, smooth_linear)
-            yield prefix + point, forward(exact, smooth, model.shape, window, only)
+        reference_linear = smoothed_linear
+        forward(reference, smoothed, model.shape, window, record)
+    for group, names in GROUPS.items():
+        projections = [projection_of(prefix, smoothed, name, recipe) for name in names]
+        if any(one.weight_format is not None for one in projections):
+            quantized = quantize_group(inputs[group], projections, recipe, alignable=group in NORMS)
+            linear = _only(group, quantized, smoothed_linear)
+            yield prefix + group, forward(reference, smoothed, model.shape, window, linear)
 
 
-def _only(point: str, rounded: Rounded, exact: Linear) -> Linear:
-    return lambda asked, x: rounded(x) if asked == point else exact(asked, x)
+def _only(group: str, quantized: QuantizedGroup, others: Linear) -> Linear:
+    return lambda name, x: quantized(x) if name == group else others(name, x)
 
 
-def _divergences(model: Model, exact: Float32, perturbed: dict[str, Float32]) -> dict[str, float]:
-    head = model.head()
-    flat = exact.reshape(-1, exact.shape[-1])
+def _divergences(model: Model, reference: Float32, perturbed: dict[str, Float32]) -> dict[str, float]:
+    head = model.lm_head()
+    flat = reference.reshape(-1, reference.shape[-1])
     totals = dict.fromkeys(perturbed, 0.0)
-    for start in range(0, len(flat), CHUNK):
-        part = slice(start, start + CHUNK)
-        truth = log_softmax(head(flat[part]))
-        weights = np.exp(truth)
+    for start in range(0, len(flat), STEP_POSITIONS):
+        part = slice(start, start + STEP_POSITIONS)
+        expected = log_softmax(head(flat[part]))
+        probabilities = np.exp(expected)
         for name, hidden in perturbed.items():
             found = log_softmax(head(hidden.reshape(flat.shape)[part]))
-            totals[name] += float((weights * (truth - found)).sum())
+            totals[name] += float((probabilities * (expected - found)).sum())
     return {name: total / len(flat) for name, total in totals.items()}

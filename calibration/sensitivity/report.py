@@ -1,20 +1,20 @@
-"""Sensitivities as a table of text and as a picture; knows numbers by layer and point only."""
+"""Sensitivities as a table of text and as a picture; knows figures by layer and projection group only."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from megrez.calibration.reference.decoder import POINTS
+from megrez.calibration.reference.decoder import GROUPS
 
 
 def table(divergences: Mapping[str, float], finer: frozenset[str], layers: int) -> str:
-    """A line per layer: what rounding each point alone costs, in millinats; * marks what stays finer."""
-    lines = ["layer" + "".join(f"{point:>11}" for point in POINTS)]
+    """A line per layer: what quantising each group alone costs, in millinats; * marks what stays finer."""
+    lines = ["layer" + "".join(f"{group:>11}" for group in GROUPS)]
     for layer in range(layers):
         cells = []
-        for point in POINTS:
-            name = f"model.layers.{layer}.{point}"
+        for group in GROUPS:
+            name = f"model.layers.{layer}.{group}"
             mark = "*" if name in finer else " "
             cells.append(f"{divergences[name] * 1e3:10.3f}{mark}" if name in divergences else f"{'-':>10} ")
         lines.append(f"{layer:5}" + "".join(cells))
@@ -22,16 +22,19 @@ def table(divergences: Mapping[str, float], finer: frozenset[str], layers: int) 
 
 
 def draw(divergences: Mapping[str, float], finer: frozenset[str], layers: int, title: str, path: Path) -> None:
-    """The same as a PNG: a column per layer, a row per point, colours on a logarithm; crosses mark what stays finer."""
+    """The same as a PNG, colours on a logarithmic scale: layers by groups; crosses mark what stays finer.
+
+    Raises OSError where `path` cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    values = np.full((len(POINTS), layers), np.nan)
+    values = np.full((len(GROUPS), layers), np.nan)
     marked = []
-    for row, point in enumerate(POINTS):
+    for row, group in enumerate(GROUPS):
         for layer in range(layers):
-            name = f"model.layers.{layer}.{point}"
+            name = f"model.layers.{layer}.{group}"
             values[row, layer] = divergences.get(name, np.nan)
             marked += [(layer, row)] if name in finer else []
     figure = Figure(figsize=(max(6.0, 2.5 + 0.3 * layers), 3.2), layout="constrained")
@@ -42,8 +45,8 @@ def draw(divergences: Mapping[str, float], finer: frozenset[str], layers: int, t
     image = axes.imshow(values, aspect="auto", cmap="viridis", norm=LogNorm(low, max(high, low * 1.001)))
     if marked:
         axes.scatter(*zip(*marked, strict=True), marker="x", color="white", label="finer")
-    axes.set_yticks(range(len(POINTS)), [point.replace("_", "-") for point in POINTS])
+    axes.set_yticks(range(len(GROUPS)), [group.replace("_", "-") for group in GROUPS])
     axes.set_xlabel("layer")
     axes.set_title(title)
-    figure.colorbar(image, label="KL divergence of rounding it alone, nats")
+    figure.colorbar(image, label="KL divergence of quantising it alone, nats")
     figure.savefig(path, dpi=120)

@@ -1,16 +1,16 @@
-"""Block-quantised matrices: the one form that quantisers produce and lowerings pack; knows no engine's layout."""
+"""Block-quantised matrices: what quantisers produce and graph passes pack; knows no engine's layout."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.data_types import FLOATS
+from megrez.calibration.activations.data_types import FLOAT_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFormat:
-    """What is known of a BlockQuantized before it is read."""
+    """A BlockQuantized's format, known before its arrays are read; fields as there."""
 
     bits: int
     block: int
@@ -29,8 +29,8 @@ class BlockQuantized:
     zero_points: uint8, shaped as scales; None means the middle of the range, 2**(bits - 1).
     offsets: float32, shaped as scales; None means zero. Only formats with a real minimum (GGUF's Q4_1) have them.
     floating: the codes are bit patterns of E4M3 (8 bits) or E2M1 (4 bits) and count as their values; there are no zero
-    points then. Scales of E2M1 blocks are E4M3 numbers times a power of two.
-    A block as long as K gives each row one scale: per channel.
+    points then. Scales of E2M1 blocks are E4M3 values times a power of two, NVFP4's tensor scale.
+    One block of K columns gives each row one scale: per channel.
     """
 
     bits: int
@@ -42,14 +42,14 @@ class BlockQuantized:
     floating: bool = False
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The matrix these codes stand for, float32 [N, K]."""
+        """The matrix that these codes stand for, float32 [N, K]."""
         columns = self.codes.shape[1]
 
         def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.repeat(per_block, self.block, axis=1)[:, :columns]
 
         if self.floating:
-            return spread(self.scales) * FLOATS[self.bits].decode(self.codes)
+            return spread(self.scales) * FLOAT_TYPES[self.bits].decode(self.codes)
         middle = np.float32(2 ** (self.bits - 1))
         zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
         values = spread(self.scales) * (self.codes.astype(np.float32) - zero)

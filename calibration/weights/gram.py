@@ -1,4 +1,4 @@
-"""Moments of what a calibration text makes a projection read; knows no weight."""
+"""Gram matrices of the inputs of projections, GPTQ's Hessians but for a factor of 2; knows no weight."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,18 +6,18 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 # Tokens whose products are added in float32 before they join a float64 sum.
-CHUNK = 2048
+TOKENS_PER_SUM = 2048
 
 
-def second_moments(x: Float32) -> Float64:
+def gram_matrix(x: Float32) -> Float64:
     """The mean of x x^T over x [tokens, K]: float64 [K, K]."""
-    return cross_moments(x, x)
+    return cross_gram_matrix(x, x)
 
 
-def cross_moments(y: Float32, x: Float32) -> Float64:
+def cross_gram_matrix(y: Float32, x: Float32) -> Float64:
     """The mean of y x^T over the pairs of y [tokens, N] and x [tokens, K]: float64 [N, K]."""
     total = np.zeros((y.shape[1], x.shape[1]))
-    for start in range(0, len(x), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(x), TOKENS_PER_SUM):
+        part = slice(start, start + TOKENS_PER_SUM)
         total += y[part].T @ x[part]
     return total / len(x)

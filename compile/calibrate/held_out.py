@@ -1,6 +1,6 @@
-"""Text that no calibration saw, read by the exact model: what a bundle's fidelity is measured against.
+"""Held-out text and the float32 model's hidden states for it: what a bundle's fidelity is measured against.
 
-The exact model is walked layer by layer, so that the reference of a model that would never fit in float32 can be had.
+The float32 model runs layer by layer, so that a reference can be had of a model that would not fit into memory.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.layerwise import reference_hidden_states
 from megrez.calibration.reference.decoder import DecoderShape
 from megrez.calibration.reference.fidelity import measure_fidelity
 from megrez.calibration.reference.hidden_session import HiddenSession
 from megrez.calibration.reference.model import Model
-from megrez.calibration.walk import walk_exact
-from megrez.compile.calibrate.text import CalibrationText
+from megrez.compile.calibrate.request import Job
+from megrez.compile.calibrate.text import CalibrationText, TextRequest, read_text
+from megrez.compile.checkpoint.derived import file_of
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.graph.rope import rotary_tables
+from megrez.compile.report import Report
 from megrez.engines.ort.cuda import open_on_cpu
-from megrez.engines.targets import find_target
+from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.manifest import Measured
@@ -28,14 +31,14 @@ from megrez.runtime.manifest import Measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """tokens: [windows, length]. exact: `model`'s hidden states behind its last layer, [windows, length, H].
+    """tokens: [windows, length]. reference: `model`'s hidden states behind its last layer, [windows, length, H].
 
-    model: the exact one, for samples of `length`. source: the text's name.
+    model: the float32 one, for samples of `length`. source: the text's name.
     """
 
     tokens: NDArray[np.int64]
     model: Model
-    exact: NDArray[np.float32]
+    reference: NDArray[np.float32]
     source: str
 
 
@@ -59,21 +62,37 @@ def model_of(checkpoint: Checkpoint, positions: int) -> Model:
 
 
 def read_held_out(checkpoint: Checkpoint, text: CalibrationText, progress: Callable[[int], None]) -> HeldOut:
-    """The held-out part of a text, read by the exact model layer by layer."""
+    """The held-out part of a text, read by the float32 model layer by layer."""
     length = text.tokens.shape[1]
     tokens = text.held_out.reshape(-1, length)
     model = model_of(checkpoint, length)
-    exact = walk_exact(model, tokens, progress)
-    return HeldOut(tokens=tokens, model=model, exact=exact, source=text.held_out_source)
+    reference = reference_hidden_states(model, tokens, progress)
+    return HeldOut(tokens=tokens, model=model, reference=reference, source=text.held_out_source)
 
 
-def measure_bundle(bundle: Bundle, held_out: HeldOut) -> Measured:
-    """The fidelity of `bundle` to the exact model; a GPU's float16 graph runs on CPU kernels."""
+def read_reference(job: Job, request: TextRequest, report: Report) -> HeldOut | None:
+    """The held-out part of the request's text, where a build that calibrates nothing has its fidelity measured.
+
+    None for unquantised weights, which the graph's own tests hold, and where there is no text, or no CPU to run it.
+    """
+    wanted = job.request.weights == "checkpoint" and job.target.weights is not None and job.target.judge is not None
+    if not wanted or job.checkpoint.text is None or request.fidelity_tokens == 0:
+        return None
+    text = read_text(job.checkpoint.text, request, job.context)
+    report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the float32 model")
+    # As its file has it: the same model, with nothing to rotate.
+    original = file_of(job.checkpoint)
+    return read_held_out(original, text, report.layers(original.config.num_hidden_layers))
+
+
+def measure_bundle(bundle: Bundle, target: Target, held_out: HeldOut) -> Measured:
+    """The fidelity of `bundle` to the float32 model, by the target's judge."""
     windows, length = held_out.tokens.shape
-    head = held_out.model.head()
+    head = held_out.model.lm_head()
     vocab_size = len(head.weight)
-    reference = HiddenSession(held_out.exact.reshape(windows * length, -1), head, window=length, vocab_size=vocab_size)
-    simulated = find_target(bundle.manifest.target).half
+    hidden = held_out.reference.reshape(windows * length, -1)
+    reference = HiddenSession(hidden, head, window=length, vocab_size=vocab_size)
+    simulated = target.judge != target.engine
     opener = open_on_cpu if simulated else open_session
     with closing(opener(bundle, threads=None, capacity=length)) as session:
         found = measure_fidelity(session, reference, held_out.tokens.reshape(-1), window=length)

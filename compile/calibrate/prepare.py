@@ -1,52 +1,33 @@
-"""What a build starts from: the checkpoint as it is or as calibration leaves it, and the text to judge it by."""
+"""What a build starts from: the checkpoint as it is or as calibration leaves it, and the text to measure it on."""
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.inputs import NUMBER_FORMATS
-from megrez.calibration.results.record import Record, check_hashes, read_record
-from megrez.calibration.sensitivity import report as sensitivity_report
-from megrez.compile.calibrate.held_out import HeldOut, read_held_out
+from megrez.calibration.activations.inputs import INPUT_TYPES
+from megrez.calibration.results.record import Record
+from megrez.compile.calibrate.from_scales import read_scales
+from megrez.compile.calibrate.held_out import HeldOut, read_reference
+from megrez.compile.calibrate.request import Job
 from megrez.compile.calibrate.self_generated import calibration_text
-from megrez.compile.calibrate.stage import calibrate_checkpoint, rounded_form, rounds_anything
-from megrez.compile.calibrate.text import CalibrationText, TextRequest, read_text
-from megrez.compile.calibrate.text_records import default_name
-from megrez.compile.calibrate.within_budget import calibrate_within
+from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
+from megrez.compile.calibrate.text import CalibrationText, read_text
+from megrez.compile.calibrate.within_budget import calibrate_within, report_sensitivities
 from megrez.compile.checkpoint.calibrated import CalibratedCheckpoint
-from megrez.compile.checkpoint.derived import file_of
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.checkpoint.tensors import expected_tensors, parameter_count
-from megrez.compile.graph.precision import EMBEDDING, HEAD
-from megrez.compile.graph.quantizer import block_format_of
-from megrez.compile.report import Progress, Report
+from megrez.compile.checkpoint.tensors import parameter_count
+from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
-# Random weights have nothing to say about a text: what norms give has a deviation of 1, and all inputs get its range.
+# Random weights have no ranges to calibrate: a norm leaves a standard deviation of 1, all inputs get the range of that.
 DUMMY_RANGE = 8.0
 # Parameters up to which a model is calibrated unasked where only its quality needs it: half an hour on two cores.
 CALIBRATED_UNASKED = 1_000_000_000
-# Samples of the calibration text on which the ranges of values are seen.
+# Samples of the calibration text on which the ranges of values are observed.
 OBSERVED = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationRequest:
-    """algorithm: a key of ALGORITHMS; None takes the target's own, or rounds to nearest (see Preparation).
-
-    scales: those of an earlier calibration, in place of a new one. max_kl: keep as much of the model finer as this mean
-    divergence, in nats, asks for. weights: "checkpoint" or "dummy".
-    """
-
-    text: TextRequest
-    weights: str = "checkpoint"
-    algorithm: str | None = None
-    scales: Path | None = None
-    max_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +35,8 @@ class Prepared:
     """target: the one asked for, with the tensors that a budget keeps finer. record: None where nothing was calibrated.
 
     held_out: None where fidelity is not to be measured. dummy_scale: of all inputs, where weights are random. observed:
-    samples [S, T] of the text, to see the ranges of values on; None where the target has no use for them.
+    samples [S, T] of the text, to observe the ranges of values on; None where the target has no use for them.
+    is_new: whether the record was calibrated here, and its files are of no use once the bundle is whole.
     """
 
     checkpoint: Checkpoint
@@ -63,6 +45,7 @@ class Prepared:
     held_out: HeldOut | None = None
     dummy_scale: float | None = None
     observed: NDArray[np.int64] | None = None
+    is_new: bool = False
 
     def input_scale(self, name: str) -> float | None:
         """See megrez.compile.graph.dialects.lower."""
@@ -70,157 +53,115 @@ class Prepared:
         return self.dummy_scale if found is None else found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preparation:
-    """Calibrates where the target asks for it. work: where its JSON goes, files beside it; see `discard`.
+def prepare(job: Job, report: Report) -> Prepared:
+    """Calibrate where the target asks for it; what is unfinished is taken up again.
 
-    Where rounding to nearest is possible, a checkpoint without a tokenizer gets it unless a calibration is asked for,
-    and so do models of more than CALIBRATED_UNASKED parameters on ONNX Runtime's targets.
+    Where RTN is possible, a checkpoint without a tokenizer gets it unless a calibration is asked for, and so do models
+    of more than CALIBRATED_UNASKED parameters on ONNX Runtime's targets.
+    Raises UsageError for a request that cannot be met, CheckpointError for weights that are not finite.
     """
+    if job.request.weights == "dummy":
+        return _dummy(job)
+    # Read first: a text that cannot be used is refused before anything is calibrated.
+    observed = _observed_samples(job) if job.target.observes else None
+    return dataclasses.replace(_prepared(job, report), observed=observed)
 
-    checkpoint: Checkpoint
-    target: Target
-    request: CalibrationRequest
-    context: int
-    work: Path
-    report: Report
 
-    def run(self) -> Prepared:
-        """Raises UsageError for a request that cannot be met, CheckpointError for weights that are no numbers."""
-        if not self.target.observes or self.request.weights == "dummy":
-            return self._prepare()
-        text = read_text(self.checkpoint.text, self.request.text, self.context)
-        return dataclasses.replace(self._prepare(), observed=text.tokens[:OBSERVED])
+def _observed_samples(job: Job) -> NDArray[np.int64]:
+    return read_text(job.checkpoint.text, job.request.text, job.context).tokens[:OBSERVED]
 
-    def _prepare(self) -> Prepared:
-        request, target = self.request, self.target
-        if request.scales is not None:
-            return self._from_scales(request.scales)
-        if request.weights == "dummy":
-            self._refuse_calibration("random weights have nothing to learn from a text")
-            return self._dummy()
-        if request.max_kl is None and not rounds_anything(self.checkpoint, target):
-            self._refuse_calibration(f"{target.name} rounds nothing of {self.checkpoint.source}")
-            return self._to_nearest()
-        algorithm = self._algorithm()
-        if request.max_kl is not None:
-            return self._within_budget(algorithm, request.max_kl)
-        if algorithm == "rtn" and target.inputs is None:
-            return self._to_nearest()
-        text = self._text(algorithm)
-        record, held_out = calibrate_checkpoint(
-            self.checkpoint, target, algorithm, text, self.work, self._layers(), reuse=True
+
+def _prepared(job: Job, report: Report) -> Prepared:
+    request, target = job.request, job.target
+    if request.scales is not None:
+        found = read_scales(job, request.scales)
+        held_out = read_reference(job, found.text, report)
+        return Prepared(checkpoint=found.checkpoint, target=found.target, record=found.record, held_out=held_out)
+    if request.max_kl is None and not rounds_anything(job.checkpoint, target):
+        _refuse_calibration(job, f"{target.name} quantises nothing of {job.checkpoint.source}")
+        return _rtn(job, report)
+    algorithm = _choose_algorithm(job, report)
+    if request.max_kl is not None:
+        return _within_budget(job, algorithm, request.max_kl, report)
+    if algorithm == "rtn" and target.inputs is None:
+        return _rtn(job, report)
+    return _calibrated(job, algorithm, report)
+
+
+def _dummy(job: Job) -> Prepared:
+    """Random weights, with one scale for all inputs."""
+    if job.request.scales is not None:
+        raise UsageError("--scales belong to a model's weights, random ones have none: leave one of the two out")
+    _refuse_calibration(job, "random weights cannot be calibrated")
+    if job.request.max_kl is not None:
+        raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
+    if job.target.inputs is None:
+        return Prepared(checkpoint=job.checkpoint, target=job.target)
+    scale = DUMMY_RANGE / INPUT_TYPES[job.target.inputs].largest
+    return Prepared(checkpoint=job.checkpoint, target=job.target, dummy_scale=scale)
+
+
+def _rtn(job: Job, report: Report) -> Prepared:
+    """The build quantises what there is to quantise; no text is needed for that."""
+    return Prepared(
+        checkpoint=job.checkpoint, target=job.target, held_out=read_reference(job, job.request.text, report)
+    )
+
+
+def _calibrated(job: Job, algorithm: str, report: Report) -> Prepared:
+    text = _text(job, algorithm, report)
+    layers = report.layers(job.checkpoint.config.num_hidden_layers)
+    record, held_out = calibrate_checkpoint(job.checkpoint, job.target, algorithm, text, job.work, layers, reuse=True)
+    return _of_record(job, job.target, record, held_out if held_out.tokens.size else None, report)
+
+
+def _within_budget(job: Job, algorithm: str, max_kl: float, report: Report) -> Prepared:
+    if not rounds_anything(job.checkpoint, job.target.with_finer(frozenset())):
+        raise UsageError(
+            f"--max-kl needs something to quantise, {job.target.name} quantises nothing here: leave it out"
         )
-        return self._prepared(target, record, held_out if held_out.tokens.size else None)
+    if job.request.text.fidelity_tokens == 0:
+        raise UsageError("--max-kl is measured on held-out text, --fidelity-tokens is 0: give it some")
+    text = _text(job, algorithm, report)
+    found = calibrate_within(job.checkpoint, job.target, algorithm, text, job.work, max_kl, report)
+    picture = job.work.with_name(job.work.name.removesuffix(".calibration.json") + ".sensitivity.png")
+    report_sensitivities(found, job.checkpoint, max_kl, picture, report)
+    return _of_record(job, found.target, found.record, found.held_out, report)
 
-    def _refuse_calibration(self, why: str) -> None:
-        asked = self.request.algorithm not in (None, "rtn")
-        if asked or self.request.text.path is not None:
-            raise UsageError(f"{why}: leave {'--algorithm' if asked else '--calib'} out")
 
-    def _algorithm(self) -> str:
-        request, target = self.request, self.target
-        if request.algorithm is not None:
-            return request.algorithm
-        optional = target.inputs is None and target.algorithm != "rtn"
-        if not optional or request.text.path is not None or request.max_kl is not None:
-            return target.algorithm
-        if self.checkpoint.text is None:
-            return "rtn"
-        parameters = parameter_count(self.checkpoint.config)
-        if target.dialect != "ort" or parameters <= CALIBRATED_UNASKED:
-            return target.algorithm
-        self.report.stage(
-            f"rounding {parameters / 1e9:.1f} billion parameters to nearest, in minutes; "
-            f"--algorithm {target.algorithm} takes much longer and stays nearer to the checkpoint"
-        )
+def _of_record(job: Job, target: Target, record: Record, held_out: HeldOut | None, report: Report) -> Prepared:
+    if record.zero_channels:
+        report.stage(f"{record.zero_channels} channels are zero throughout: they stay zero")
+    calibrated = CalibratedCheckpoint(job.checkpoint, record, job.work.parent)
+    return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out, is_new=True)
+
+
+def _text(job: Job, algorithm: str, report: Report) -> CalibrationText:
+    text = calibration_text(job.checkpoint, job.target, job.request.text, job.context, job.work, report)
+    report.stage(f"calibrating by {algorithm} on {text.tokens.size} tokens of {text.source}")
+    return text
+
+
+def _choose_algorithm(job: Job, report: Report) -> str:
+    request, target = job.request, job.target
+    if request.algorithm is not None:
+        return request.algorithm
+    optional = target.inputs is None and target.algorithm != "rtn"
+    if not optional or request.text.path is not None or request.max_kl is not None:
+        return target.algorithm
+    if job.checkpoint.text is None:
         return "rtn"
+    parameters = parameter_count(job.checkpoint.config)
+    if target.dialect != "ort" or parameters <= CALIBRATED_UNASKED:
+        return target.algorithm
+    report.stage(
+        f"quantising {parameters / 1e9:.1f} billion parameters to nearest (RTN), in minutes; "
+        f"--algorithm {target.algorithm} takes much longer and stays nearer to the checkpoint"
+    )
+    return "rtn"
 
-    def _to_nearest(self) -> Prepared:
-        """The build rounds what there is to round; no text is needed for that."""
-        return Prepared(checkpoint=self.checkpoint, target=self.target, held_out=self._held_out(self.request.text))
 
-    def _from_scales(self, scales: Path) -> Prepared:
-        record = read_record(scales)
-        if record.target != self.target.name:
-            raise UsageError(f"{scales} was calibrated for {record.target}, not {self.target.name}: calibrate for it")
-        if record.model_sha256 != self.checkpoint.fingerprint():
-            raise UsageError(
-                f"{scales} belongs to another model ({record.model}, SHA-256 {record.model_sha256[:12]}…) than "
-                f"{self.checkpoint.source}: calibrate this one with  megrez calibrate"
-            )
-        check_hashes(record, scales.parent)
-        own, text = record.text, self.request.text
-        if own.source == (default_name() if text.path is None else text.path.name):
-            # Cut as it was for the calibration, so that nothing is judged by what it learned.
-            text = dataclasses.replace(text, samples=own.samples, length=own.tokens, seed=own.seed)
-        target = self.target if record.finer is None else self.target.with_finer(frozenset(record.finer))
-        calibrated = CalibratedCheckpoint(self.checkpoint, record, scales.parent)
-        self._check_formats(scales, calibrated, target)
-        return Prepared(checkpoint=calibrated, target=target, record=record, held_out=self._held_out(text))
-
-    def _check_formats(self, scales: Path, calibrated: CalibratedCheckpoint, target: Target) -> None:
-        """Rounded anew, a matrix would lose its calibration, and its smoothing alone."""
-        form, shapes = rounded_form(self.checkpoint, target), expected_tensors(self.checkpoint.config)
-        for name, shape in shapes.items():
-            looked_up = name == EMBEDDING and HEAD[0] in shapes
-            wanted = form(name) if len(shape) == 2 and not looked_up else None
-            if wanted is not None and calibrated.block_format(name) != block_format_of(wanted, shape[1]):
-                raise UsageError(
-                    f"{scales} does not hold {name} as {wanted}: leave --block-size out, give --quantize-head where it "
-                    "was calibrated with it and nowhere else, or calibrate again"
-                )
-
-    def _dummy(self) -> Prepared:
-        if self.request.max_kl is not None:
-            raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
-        if self.target.inputs is None:
-            return Prepared(checkpoint=self.checkpoint, target=self.target)
-        scale = DUMMY_RANGE / NUMBER_FORMATS[self.target.inputs].largest
-        return Prepared(checkpoint=self.checkpoint, target=self.target, dummy_scale=scale)
-
-    def _within_budget(self, algorithm: str, max_kl: float) -> Prepared:
-        if not rounds_anything(self.checkpoint, self.target.with_finer(frozenset())):
-            raise UsageError(f"--max-kl needs something to round, {self.target.name} rounds nothing here: leave it out")
-        if self.request.text.fidelity_tokens == 0:
-            raise UsageError("--max-kl is measured on held-out text, --fidelity-tokens is 0: give it some")
-        text = self._text(algorithm)
-        found = calibrate_within(self.checkpoint, self.target, algorithm, text, self.work, max_kl, self._stage)
-        layers = self.checkpoint.config.num_hidden_layers
-        self.report.stage("what rounding each point alone costs, in millinats of KL divergence; * stays finer")
-        self.report.text(sensitivity_report.table(found.divergences, found.finer, layers))
-        picture = self.work.with_name(self.work.name.removesuffix(".calibration.json") + ".sensitivity.png")
-        title = f"{self.checkpoint.source}, {self.target.name}, KL at most {max_kl:g}"
-        sensitivity_report.draw(found.divergences, found.finer, layers, title, picture)
-        self.report.stage(f"drawn in {picture}")
-        return self._prepared(found.target, found.record, found.held_out)
-
-    def _prepared(self, target: Target, record: Record, held_out: HeldOut | None) -> Prepared:
-        if record.zeros:
-            self.report.stage(f"{record.zeros} channels are zero throughout: they stay zero")
-        calibrated = CalibratedCheckpoint(self.checkpoint, record, self.work.parent)
-        return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out)
-
-    def _held_out(self, request: TextRequest) -> HeldOut | None:
-        """None for unrounded weights, which the graph's own tests hold, and where no CPU or no text is to judge by."""
-        judged = self.target.runs_here or self.target.half
-        wanted = self.request.weights == "checkpoint" and self.target.weights is not None and judged
-        if not wanted or self.checkpoint.text is None or request.fidelity_tokens == 0:
-            return None
-        text = read_text(self.checkpoint.text, request, self.context)
-        self.report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the exact model")
-        # As its file has it: the same model, with nothing to turn.
-        return read_held_out(file_of(self.checkpoint), text, self._layers())
-
-    def _text(self, algorithm: str) -> CalibrationText:
-        request = self.request.text
-        text = calibration_text(self.checkpoint, self.target, request, self.context, self.work, self.report)
-        self.report.stage(f"calibrating by {algorithm} on {text.tokens.size} tokens of {text.source}")
-        return text
-
-    def _stage(self, name: str) -> Progress:
-        self.report.stage(name)
-        return self._layers()
-
-    def _layers(self) -> Progress:
-        return self.report.layers(self.checkpoint.config.num_hidden_layers)
+def _refuse_calibration(job: Job, why: str) -> None:
+    asked = job.request.algorithm not in (None, "rtn")
+    if asked or job.request.text.path is not None:
+        raise UsageError(f"{why}: leave {'--algorithm' if asked else '--calib'} out")

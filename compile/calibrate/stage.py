@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.layerwise import HeldOutResult, calibrate_layers
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord, read_record
 from megrez.calibration.results.store import Store
-from megrez.calibration.walk import Walked, calibrate
 from megrez.compile.calibrate.held_out import HeldOut, model_of, read_held_out
-from megrez.compile.calibrate.self_generated import forget_words
+from megrez.compile.calibrate.self_generated import discard_generated
 from megrez.compile.calibrate.text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
-from megrez.compile.graph.precision import HEAD, Precision
+from megrez.compile.graph.precision import LM_HEAD_TABLES, Precision
 from megrez.compile.graph.quantizer import Quantizer
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
@@ -53,7 +53,8 @@ def calibrate_checkpoint(
     Raises CheckpointError for weights that are no numbers, MegrezError when the scales cannot be written.
     """
     smoothing, gptq = ALGORITHMS[algorithm]
-    recipe = Recipe(smoothing=smoothing, gptq=gptq, inputs=target.inputs, form=rounded_form(checkpoint, target))
+    weight_format = rounded_form(checkpoint, target)
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, input_type=target.inputs, weight_format=weight_format)
     fingerprint = checkpoint.fingerprint()
     learn, length = text.tokens.shape
     held_out = text.held_out.reshape(-1, length)
@@ -66,8 +67,8 @@ def calibrate_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
-        walked = calibrate(model, tokens, learn, recipe, store, progress)
-        record = _record(checkpoint, target, algorithm, fingerprint, text, walked, store)
+        result = calibrate_layers(model, tokens, learn, recipe, store, progress)
+        record = _record(checkpoint, target, algorithm, fingerprint, text, result, store)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(record.to_json(), encoding="utf-8")
         partial.replace(path)
@@ -79,13 +80,13 @@ def calibrate_checkpoint(
         raise MegrezError(
             f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
         ) from error
-    return record, HeldOut(tokens=held_out, model=model, exact=walked.exact, source=text.held_out_source)
+    return record, HeldOut(tokens=held_out, model=model, reference=result.reference, source=text.held_out_source)
 
 
 def discard(work: Path) -> None:
     """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
     work.unlink(missing_ok=True)
-    forget_words(work)
+    discard_generated(work)
     for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,7 +106,7 @@ def _record(
     algorithm: str,
     fingerprint: str,
     text: CalibrationText,
-    walked: Walked,
+    result: HeldOutResult,
     store: Store,
 ) -> Record:
     learn, length = text.tokens.shape
@@ -113,14 +114,13 @@ def _record(
         schema_version=SCHEMA_VERSION,
         target=target.name,
         algorithm=algorithm,
-        inputs=target.inputs,
+        input_type=target.inputs,
         finer=None if target.finer is None else tuple(sorted(target.finer)),
         model=checkpoint.source,
         model_sha256=fingerprint,
         text=TextRecord(source=text.source, sha256=text.sha256, samples=learn, tokens=length, seed=text.seed),
-        fidelity=walked.fidelity,
-        points=store.progress.points,
-        caches=store.progress.caches,
+        fidelity=result.fidelity,
+        groups=store.progress.groups,
         files=store.progress.files,
     )
 
@@ -135,7 +135,7 @@ def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], Weig
 
     def form(name: str) -> WeightFormat | None:
         wanted = precision.wanted(name)
-        if wanted is None or (name in HEAD and target.inputs is None and wanted.bits == 8):
+        if wanted is None or (name in LM_HEAD_TABLES and target.inputs is None and wanted.bits == 8):
             return None
         rows, columns = shapes[name]
         carried = quantizer.plan((name,), rows, columns, wanted).carried
@@ -155,12 +155,12 @@ def _digest(
 ) -> str:
     """Of all that decides the result: a folder of unfinished work belongs to one request."""
     shapes = expected_tensors(checkpoint.config)
-    forms = {name: str(recipe.form(name)) for name, shape in shapes.items() if len(shape) == 2}
+    forms = {name: str(recipe.weight_format(name)) for name, shape in shapes.items() if len(shape) == 2}
     request = {
         "version": version("megrez-compile"),
         "model": fingerprint,
         "algorithm": algorithm,
-        "inputs": recipe.inputs,
+        "inputs": recipe.input_type,
         "forms": forms,
         "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
         "learn": learn,

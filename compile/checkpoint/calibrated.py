@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.decoder import POINTS
+from megrez.calibration.reference.decoder import GROUPS, LM_HEAD
 from megrez.calibration.results.layer_file import LayerFile
 from megrez.calibration.results.record import Record
-from megrez.calibration.walk import LM_HEAD
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.derived import DerivedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.graph.precision import HEAD
+from megrez.compile.graph.precision import LM_HEAD_TABLES
 
-POINT_OF = {name: point for point, names in POINTS.items() for name in names}
+GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 
 class CalibratedCheckpoint(DerivedCheckpoint):
@@ -46,16 +45,16 @@ class CalibratedCheckpoint(DerivedCheckpoint):
 
     def input_scale(self, name: str) -> float | None:
         """The static scale of what the matrix `name` multiplies."""
-        point = self.record.points.get(_point(name))
-        return None if point is None else point.input_scale
+        group = self.record.groups.get(_group(name))
+        return None if group is None else group.input_scale
 
 
-def _point(name: str) -> str:
+def _group(name: str) -> str:
     """ "model.layers.3.qkv" for "model.layers.3.self_attn.k_proj.weight"."""
-    if name in HEAD:
+    if name in LM_HEAD_TABLES:
         return LM_HEAD
     stem = name.removesuffix(".weight")
-    for short, point in POINT_OF.items():
+    for short, group in GROUP_OF.items():
         if stem.endswith(f".{short}"):
-            return stem.removesuffix(short) + point
+            return stem.removesuffix(short) + group
     return stem

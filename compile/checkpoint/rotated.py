@@ -1,20 +1,21 @@
-"""A checkpoint whose residual stream is turned, which leaves the model's answers as they are; knows no graph.
+"""A checkpoint after Hadamard rotation of its residual stream, which leaves its logits as they are; knows no graph.
 
-4 bits lose least where a block's weights are of one size. An orthogonal matrix R between the layers, folded into the
-weights on both sides, spreads what lies in a few channels over all of them at no cost at run time; so does one per head
-between the values and the output projection. Norms stay what they are once their weights have gone into what reads
-them. Source: Ashkboos et al., QuaRot (2024), its offline part.
+4 bits lose least where a block's weights are of one magnitude. An orthogonal matrix R between the layers, folded into
+the weights on both sides, spreads outliers over all channels at no cost at run time; so does one per head between the
+values and the output projection. RMSNorm commutes with R once its weights are folded into the projections behind it.
+Source: Ashkboos et al., QuaRot (arXiv 2404.00456), its offline part.
 """
 
 import dataclasses
+import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.decoder import NORMS, POINTS
-from megrez.calibration.reference.model import EMBEDDING, FINAL_NORM, HEAD
+from megrez.calibration.reference.decoder import GROUPS, NORMS
+from megrez.calibration.reference.model import EMBEDDING_WEIGHT, FINAL_NORM_WEIGHT, LM_HEAD_WEIGHT
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.derived import DerivedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -25,22 +26,25 @@ from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-NORM_OF = {name: norm for point, norm in NORMS.items() for name in POINTS[point]}
-NORM_WEIGHTS = (FINAL_NORM, *(f"{norm}.weight" for norm in NORMS.values()))
-# The largest power of two that is one factor of a rotation, and numbers turned at a time.
+NORM_OF = {name: norm for group, norm in NORMS.items() for name in GROUPS[group]}
+NORM_WEIGHTS = (FINAL_NORM_WEIGHT, *(f"{norm}.weight" for norm in NORMS.values()))
+# The largest power of two that is one factor of a rotation.
 LARGEST_FACTOR = 64
-CHUNK = 1 << 20
+# Weights that a thread rotates at a time.
+TILE = 1 << 20
+# Changed signs would change every bundle of a rotated target.
+SIGNS_LABEL = "megrez Hadamard rotation"
 
 
 def rotate_for(checkpoint: Checkpoint, target: Target) -> Checkpoint:
-    """`checkpoint`, turned where `target` asks for it and no blocks of its own would be carried over."""
+    """`checkpoint`, rotated where `target` asks for it and it has no quantised blocks that would be carried over."""
     if not target.rotated or any(checkpoint.block_format(name) for name in expected_tensors(checkpoint.config)):
         return checkpoint
     return RotatedCheckpoint(checkpoint)
 
 
 class RotatedCheckpoint(DerivedCheckpoint):
-    """The Checkpoint `original`, turned; its lm_head is never tied, since only the embedding has no norm before it."""
+    """The Checkpoint `original`, rotated; its LM head is never tied: it alone gets the final norm's weights."""
 
     @property
     def config(self) -> ModelConfig:
@@ -56,16 +60,16 @@ class RotatedCheckpoint(DerivedCheckpoint):
         """See the protocol."""
         if name.endswith(NORM_WEIGHTS):
             return np.ones_like(self.original.read(name))
-        if name == HEAD:
+        if name == LM_HEAD_WEIGHT:
             tied = self.original.config.tie_word_embeddings
-            return self._input(self.original.read(EMBEDDING if tied else name), FINAL_NORM)
+            return self._rotate_input(self.original.read(EMBEDDING_WEIGHT if tied else name), FINAL_NORM_WEIGHT)
         found = self.original.read(name)
-        if name == EMBEDDING:
+        if name == EMBEDDING_WEIGHT:
             return rotate(found)
         *lead, block, linear, kind = name.split(".")
         prefix, projection = "".join(f"{part}." for part in lead), f"{block}.{linear}"
         if kind == "weight" and projection in NORM_OF:
-            found = self._input(found, f"{prefix}{NORM_OF[projection]}.weight")
+            found = self._rotate_input(found, f"{prefix}{NORM_OF[projection]}.weight")
         if projection == "self_attn.v_proj":
             found = _rotate_rows(found, self.config.head_dim)
         if projection == "self_attn.o_proj" and kind == "weight":
@@ -74,21 +78,26 @@ class RotatedCheckpoint(DerivedCheckpoint):
             found = _rotate_rows(found, self.config.hidden_size)
         return found
 
-    def _input(self, weight: Float32, norm: str) -> Float32:
+    def _rotate_input(self, weight: Float32, norm: str) -> Float32:
+        """`weight` [N, K] for rotated inputs, with the weights of the norm before it folded in."""
         return rotate(weight, self.original.read(norm))
 
 
 def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
-    """x [rows, n], overwritten with (x * scale) @ R for scale [n]: R [n, n] is orthogonal, and depends on n alone."""
+    """x [rows, n], overwritten with (x * scale) @ R for scale [n]: R [n, n] is orthogonal, and depends on n alone.
+
+    R is a diagonal of random signs times a Kronecker product of Hadamard matrices, with a discrete cosine transform for
+    the odd part of n.
+    """
     rows, n = x.shape
-    signs = np.random.default_rng(n).choice(np.array([-1, 1], np.float32), n)
+    signs = random_signs(n)
     factors = [_factor(size).astype(np.float32) for size in _sizes(n)]
     scale = signs if scale is None else scale * signs
-    step = max(1, CHUNK // n)
+    step = max(1, TILE // n)
 
     def rotate_part(start: int) -> None:
         part = x[start : start + step] * scale
-        for factor in factors:  # the first axis goes last and is turned: after all of them the order is the old one
+        for factor in factors:  # each moves the first axis last: after all of them the order is the original one
             size = len(factor)
             moved = part.reshape(len(part), size, n // size).swapaxes(1, 2)
             part = (moved.reshape(-1, size) @ factor).reshape(len(part), n)
@@ -100,12 +109,23 @@ def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
     return x
 
 
+def random_signs(n: int) -> Float32:
+    """+1 or -1 [n], the same on every machine and with every version of numpy.
+
+    The bits, most significant first, of SHA-256 of SIGNS_LABEL, n and a counter from 0, in ASCII with spaces between; a
+    set bit is -1.
+    """
+    digests = (hashlib.sha256(f"{SIGNS_LABEL} {n} {counter}".encode()).digest() for counter in range(-(-n // 256)))
+    bits = np.unpackbits(np.frombuffer(b"".join(digests), np.uint8))[:n]
+    return np.float32(1) - np.float32(2) * bits
+
+
 def _rotate_rows(x: Float32, width: int) -> Float32:
-    """Every `width` rows of x [N, K], or numbers of x [N], by the transpose of their R."""
+    """Every `width` rows of x [N, K], or elements of x [N], by the transpose of their R."""
     groups = x.reshape(len(x) // width, width, -1)
     moved = groups.swapaxes(1, 2)
-    turned = rotate(moved.reshape(-1, width)).reshape(moved.shape).swapaxes(1, 2)
-    return np.ascontiguousarray(turned).reshape(x.shape)
+    rotated = rotate(moved.reshape(-1, width)).reshape(moved.shape).swapaxes(1, 2)
+    return np.ascontiguousarray(rotated).reshape(x.shape)
 
 
 def _sizes(n: int) -> list[int]:
@@ -119,7 +139,7 @@ def _sizes(n: int) -> list[int]:
 
 
 def _factor(n: int) -> Float64:
-    """An orthogonal [n, n]: Hadamard's for a power of two, which is flat, else the discrete cosine transform's."""
+    """An orthogonal [n, n]: the Hadamard matrix for a power of two, all of one magnitude, else the DCT-II's."""
     if n & (n - 1) == 0:
         matrix = np.ones((1, 1))
         while len(matrix) < n:

@@ -70,7 +70,7 @@ def _parse(tokenizer_json: bytes) -> "Tokenizer":
 def _check_template(source: str) -> None:
     """Now, and not when the bundle is opened."""
     try:
-        ChatTemplate(source)
+        ChatTemplate(source).check()
         source.encode()
     except (BundleError, UnicodeEncodeError) as error:
         raise CheckpointError(f"{first_line(error)}, or remove it: the bundle then continues text") from error

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from megrez.calibration.results.record import Record
-from megrez.compile.calibrate.self_generated import calibration_text, forget_words
+from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
 from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
@@ -55,7 +55,7 @@ def calibrate_command(
         report.stage("checking the checkpoint")
         checkpoint.check()
         if row.weights is None or not rounds_anything(checkpoint, row):
-            raise UsageError(f"{row.name} rounds nothing of {checkpoint.source}: choose another target")
+            raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
         longest = checkpoint.config.max_position_embeddings
         ids = calibration_text(checkpoint, row, request, longest, output, report)
@@ -63,18 +63,22 @@ def calibrate_command(
         report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")
         progress = report.layers(checkpoint.config.num_hidden_layers)
         record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
-        forget_words(output)
+        discard_generated(output)
     _tell(record, output)
 
 
 def _tell(record: Record, output: Path) -> None:
-    worst = sorted(record.points.items(), key=lambda item: -item[1].error)[:5]
-    click.echo("\n" + "\n".join(f"{name:32}{point.error:10.5f} of the output's square lost" for name, point in worst))
+    worst = sorted(record.groups.items(), key=lambda item: -item[1].relative_error)[:5]
+    click.echo(
+        "\n" + "\n".join(f"{name:32}{group.relative_error:10.5f} of the output's square lost" for name, group in worst)
+    )
     if record.fidelity is not None:
         found = record.fidelity
         click.echo(
             f"simulated on {found.tokens} other tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
         )
-    if record.zeros:
-        click.echo(f"{record.zeros} channels are zero throughout: they stay zero, and their scales mean nothing")
+    if record.zero_channels:
+        click.echo(
+            f"{record.zero_channels} channels are zero throughout: they stay zero, and their scales mean nothing"
+        )
     click.echo(f"{output}: build with  megrez-compile MODEL --target {record.target} --scales {output}")

@@ -1,36 +1,14 @@
 """The options that say what an engine is built for; knows no stage."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from megrez.compile.backends.options import ANY_DEVICE, EngineOptions
 from megrez.engines.tensorrt.library import EXTRAS
 
 Command = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """arch: devices or capabilities, see find_capabilities; "native" for the GPU at hand, None for all that the library
-    can build for; for NPUs one chip, see find_chip. builder: the library; None for the one that is installed.
-
-    batch: sequences at once, at most. chunk, share_weights: of NPUs, see megrez.compile.backends.npu. See
-    megrez.engines.tensorrt.plan.PlanRequest for the rest.
-    """
-
-    arch: str | None = None
-    builder: str | None = None
-    batch: int = 1
-    workspace_bytes: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    chunk: int | None = None
-    share_weights: bool = False
-
-
-ANY_DEVICE = EngineOptions()
 
 
 def engine_options(command: Command) -> Command:

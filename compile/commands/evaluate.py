@@ -18,10 +18,10 @@ from megrez.compile.commands.console_report import ConsoleReport
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import threads_option, write_json
+from megrez.runtime.commands.options import json_file_option, json_option, show, threads_option
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import FILE_NAME, Fidelity
+from megrez.runtime.manifest import FILE_NAME
 from megrez.runtime.session import Session
 from megrez.runtime.text import Text
 
@@ -34,7 +34,8 @@ from megrez.runtime.text import Text
 @click.option("--skip", type=int, default=0, show_default=True, help="How many to leave out before those.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens read from an empty cache at a time.")
 @threads_option
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
+@json_option
+@json_file_option
 def eval_command(
     bundle: Path,
     text: Path,
@@ -43,6 +44,7 @@ def eval_command(
     skip: int,
     window: int,
     threads: int | None,
+    as_json: bool,
     json_file: Path | None,
 ) -> None:
     """Measure how far BUNDLE is from the model it was compiled from.
@@ -61,7 +63,9 @@ def eval_command(
             click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar,
         ):
             found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
-    _report(found, json_file)
+    figures = dataclasses.asdict(found)
+    table = "\n".join(f"{name:22}{value:.6g}" for name, value in figures.items())
+    show(table, json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
 
 
 def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDArray[np.int64]:
@@ -116,11 +120,3 @@ def _session(bundle: Bundle, threads: int | None, window: int) -> Iterator[Sessi
         yield session
     finally:
         session.close()
-
-
-def _report(found: Fidelity, json_file: Path | None) -> None:
-    figures = dataclasses.asdict(found)
-    for name, value in figures.items():
-        click.echo(f"{name:22}{value:.6g}")
-    if json_file is not None:
-        write_json(json_file, json.dumps(figures, indent=2) + "\n")

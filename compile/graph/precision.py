@@ -9,8 +9,9 @@ from megrez.engines.targets import BLOCK_SIZES, Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import UsageError
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = ("lm_head.weight", EMBEDDING)
+EMBED_TOKENS, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# The tensors that the lm_head may multiply: its own, or the embedding that it is tied to.
+LM_HEAD_TABLES = (LM_HEAD, EMBED_TOKENS)
 # TensorRT's kernels for 4 bits know no larger blocks.
 LARGEST_PORTABLE = 128
 LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight")
@@ -57,7 +58,7 @@ class Precision:
         """The format of the checkpoint's tensor `name` where it is multiplied; None leaves it in float32."""
         target = self._target
         own = self._checkpoint.block_format(name)
-        if name in HEAD:
+        if name in LM_HEAD_TABLES:
             finer = target.embedding is not None and own is not None and own.bits == target.embedding.bits
             return target.embedding if finer else target.head  # blocks that are carried over lose nothing
         if target.weights is None or (own is not None and own.bits == target.weights.bits):
@@ -75,10 +76,10 @@ class Precision:
         head take away nearly as much of its loss as for the first sixteenth, which carries half of it.
         """
         wanted, finer = self.wanted(name), self._target.embedding
-        if name not in HEAD or wanted is None or finer is None or wanted.bits >= finer.bits:
+        if name not in LM_HEAD_TABLES or wanted is None or finer is None or wanted.bits >= finer.bits:
             return 0
         file = file_of(self._checkpoint)
-        is_absent = name == HEAD[0] and file.config.tie_word_embeddings  # what was made of it may be untied
+        is_absent = name == LM_HEAD and file.config.tie_word_embeddings  # what was made of it may be untied
         in_file = None if is_absent else file.block_format(name)
         carried_over = in_file is not None and in_file.bits == wanted.bits
         return 0 if carried_over else rows // 32

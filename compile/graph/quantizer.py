@@ -6,11 +6,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.weights.absmax import quantize_channels
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
-from megrez.calibration.weights.grids import fit_grid
+from megrez.calibration.weights.fitted_search import FittedSearch
+from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.offsets import fold_offsets, folded_columns
-from megrez.calibration.weights.rtn import quantize_rtn
+from megrez.calibration.weights.ranges import AbsMax
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.graph.weights import stack
 from megrez.engines.weight_formats import WeightFormat
@@ -47,6 +47,16 @@ class MatrixPlan:
     @property
     def rows(self) -> slice:
         return slice(self.first, self.first + self.n)
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        return WeightFormat(
+            bits=self.bits,
+            block=self.block,
+            symmetric=not self.zero_points,
+            floating=self.floating,
+            nested=self.nested,
+        )
 
 
 class Quantizer:
@@ -97,17 +107,9 @@ class Quantizer:
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
         matrix = stack(self.checkpoint, plan.sources)[plan.rows]
-        if self.exact and plan.per_channel and plan.bits == 8:
-            return quantize_channels(matrix, floating=plan.floating)
-        if plan.floating or plan.nested:
-            return fit_grid(
-                matrix,
-                WeightFormat(
-                    bits=plan.bits, block=plan.block, symmetric=True, floating=plan.floating, nested=plan.nested
-                ),
-            )
-        symmetric = not plan.zero_points
-        return quantize_rtn(matrix, bits=plan.bits, block=plan.block, symmetric=symmetric, positive=self.exact)
+        per_channel = self.exact and plan.per_channel and plan.bits == 8
+        absmax = per_channel or plan.floating or plan.nested
+        return quantize_nearest(matrix, plan.weight_format, AbsMax() if absmax else FittedSearch(positive=self.exact))
 
     def _carry(self, plan: MatrixPlan) -> BlockQuantized:
         parts = [part for name in plan.sources if (part := self.checkpoint.blocks(name)) is not None]

@@ -6,7 +6,7 @@ is written to onnxruntime's documentation.
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 
 from megrez.engines.cuda_runtime import Cuda, check_memory
 from megrez.engines.ort import MODEL_FILE, bound
-from megrez.engines.ort.bound import CacheShape, Interface, OrtSession, cache_shape
+from megrez.engines.ort.binding import Interface
+from megrez.engines.ort.bound import OrtSession
+from megrez.engines.ort.caches import CacheShape, cache_shape
 from megrez.engines.ort.library import load_library, open_model
-from megrez.engines.ort.place import Array
+from megrez.engines.ort.place import Array, Buffer
 from megrez.engines.targets import find_target
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import EngineError, first_line
@@ -38,13 +40,13 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     cache = cache_shape(bundle, slots, capacity)
     onnxruntime = load_library(EXTRA)
     _check_library(onnxruntime)
-    _check_gpu(bundle, cache)
-    _check_provider(onnxruntime)
+    place = OnGpu(onnxruntime, _check_gpu(bundle, cache))
+    _check_provider(place)
     options = onnxruntime.SessionOptions()
     # By default what ONNX Runtime allocates grows in powers of two.
     provider = {"device_id": "0", "enable_cuda_graph": "1", "arena_extend_strategy": "kSameAsRequested"}
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, [(PROVIDER, provider)])
-    return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, INTERFACE, OnGpu(onnxruntime))
+    return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, INTERFACE, place)
 
 
 def open_on_cpu(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
@@ -69,25 +71,33 @@ def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Arr
 INTERFACE = Interface(length_inputs=_length_inputs, on_host=frozenset({"total_sequence_length"}), ragged=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuBuffer:
-    value: Any
+    """owner: the OrtValue whose memory this is, or is a part of."""
+
+    cuda: Cuda
+    owner: Any
+    pointer: int
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     device: str = "cuda"
 
-    @property
-    def pointer(self) -> int:
-        return int(self.value.data_ptr())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.value.shape())
+    def rows(self, first: int, count: int) -> "GpuBuffer":
+        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        return replace(self, pointer=self.pointer + first * size, shape=(count, *self.shape[1:]))
 
     def write(self, array: Array) -> None:
-        self.value.update_inplace(np.ascontiguousarray(array, self.dtype))
+        """ONNX Runtime's stream does not wait for others, and a small copy may still be under way on return."""
+        given = np.ascontiguousarray(array, self.dtype)
+        assert given.shape == self.shape, "a buffer is written whole"
+        kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.cuda("cudaMemcpy", self.pointer, given.ctypes.data, given.nbytes, kind)
+        self.cuda("cudaDeviceSynchronize")
 
     def read(self) -> Array:
-        found: Array = self.value.numpy()
+        found = np.empty(self.shape, self.dtype)
+        kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.cuda("cudaMemcpy", found.ctypes.data, self.pointer, found.nbytes, kind)
         return found
 
 
@@ -96,6 +106,7 @@ class OnGpu:
     """A megrez.engines.ort.place.Place."""
 
     onnxruntime: ModuleType
+    cuda: Cuda
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> GpuBuffer:
         zeros = np.zeros(shape, dtype)
@@ -106,7 +117,20 @@ class OnGpu:
                 f"the GPU gives no {zeros.nbytes / 2**20:.1f} MiB more ({first_line(error)}): choose a smaller target, "
                 "a smaller --context or fewer sequences"
             ) from error
-        return GpuBuffer(value, np.dtype(dtype))
+        return GpuBuffer(cuda=self.cuda, owner=value, pointer=int(value.data_ptr()), shape=shape, dtype=zeros.dtype)
+
+    def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
+        """A row of a 2-D copy is a head's tokens: those of one head lie together, its next head's a capacity later."""
+        rows, heads, capacity, head_dim = source.shape
+        token = head_dim * source.dtype.itemsize
+        pitch = capacity * token
+        kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        if tokens:
+            copy = target.pointer, pitch, source.pointer, pitch, tokens * token, rows * heads, kind
+            self.cuda("cudaMemcpy2DAsync", *copy, 0)
+
+    def synchronize(self) -> None:
+        self.cuda("cudaDeviceSynchronize")
 
     def run_options(self, recording: int | None) -> Any:
         options = self.onnxruntime.RunOptions()
@@ -123,7 +147,7 @@ def _check_library(onnxruntime: ModuleType) -> None:
         )
 
 
-def _check_gpu(bundle: Bundle, cache: CacheShape) -> None:
+def _check_gpu(bundle: Bundle, cache: CacheShape) -> Cuda:
     cuda, target = Cuda(EXTRA), find_target(bundle.manifest.target)
     capability, least = cuda.capability(), target.min_capability or 0
     if capability < least:
@@ -133,15 +157,17 @@ def _check_gpu(bundle: Bundle, cache: CacheShape) -> None:
         )
     needed = cache.nbytes + sum(file.size for file in bundle.manifest.files if file.path.startswith(MODEL_FILE))
     check_memory(needed, cuda.free_bytes(), "choose a smaller target, a smaller --context or fewer sequences")
+    return cuda
 
 
-def _check_provider(onnxruntime: ModuleType) -> None:
+def _check_provider(place: OnGpu) -> None:
     """Without CUDA's libraries ONNX Runtime would run the graph on the CPU, and say so among its own messages."""
+    onnxruntime = place.onnxruntime
     onnxruntime.set_default_logger_severity(SILENT)
     with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()
     try:
-        OnGpu(onnxruntime).zeros((1,), np.float16)
+        place.zeros((1,), np.float16)
     except Exception as error:
         raise EngineError(
             f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, CUDA or cuDNN is missing or of "

@@ -1,4 +1,4 @@
-"""Where a session's buffers lie, and how numbers get there and back: here, in numpy arrays. Knows no graph."""
+"""Where a session's buffers lie, and how arrays get there and back: here, in numpy arrays. Knows no graph."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +24,10 @@ class Buffer(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
+    def rows(self, first: int, count: int) -> "Buffer":
+        """The part [first : first + count], in the same memory."""
+        ...
+
     def write(self, array: Array) -> None:
         """Copy `array`, of the buffer's shape and type, into it."""
         ...
@@ -35,6 +39,14 @@ class Buffer(Protocol):
 
 class Place(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Buffer: ...
+
+    def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
+        """Copy [:, :, :tokens] of `source` into `target`, both [rows, heads, capacity, head_dim]. Queued at least."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until queued copies are done."""
+        ...
 
     def run_options(self, recording: int | None) -> Any:
         """onnxruntime's RunOptions for steps that are recorded under this number once and replayed, or never (None)."""
@@ -58,6 +70,9 @@ class HostBuffer:
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
 
+    def rows(self, first: int, count: int) -> "HostBuffer":
+        return HostBuffer(self.array[first : first + count])
+
     def write(self, array: Array) -> None:
         self.array[...] = array
 
@@ -70,6 +85,12 @@ class Host:
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> HostBuffer:
         return HostBuffer(np.zeros(shape, dtype))
+
+    def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
+        target.read()[:, :, :tokens] = source.read()[:, :, :tokens]
+
+    def synchronize(self) -> None:
+        pass
 
     def run_options(self, recording: int | None) -> None:
         return None

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from megrez.engines.ort.bound import Interface, open_on_cpu
+from megrez.engines.ort.binding import Interface
+from megrez.engines.ort.bound import open_on_cpu
 from megrez.engines.ort.place import Array
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.session import Lengths, Session

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from megrez.engines.qnn import EMBEDDING_FILE, ROTARY_FILE
 from megrez.engines.qnn.device import check_chip, check_version
 from megrez.engines.qnn.graphs import Array, BoundGraph, Graph
 from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Layout, graph_name, read_layout
 from megrez.engines.qnn.masks import visible
+from megrez.runtime.batch import Batch, check_copy
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import BundleError, EngineError, UsageError, first_line
-from megrez.runtime.session import Lengths, Logits, Session, Tokens, check_room, choose_capacity
+from megrez.runtime.session import Logits, Session, choose_capacity
 
 MASK, PAST, PRESENT = "mask", "past_key_values.", "present."
 # The codes of what a mask adds to a score: the least that it can, and 0.
@@ -90,18 +92,30 @@ class StaticSession:
         self._head = open_graph(HEAD, self._head_arrays)
         self._last_hidden = next(name for name in self._head_arrays if name != "logits")
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
         """See megrez.runtime.session.Session."""
-        width, length = tokens.shape[1], int(lengths[0])
-        check_room(lengths, width, self.capacity)
-        logits = np.empty((len(rows), self.vocab_size), np.float32)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        width, index = len(batch.tokens), batch.logits_index
+        logits = np.empty((len(index), self.vocab_size), np.float32)
         chain = self._decode if width == 1 else self._prefill
         for start in range(0, width, chain.tokens):
-            ids = tokens[0, start : start + chain.tokens]
-            self._append(chain, ids, length + start)
-            for index in np.flatnonzero((rows >= start) & (rows < start + len(ids))):
-                logits[index] = self._logits_of(chain.arrays[self._last_hidden][0, rows[index] - start])
+            ids = batch.tokens[start : start + chain.tokens]
+            self._append(chain, ids, int(batch.starts[0]) + start)
+            for row in np.flatnonzero((index >= start) & (index < start + len(ids))):
+                logits[row] = self._logits_of(chain.arrays[self._last_hidden][0, index[row] - start])
         return logits
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See megrez.runtime.session.Session. There is no other slot to copy to."""
+        check_copy(source, target, length, most=1, capacity=self.capacity)
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""

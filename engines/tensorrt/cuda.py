@@ -1,6 +1,7 @@
 """An NVIDIA GPU as a session's device: CUDA's runtime for memory and the stream, TensorRT for the engine.
 
-Not run on a GPU yet: it is written to the libraries' signatures, and only what happens without a GPU is tested.
+Not run on a GPU yet. Tests run every line of it: CUDA's calls through the real cuda.bindings on a stand-in for CUDA's
+runtime, TensorRT's on a stand-in written to its signatures.
 """
 
 import contextlib
@@ -12,11 +13,10 @@ import numpy as np
 
 from megrez.engines.cuda_runtime import Cuda, check_memory
 from megrez.engines.tensorrt import PLAN_FILE
-from megrez.engines.tensorrt.device import Array
+from megrez.engines.tensorrt.device import DECODE, PREFILL, Array
 from megrez.engines.tensorrt.library import EXTRAS, RTX, load_library
 from megrez.engines.tensorrt.log import open_log
 from megrez.engines.tensorrt.runtime_cache import RuntimeCache
-from megrez.engines.tensorrt.session import DECODE, PREFILL
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import EngineError
 from megrez.runtime.manifest import Device as Needed
@@ -59,19 +59,22 @@ class CudaDevice:
 
     def __init__(self, cuda: Cuda, library: Any, bundle: Bundle, needed: Needed) -> None:
         self.cuda, self.library = cuda, library
-        self._memory: list[int] = []
-        self._pinned: list[int] = []
-        self._graphs: list[CudaGraph] = []
-        self.stream = cuda("cudaStreamCreate")
-        self._log = open_log(library, errors_alone=True)
-        self._runtime = library.Runtime(self._log)
-        if needed.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
-        self.engine = self._read(bundle)
-        sizes = [self.engine.get_device_memory_size_for_profile_v2(profile) for profile in (DECODE, PREFILL)]
-        self._scratch_size = max(*sizes, ALIGNMENT)
-        self._scratch = self.allocate(self._scratch_size)
-        self._cache = RuntimeCache(library, self.engine, bundle.path) if needed.library == RTX else None
+        with contextlib.ExitStack() as self._held:  # what `close` gives back, and a failure in here
+            self.stream = cuda("cudaStreamCreate")
+            self._held.callback(cuda, "cudaStreamDestroy", self.stream)
+            self._log = open_log(library, errors_alone=True)
+            self._runtime = library.Runtime(self._log)
+            if needed.version_compatible:
+                self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+            self.engine = self._read(bundle)
+            self._held.callback(self._release_engine)
+            sizes = [self.engine.get_device_memory_size_for_profile_v2(profile) for profile in (DECODE, PREFILL)]
+            self._scratch_size = max(*sizes, ALIGNMENT)
+            self._scratch = self.allocate(self._scratch_size)
+            self._cache = RuntimeCache(library, self.engine, bundle.path) if needed.library == RTX else None
+            if self._cache is not None:
+                self._held.callback(self._cache.save)
+            self._held = self._held.pop_all()
 
     @property
     def replays(self) -> bool:
@@ -85,14 +88,14 @@ class CudaDevice:
 
     def allocate(self, size: int) -> int:
         address = int(self.cuda("cudaMalloc", max(size, ALIGNMENT)))
-        self._memory.append(address)
+        self._held.callback(self.cuda, "cudaFree", address)
         self.cuda("cudaMemset", address, 0, max(size, ALIGNMENT))
         return address
 
     def pin(self, shape: tuple[int, ...], dtype: Any) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         address = int(self.cuda("cudaHostAlloc", size, self.cuda.runtime.cudaHostAllocDefault))
-        self._pinned.append(address)
+        self._held.callback(self.cuda, "cudaFreeHost", address)
         block = (ctypes.c_byte * size).from_address(address)
         return np.frombuffer(block, dtype).reshape(shape)
 
@@ -102,6 +105,10 @@ class CudaDevice:
     def download(self, address: int, array: Array) -> None:
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
 
+    def copy(self, target: int, source: int, *, size: int, pitch: int, pieces: int) -> None:
+        kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.cuda("cudaMemcpy2DAsync", target, pitch, source, pitch, size, pieces, kind, self.stream)
+
     def open_context(self, profile: int) -> "CudaContext":
         library = self.library
         strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -110,7 +117,7 @@ class CudaDevice:
         else:
             context = self._cache.open_context(strategy, replayed=profile == DECODE)
         if context is None:
-            raise EngineError(f"the engine cannot be opened: {self._log.errors[-1:] or 'no reason was given'}")
+            raise EngineError(f"the engine cannot be opened: {self._reason()}")
         context.set_device_memory(self._scratch, self._scratch_size)
         if not context.set_optimization_profile_async(profile, int(self.stream)):
             raise EngineError(f"the engine has no optimization profile {profile}: compile the bundle again")
@@ -119,27 +126,18 @@ class CudaDevice:
 
     def keep(self, graph: "CudaGraph") -> None:
         """Destroy `graph` when the device is closed."""
-        self._graphs.append(graph)
+        self._held.callback(graph.destroy)
 
     def synchronize(self) -> None:
         self.cuda("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        if self.stream is None:
-            return
-        if self._cache is not None:
-            self._cache.save()
-        for graph in self._graphs:
-            graph.destroy()
-        self._graphs.clear()
-        for address in self._memory:
-            self.cuda("cudaFree", address)
-        for address in self._pinned:
-            self.cuda("cudaFreeHost", address)
-        self._memory.clear()
-        self._pinned.clear()
-        self.cuda("cudaStreamDestroy", self.stream)
-        self.stream = None
+        """Give everything back, once, the latest first. Raises EngineError at the end where CUDA refuses some."""
+        self._held.close()
+
+    def _release_engine(self) -> None:
+        """Its weights lie on the device as long as anyone refers to it."""
+        self.engine = self._runtime = self._cache = None
 
     def _read(self, bundle: Bundle) -> Any:
         """The engine, from the file mapped into memory."""
@@ -147,9 +145,13 @@ class CudaDevice:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            said = self._log.errors[-1] if self._log.errors else "no reason was given"
-            raise EngineError(f"{path} cannot be read as an engine ({said}): copy or compile the bundle again")
+            reason = self._reason()
+            raise EngineError(f"{path} cannot be read as an engine ({reason}): copy or compile the bundle again")
         return engine
+
+    def _reason(self) -> str:
+        """Why the library refused, on one line."""
+        return str(self._log.errors[-1]).split("\n", 1)[0] if self._log.errors else "no reason was given"
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
         self.cuda("cudaMemcpyAsync", to, source, size, getattr(self.cuda.runtime.cudaMemcpyKind, kind), self.stream)
@@ -177,19 +179,18 @@ class CudaContext:
         cuda, stream = self._device.cuda, self._device.stream
         if self._device.replays:
             return None
-        recorded: Any = None
-        graph: CudaGraph | None = None
-        with contextlib.suppress(EngineError):  # the step has run already, and so will the next ones without a graph
+        # Where it fails, the step has run already, and so will the next ones without a graph.
+        with contextlib.suppress(EngineError), contextlib.ExitStack() as recording:
             cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
             try:
                 self.enqueue()
             finally:
                 recorded = cuda("cudaStreamEndCapture", stream)  # else all that follows on the stream would fail
-            graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)
+                recording.callback(cuda, "cudaGraphDestroy", recorded)
+            graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)  # holds all that it needs
             self._device.keep(graph)
-        if recorded is not None:
-            cuda("cudaGraphDestroy", recorded)  # the executable holds all that it needs
-        return graph
+            return graph
+        return None
 
 
 class CudaGraph:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+# An engine's optimization profiles.
+DECODE, PREFILL = 0, 1
 
 
 class Graph(Protocol):
@@ -57,6 +59,10 @@ class Device(Protocol):
 
     def download(self, address: int, array: Array) -> None:
         """Queue a copy into `array`."""
+        ...
+
+    def copy(self, target: int, source: int, *, size: int, pitch: int, pieces: int) -> None:
+        """Queue a copy within the device: `pieces` of `size` bytes, which begin `pitch` bytes apart on both sides."""
         ...
 
     def open_context(self, profile: int) -> Context: ...

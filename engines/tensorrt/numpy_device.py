@@ -5,15 +5,15 @@ For whoever tests a session without a GPU. Nothing runs before `synchronize`, as
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from megrez.engines.tensorrt.device import Array
-from megrez.engines.tensorrt.session import DECODE, PlanShape
+from megrez.engines.tensorrt.device import DECODE, Array
+from megrez.engines.tensorrt.plan_shape import ALIGNMENT, PlanShape
 from megrez.runtime.errors import EngineError
 
-ALIGNMENT = 256
 # Of tokens [B, T], write indices [B], rows [N], caches [B, kv_heads, capacity, head_dim] by name: what is written to
 # the caches and to logits [N, vocab_size].
 Engine = Callable[[Array, Array, Array, dict[str, Array], Array], None]
@@ -56,6 +56,12 @@ class NumpyDevice:
     def download(self, address: int, array: Array) -> None:
         self._queue.append(lambda: self._copy(array, self.view(address, array.shape, array.dtype)))
 
+    def copy(self, target: int, source: int, *, size: int, pitch: int, pieces: int) -> None:
+        self.log.append(f"copy {pieces} x {size}")
+        for piece in range(pieces):
+            at = piece * pitch
+            self._queue.append(partial(self._copy_bytes, target + at, source + at, size))
+
     def open_context(self, profile: int) -> "NumpyContext":
         return NumpyContext(device=self, profile=profile)
 
@@ -74,10 +80,14 @@ class NumpyDevice:
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
         """The memory at `address`, as an array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if address not in self._buffers or size > self._buffers[address].nbytes:
+        base = max((start for start in self._buffers if start <= address), default=None)
+        if base is None or address - base + size > self._buffers[base].nbytes:
             raise EngineError(f"{size} bytes at {address} were never allocated")
-        found: Array = self._buffers[address][:size].view(dtype).reshape(shape)
+        found: Array = self._buffers[base][address - base :][:size].view(dtype).reshape(shape)
         return found
+
+    def _copy_bytes(self, target: int, source: int, size: int) -> None:
+        self._copy(self.view(target, (size,), np.uint8), self.view(source, (size,), np.uint8))
 
     @staticmethod
     def _copy(to: Array, source: Array) -> None:
@@ -92,6 +102,8 @@ class NumpyContext:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def bind(self, name: str, address: int) -> None:
+        if address % ALIGNMENT:
+            raise EngineError(f"{name} is at {address}, which is no multiple of {ALIGNMENT}")
         self.addresses[name] = address
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:

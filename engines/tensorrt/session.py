@@ -4,58 +4,22 @@ Knows the engine's inputs by name; knows no GPU, see megrez.engines.tensorrt.dev
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from megrez.engines.tensorrt.device import Context, Device, Graph
+from megrez.engines.arrange import Group, arrange, run_groups
+from megrez.engines.slot_rows import SlotRows
+from megrez.engines.tensorrt.caches import Caches
+from megrez.engines.tensorrt.device import DECODE, PREFILL, Context, Device, Graph
+from megrez.engines.tensorrt.plan_shape import PlanShape, buffer_sizes, plan_shape, session_bytes
+from megrez.runtime.batch import Batch, Lengths, Tokens, check_copy
 from megrez.runtime.bundle import Bundle
-from megrez.runtime.errors import BundleError, UsageError
-from megrez.runtime.manifest import Manifest
-from megrez.runtime.session import Lengths, Logits, Session, Tokens, check_room, choose_capacity
+from megrez.runtime.errors import UsageError
+from megrez.runtime.session import Logits, Session, choose_capacity, choose_slots
 
-DECODE, PREFILL = 0, 1
-HALF_BYTES = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanShape:
-    """What an engine was built for. slots, chunk, rows: the most of each in a step. capacity: of its caches."""
-
-    slots: int
-    chunk: int
-    rows: int
-    layers: int
-    kv_heads: int
-    capacity: int
-    head_dim: int
-    vocab_size: int
-
-    @property
-    def cache_names(self) -> list[str]:
-        return [f"{layer}.{kind}" for layer in range(self.layers) for kind in ("key", "value")]
-
-    def cache_bytes(self, slots: int) -> int:
-        """Of one key or value cache, float16 [slots, kv_heads, capacity, head_dim]."""
-        return HALF_BYTES * slots * self.kv_heads * self.capacity * self.head_dim
-
-
-def plan_shape(manifest: Manifest) -> PlanShape:
-    """Raises BundleError for a manifest without a device."""
-    device, architecture = manifest.device, manifest.architecture
-    if device is None:
-        raise BundleError("manifest.json tells no device of its engine: compile the bundle again")
-    return PlanShape(
-        slots=device.slots,
-        chunk=device.chunk,
-        rows=device.rows,
-        layers=architecture.num_hidden_layers,
-        kv_heads=architecture.num_key_value_heads,
-        capacity=manifest.context_length,
-        head_dim=architecture.head_dim,
-        vocab_size=architecture.vocab_size,
-    )
+# Decoding steps that are recorded: one for every first row and number of rows, and each takes memory.
+RECORDED = 64
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
@@ -65,7 +29,7 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     library is not what the engine needs, MissingExtraError where there is no library.
     """
     shape = plan_shape(bundle.manifest)
-    if slots > shape.slots:
+    if choose_slots(slots) > shape.slots:
         raise UsageError(
             f"{slots} sequences at once were asked for, the engine of {bundle.path} takes {shape.slots}: compile with "
             f"--batch {slots}"
@@ -76,71 +40,73 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     return TensorRtSession(open_device(bundle, session_bytes(shape, slots)), shape, slots=slots, capacity=room)
 
 
-def session_bytes(shape: PlanShape, slots: int) -> int:
-    """Device memory for caches, inputs and logits; the engine's own comes on top."""
-    caches = len(shape.cache_names) * shape.cache_bytes(slots)
-    return caches + sum(_buffer_sizes(shape, slots).values())
-
-
-def _buffer_sizes(shape: PlanShape, slots: int) -> dict[str, int]:
-    index = np.dtype(np.int64).itemsize
-    return {
-        "input_ids": index * slots * shape.chunk,
-        "write_indices": index * slots,
-        "logits_index": index * shape.rows,
-        "logits": HALF_BYTES * shape.rows * shape.vocab_size,
-    }
-
-
 class TensorRtSession:
-    """A Session. Both profiles read and write one set of buffers; a cache's update is bound to the cache itself."""
+    """A Session. Both profiles read and write one set of buffers; a cache's update is bound to the cache itself.
+
+    A step runs once for all sequences that decode, and for each prompt in pieces of the engine's chunk; see
+    engines/arrange.py.
+    """
 
     def __init__(self, device: Device, shape: PlanShape, *, slots: int = 1, capacity: int | None = None) -> None:
         self.slots, self.capacity, self.vocab_size = slots, capacity or shape.capacity, shape.vocab_size
         self._device, self._shape = device, shape
-        self._addresses = {name: device.allocate(size) for name, size in _buffer_sizes(shape, slots).items()}
-        caches = {name: device.allocate(shape.cache_bytes(slots)) for name in shape.cache_names}
-        self._contexts = [self._open(profile, caches) for profile in (DECODE, PREFILL)]
-        self._graph: Graph | None = None
+        self._addresses = {name: device.allocate(size) for name, size in buffer_sizes(shape, slots).items()}
+        self._caches = Caches(device, shape, slots)
+        self._slot_rows = SlotRows(slots, shape.row_alignment)
+        self._contexts = [self._open(profile) for profile in (DECODE, PREFILL)]
+        self._bound: list[tuple[int, int] | None] = [None, None]  # of each context: its first row and their number
+        self._graphs: dict[tuple[int, int], Graph] = {}
         self._may_record = True
         self._ids = device.pin((slots * shape.chunk,), np.int64)
         self._starts = device.pin((slots,), np.int64)
-        self._rows = device.pin((shape.rows,), np.int64)
+        self._index = device.pin((shape.rows,), np.int64)
         self._logits = device.pin((shape.rows, shape.vocab_size), np.float16)
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
         """See megrez.runtime.session.Session."""
-        width = tokens.shape[1]
-        check_room(lengths, width, self.capacity)
-        wanted, order = np.unique(rows, return_inverse=True)
-        slot, column = np.divmod(wanted, width)
-        logits = np.empty((len(wanted), self.vocab_size), np.float32)
-        for start, stop in self._pieces(width, column):
-            here = np.flatnonzero((start <= column) & (column < stop))
-            piece_rows = slot[here] * (stop - start) + column[here] - start
-            logits[here] = self._run(tokens[:, start:stop], lengths + start, piece_rows)
-        return logits[order.reshape(-1)]
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=self.slots, capacity=self.capacity)
+        groups = arrange(batch, self._slot_rows, self._caches.swap, ragged=True)
+        return run_groups(groups, self._run_group, batch, self.vocab_size)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See megrez.runtime.session.Session."""
+        check_copy(source, target, length, most=self.slots, capacity=self.capacity)
+        self._caches.copy(*self._slot_rows.copied(source, target, length))
+        self._device.synchronize()
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""
-        self._graph = None
+        self._graphs.clear()
         self._contexts.clear()
         self._device.close()
 
-    def _open(self, profile: int, caches: dict[str, int]) -> Context:
+    def _open(self, profile: int) -> Context:
         context = self._device.open_context(profile)
         for name, address in self._addresses.items():
             context.bind(name, address)
-        for name, address in caches.items():
-            context.bind(f"past_key_values.{name}", address)
-            context.bind(f"present.{name}", address)
-            fixed = (self._shape.kv_heads, self._shape.capacity, self._shape.head_dim)
-            context.set_shape(f"past_key_values.{name}", (self.slots, *fixed))
-        context.set_shape("write_indices", (self.slots,))
         return context
 
+    def _run_group(self, group: Group) -> Logits:
+        width = group.tokens.shape[1]
+        wanted, order = np.unique(group.index, return_inverse=True)
+        row, column = np.divmod(wanted, width)
+        logits = np.empty((len(wanted), self.vocab_size), np.float32)
+        for start, stop in self._pieces(width, column):
+            here = np.flatnonzero((start <= column) & (column < stop))
+            index = row[here] * (stop - start) + column[here] - start
+            logits[here] = self._run(group.first, group.tokens[:, start:stop], group.starts + start, index)
+        return logits[order.reshape(-1)]
+
     def _pieces(self, width: int, columns: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """Ranges of columns that one step each can take, for their tokens and for the logits wanted of them."""
+        """Ranges of columns that one run each can take, for their tokens and for the logits wanted of them."""
         start = 0
         while start < width:
             stop = min(start + self._shape.chunk, width)
@@ -149,44 +115,62 @@ class TensorRtSession:
             yield start, stop
             start = stop
 
-    def _run(self, tokens: Tokens, lengths: Lengths, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The logits [len(rows), vocab_size] of one step. Decoding has one shape, with a row for every slot; the engine
-        gives one row at least.
+    def _run(self, first: int, tokens: Tokens, starts: Lengths, index: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The logits [len(index), vocab_size] of one run. Decoding has one shape, with a row for every sequence; the
+        engine gives one row at least.
         """
-        decodes = tokens.shape[1] == 1
-        count = self.slots if decodes else max(len(rows), 1)
+        sequences, width = tokens.shape
+        count = sequences if width == 1 else max(len(index), 1)
         self._ids[: tokens.size] = tokens.reshape(-1)
-        self._starts[:] = lengths
-        self._rows[:count] = 0
-        self._rows[: len(rows)] = rows
+        self._starts[:sequences] = starts
+        self._index[:count] = 0
+        self._index[: len(index)] = index
         for name, array in (
             ("input_ids", self._ids[: tokens.size]),
-            ("write_indices", self._starts),
-            ("logits_index", self._rows[:count]),
+            ("write_indices", self._starts[:sequences]),
+            ("logits_index", self._index[:count]),
         ):
             self._device.upload(self._addresses[name], array)
-        if decodes:
-            self._decode()
+        if width == 1:
+            self._decode(first, sequences)
         else:
-            self._enqueue(PREFILL, tokens.shape[1], count)
-        found = self._logits[: len(rows)]
-        if len(rows):
+            self._enqueue(PREFILL, first, (sequences, width), count)
+        found = self._logits[: len(index)]
+        if len(index):
             self._device.download(self._addresses["logits"], found)
         self._device.synchronize()
         return found
 
-    def _decode(self) -> None:
-        """The first step warms the engine up and is recorded, later ones replay it. Recording is tried once."""
-        if self._graph is not None:
-            self._graph.launch()
+    def _decode(self, first: int, count: int) -> None:
+        """The first step of these rows warms the engine up and is recorded, later ones replay it. A device that cannot
+        record is asked once.
+        """
+        graph = self._graphs.get((first, count))
+        if graph is not None:
+            graph.launch()
             return
-        self._enqueue(DECODE, 1, self.slots)
-        if self._may_record:
+        self._enqueue(DECODE, first, (count, 1), count)
+        if self._may_record and len(self._graphs) < RECORDED:
             self._device.synchronize()
-            self._graph, self._may_record = self._contexts[DECODE].capture(), False
+            recorded = self._contexts[DECODE].capture()
+            if recorded is None:
+                self._may_record = False
+            else:
+                self._graphs[first, count] = recorded
 
-    def _enqueue(self, profile: int, width: int, rows: int) -> None:
+    def _enqueue(self, profile: int, first: int, ids: tuple[int, int], wanted: int) -> None:
         context = self._contexts[profile]
-        context.set_shape("input_ids", (self.slots, width))
-        context.set_shape("logits_index", (rows,))
+        if self._bound[profile] != (first, ids[0]):
+            self._bind_rows(context, first, ids[0])
+            self._bound[profile] = first, ids[0]
+        context.set_shape("input_ids", ids)
+        context.set_shape("logits_index", (wanted,))
         context.enqueue()
+
+    def _bind_rows(self, context: Context, first: int, count: int) -> None:
+        fixed = (self._shape.kv_heads, self._shape.capacity, self._shape.head_dim)
+        for name, address in self._caches.rows(first).items():
+            context.bind(f"past_key_values.{name}", address)
+            context.bind(f"present.{name}", address)
+            context.set_shape(f"past_key_values.{name}", (count, *fixed))
+        context.set_shape("write_indices", (count,))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from megrez.runtime.commands.options import bundle_argument, threads_option, write_json
+from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, threads_option
 
 
 @click.command("bench")
@@ -16,9 +16,16 @@ from megrez.runtime.commands.options import bundle_argument, threads_option, wri
 @click.option("--output-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to generate.")
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs after one warm-up.")
 @threads_option
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures to FILE.")
+@json_option
+@json_file_option
 def bench_command(
-    bundle: str, prompt_tokens: int, output_tokens: int, repeat: int, threads: int | None, json_file: Path | None
+    bundle: str,
+    prompt_tokens: int,
+    output_tokens: int,
+    repeat: int,
+    threads: int | None,
+    as_json: bool,
+    json_file: Path | None,
 ) -> None:
     """Measure prefill and decode speed on random tokens, with one stream and no stop token."""
     from megrez.runtime.bundle import open_bundle
@@ -38,9 +45,7 @@ def bench_command(
         "bundle_bytes": opened.size,
         "threads": used,
     }
-    click.echo(_table(figures))
-    if json_file is not None:
-        write_json(json_file, json.dumps(figures, indent=2) + "\n")
+    show(_table(figures), json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
 
 
 def _table(figures: dict[str, float]) -> str:

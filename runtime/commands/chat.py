@@ -20,7 +20,7 @@ from megrez.runtime.commands.options import (
     verify_option,
 )
 from megrez.runtime.commands.run import summary
-from megrez.runtime.errors import UsageError
+from megrez.runtime.errors import MegrezError, UsageError
 
 if TYPE_CHECKING:
     from megrez.runtime.completion import Completion
@@ -41,12 +41,17 @@ _NEW = "/new"
 def chat_command(
     bundle: str, max_tokens: int, stop: tuple[str, ...], system: str | None, threads: int | None, verify: bool
 ) -> None:
-    """Talk with the model, a line at a time. /new forgets the conversation, Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk with the model, one line at a time.
+
+    /new starts another conversation, Ctrl-C stops an answer, Ctrl-D leaves. A line that the chat template or the
+    context refuses is reported and left out; with lines from a script, the exit code then is not 0.
+    """
     from megrez.runtime.model import Model
 
     with Model.open(bundle, threads=threads, verify=verify) as model:
         if model.template is None:
             raise UsageError(f'the bundle {bundle} has no chat template: use  megrez run {bundle} "text to continue"')
+        model.template.check()
         conversation = _Conversation(
             model=model, params=chosen_sampling(model.sampling), max_tokens=max_tokens, stop=stop, system=system
         )
@@ -55,6 +60,8 @@ def chat_command(
                 conversation.turns.clear()
             elif line:
                 conversation.ask(line)
+    if conversation.exit_code and not sys.stdin.isatty():
+        sys.exit(conversation.exit_code)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,19 +72,36 @@ class _Conversation:
     stop: tuple[str, ...]
     system: str | None
     turns: list[dict[str, str]] = field(default_factory=list)
+    exit_code: int = 0
 
     def ask(self, line: str) -> None:
-        """Print the answer to `line` and remember both; forget a question that does not fit or was not answered."""
+        """Print the answer to `line` and add both to the conversation; a line that is refused or gets no answer is
+        left out of it."""
         asked = [*self.turns, {"role": "user", "content": line}]
-        opening = [{"role": "system", "content": self.system}] if self.system is not None else []
-        prompt_ids = self.model.encode([*opening, *asked])
-        capacity = self.model.session.capacity
-        if len(prompt_ids) > capacity:
-            _refuse(len(prompt_ids), capacity)
-        elif (completion := self._answer(prompt_ids)) is not None:
+        try:
+            prompt_ids = self._encode(asked)
+        except MegrezError as error:
+            click.echo(f"error: {' '.join(str(error).splitlines())} (the conversation goes on without it)", err=True)
+            self.exit_code = error.exit_code
+            return
+        completion = self._answer(prompt_ids)
+        if completion is not None:
             self.turns = [*asked, {"role": "assistant", "content": completion.text}]
+            capacity = self.model.session.capacity
             if completion.prompt_tokens + completion.output_tokens > capacity:
                 click.echo(f"note: the conversation fills the context of {capacity}; {_NEW} starts another", err=True)
+
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        """Raises UsageError for messages that the chat template or the context's length refuses."""
+        opening = [{"role": "system", "content": self.system}] if self.system is not None else []
+        prompt_ids = self.model.encode([*opening, *turns])
+        capacity = self.model.session.capacity
+        if len(prompt_ids) > capacity:
+            raise UsageError(
+                f"the conversation has grown to {len(prompt_ids)} tokens, the context holds {capacity}: "
+                f"start another with {_NEW}, or ask something shorter"
+            )
+        return prompt_ids
 
     def _answer(self, prompt_ids: list[int]) -> "Completion | None":
         """Print the answer as it comes; Ctrl-C ends it early, and before its first token leaves nothing."""
@@ -97,16 +121,6 @@ class _Conversation:
         if sys.stdin.isatty():
             click.echo(click.style(summary(completion), dim=True), err=True)
         return completion
-
-
-def _refuse(tokens: int, capacity: int) -> None:
-    message = (
-        f"the conversation has grown to {tokens} tokens, the context holds {capacity}: "
-        f"start another with {_NEW}, or ask something shorter"
-    )
-    if not sys.stdin.isatty():
-        raise UsageError(message)
-    click.echo(f"error: {message}", err=True)
 
 
 def _lines() -> Iterator[str]:

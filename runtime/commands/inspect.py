@@ -5,38 +5,27 @@ from pathlib import Path
 import click
 
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import bundle_argument, verify_option, write_json
+from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, verify_option
 from megrez.runtime.errors import UsageError
 from megrez.runtime.fusion import FUSION_FILE, Fusion
-from megrez.runtime.manifest import Device, Measured
-
-STDOUT = "-"
+from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
 
 
 @click.command("inspect")
 @bundle_argument
 @click.option("--fusion", is_flag=True, help="What an engine's kernels do, as the audit of its build found it.")
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value=STDOUT,
-    metavar="[FILE]",
-    help="The same as JSON, of the bundle its manifest, into FILE or onto the screen.",
-)
+@json_option
+@json_file_option
 @verify_option
-def inspect_command(bundle: str, fusion: bool, json_file: str | None, verify: bool) -> None:
-    """Show what a bundle is, what it needs and where it came from."""
+def inspect_command(bundle: str, fusion: bool, as_json: bool, json_file: Path | None, verify: bool) -> None:
+    """Show what a bundle is, what it needs and where it came from. As JSON: its manifest."""
     opened = open_bundle(bundle, verify=verify)
     if fusion:
         found = _read_fusion(opened)
         text, table = found.to_json(), _tabulate(found)
     else:
         text, table = opened.manifest.to_json(), _describe(opened, verified=verify)
-    if json_file in (None, STDOUT):
-        click.echo(table + "\n" if json_file is None else text, nl=False)
-    else:
-        write_json(Path(json_file), text)
+    show(table, text, as_json=as_json, json_file=json_file)
 
 
 def _read_fusion(bundle: Bundle) -> Fusion:
@@ -83,7 +72,8 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
         f"repetition penalty {s.repetition_penalty:g}",
         "device": _device(m.device),
         "fidelity": _fidelity(m.measured),
-        "source": f"{p.source}, weights: {p.weights}, quantization: {p.quantization}",
+        "source": f"{p.source}, weights: {p.weights}",
+        "quantised": quantization_line(p.quantization, p.calibration),
         "tools": ", ".join(f"{name} {version}" for name, version in p.tools.items()) or "none",
         "size": f"{bundle.size / 2**20:.1f} MiB, {'hashes verified' if verified else 'sizes checked'}",
     }
@@ -99,6 +89,27 @@ def _device(device: Device | None) -> str:
         f"{where}, {device.library} {device.version}, {device.memory_bytes / 2**20:.1f} MiB and the KV cache; "
         f"up to {device.slots} sequences, {device.chunk} tokens a step"
     )
+
+
+def quantization_line(quantization: Quantization | None, calibration: Calibration | None) -> str:
+    """A manifest's quantisation as one line."""
+    if quantization is None:
+        return "no"
+    q, unquantised = quantization, "not quantised"
+    parts = [f"projections {q.projections}"]
+    parts += [] if q.sensitive == q.projections else [f"the most sensitive {q.sensitive or unquantised}"]
+    parts += [] if q.inputs is None else [f"their inputs {q.inputs} per tensor"]
+    parts += [] if q.activations is None else [f"all activations {q.activations}"]
+    parts += [f"embedding {q.embedding or unquantised}", f"lm_head {q.lm_head or unquantised}"]
+    parts += ["the checkpoint's own blocks kept"] if q.keeps_blocks else []
+    parts += ["rotated"] if q.rotated else []
+    return f"{', '.join(parts)}; {q.algorithm}{_text(calibration)}"
+
+
+def _text(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return ""
+    return f" on {calibration.samples} x {calibration.tokens} tokens of {calibration.source}"
 
 
 def _fidelity(measured: Measured | None) -> str:

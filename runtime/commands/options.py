@@ -28,8 +28,13 @@ system_option = click.option("--system", metavar="TEXT", help="A system message 
 stop_option = click.option(
     "--stop", multiple=True, metavar="STRING", help="End the text before this string. May be given several times."
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
+json_file_option = click.option(
+    "--json-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the same JSON to FILE as well."
+)
 
 _GIVEN = "megrez.sampling"
+_BIAS = "--logit-bias"
 _SAMPLING = {
     "--temperature": (float, "0 is greedy."),
     "--top-k": (int, "Draw from the K likeliest tokens; 0 is off."),
@@ -44,6 +49,14 @@ _SAMPLING = {
 
 def sampling_options(function: Decorated) -> Decorated:
     """Add one option per field of SamplingParams; `chosen_sampling` reads those that were given."""
+    function = click.option(
+        _BIAS,
+        multiple=True,
+        metavar="ID=VALUE",
+        help="Add VALUE, -100 to 100, to the logit of token ID. May be given several times.",
+        expose_value=False,
+        callback=_keep_biases,
+    )(function)
     for name, (kind, help_line) in reversed(_SAMPLING.items()):
         function = click.option(name, type=kind, help=help_line, expose_value=False, callback=_keep)(function)
     return function
@@ -59,9 +72,25 @@ def _keep(context: click.Context, option: click.Parameter, value: float | int | 
         context.meta.setdefault(_GIVEN, {})[option.name] = value
 
 
-def write_json(path: Path, text: str) -> None:
-    """What --json FILE asks for; raises MegrezError where it cannot be written."""
+def _keep_biases(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        pairs = [(int(token), float(value)) for token, _, value in (text.partition("=") for text in given)]
+    except ValueError as error:
+        raise click.BadParameter(f"{', '.join(given)}: give a token id and a number, as 42=-5") from error
+    if pairs:
+        context.meta.setdefault(_GIVEN, {})[option.name] = dict(pairs)
+
+
+def show(text: str, json_text: str, *, as_json: bool, json_file: Path | None) -> None:
+    """Print a verb's result as `text`, or as `json_text` for --json, and write the latter for --json-file."""
+    click.echo(json_text.rstrip("\n") if as_json else text)
+    if json_file is not None:
+        write_json(json_file, json_text)
+
+
+def write_json(path: Path, json_text: str) -> None:
+    """What --json-file asks for; raises MegrezError where the file cannot be written."""
+    try:
+        path.write_text(json_text.rstrip("\n") + "\n", encoding="utf-8")
     except OSError as error:
-        raise MegrezError(f"the figures cannot be written to {path} ({error.strerror}): name another file") from error
+        raise MegrezError(f"--json-file {path} cannot be written ({error.strerror}): name another file") from error

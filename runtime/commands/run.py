@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,12 +11,15 @@ import click
 from megrez.runtime.commands.options import (
     bundle_argument,
     chosen_sampling,
+    json_file_option,
+    json_option,
     max_tokens_option,
     sampling_options,
     stop_option,
     system_option,
     threads_option,
     verify_option,
+    write_json,
 )
 from megrez.runtime.errors import UsageError
 
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @verify_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, with ids and timings.")
+@json_option
+@json_file_option
 def run_command(
     bundle: str,
     prompt: str,
@@ -45,8 +50,12 @@ def run_command(
     raw: bool,
     verify: bool,
     as_json: bool,
+    json_file: Path | None,
 ) -> None:
-    """Answer PROMPT, or continue it where the bundle has no chat template. "-" reads it from stdin."""
+    """Answer PROMPT, or continue it where the bundle has no chat template. "-" reads it from stdin.
+
+    As JSON: the text with its token ids and timings, once it is complete.
+    """
     from megrez.runtime.completion import Completion
     from megrez.runtime.model import Model
 
@@ -60,8 +69,11 @@ def run_command(
             if not as_json:
                 click.echo(piece.text, nl=False)
     completion = Completion.of(pieces, prompt_tokens=len(prompt_ids))
+    figures = json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
+    if json_file is not None:
+        write_json(json_file, figures)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+        click.echo(figures)
     else:
         click.echo()
         click.echo(summary(completion), err=True)

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.families.registry import families
 from megrez.engines.targets import TARGETS
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.model import Model
@@ -17,11 +18,10 @@ from tests.models import make_checkpoint
 from tests.reference import greedy
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "llama-biases": {"biases": True},
-    "mistral": {"family": "mistral", "sliding_window": 5, "tied": True},
-    "qwen2": {"family": "qwen2", "sliding_window": 5, "tied": True},
-    "qwen3": {"family": "qwen3"},
+    "mistral-window-tied": {"family": "mistral", "sliding_window": 5, "tied": True},
+    "qwen2-windows-tied": {"family": "qwen2", "sliding_window": 5, "tied": True},
     "bfloat16": {"dtype": "bfloat16"},
 }
 # Where a test is not about calibration.
@@ -159,9 +159,9 @@ def test_heads_that_onnxruntime_cannot_run(megrez_compile: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--target", "cpu-fp32", "--algorithm", "gptq"], "cpu-fp32 rounds nothing of {}: leave --algorithm out"),
-        (["--target", "cpu-fp32", "--calib", "t.txt"], "cpu-fp32 rounds nothing of {}: leave --calib out"),
-        (["--target", "cpu-int4", "--dummy-weights", "--algorithm", "gptq"], "random weights have nothing to learn"),
+        (["--target", "cpu-fp32", "--algorithm", "gptq"], "cpu-fp32 quantises nothing of {}: leave --algorithm out"),
+        (["--target", "cpu-fp32", "--calib", "t.txt"], "cpu-fp32 quantises nothing of {}: leave --calib out"),
+        (["--target", "cpu-int4", "--dummy-weights", "--algorithm", "gptq"], "random weights cannot be calibrated"),
         (["--target", "cpu-int4", "--max-kl", "nan"], "--max-kl is nan: give a positive number"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_model_that_is_not_there(megrez_compile: Any, tmp_path: Path) -> None:
 def test_a_full_disk_is_seen_before_it_is_full(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megrez.compile.bundle.writer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 99}))
+    monkeypatch.setattr("megrez.compile.bundle.output.shutil.disk_usage", lambda path: type("Usage", (), {"free": 99}))
     done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b", *RTN)
     assert_one_error(done, 1, "free some space or choose another -o")
     assert names(tmp_path) == []

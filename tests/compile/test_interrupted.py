@@ -16,6 +16,7 @@ from megrez.runtime.errors import BundleError
 
 # As much of a bundle as one has to be to be replaced.
 OLDER = '{"schema_version": 1, "files": []}'
+LOCK = ".b.lock"
 MAIN = str(Path(__file__).with_name("slow_main.py"))
 
 
@@ -38,7 +39,7 @@ def writing(checkpoint_of: Any, tmp_path: Path) -> Iterator[tuple[subprocess.Pop
     (output / "manifest.json").write_text(OLDER)
     process = start(config, output, "wait")
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
-    (partial,) = (path for path in tmp_path.iterdir() if path != output)
+    (partial,) = (path for path in tmp_path.iterdir() if path not in (output, output.with_name(LOCK)))
     assert (partial / "model.onnx.data").stat().st_size > 0
     yield process, output
     process.kill()
@@ -49,7 +50,7 @@ def test_killed(writing: tuple[subprocess.Popen[str], Path], checkpoint_of: Any)
     process, output = writing
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    remains = [path for path in output.parent.iterdir() if path != output]
+    remains = [path for path in output.parent.iterdir() if path not in (output, output.with_name(LOCK))]
     assert len(remains) == 1
     with pytest.raises(BundleError):
         open_bundle(remains[0])
@@ -60,6 +61,18 @@ def test_killed(writing: tuple[subprocess.Popen[str], Path], checkpoint_of: Any)
     assert json.loads(out)["bundle"] == str(output)
     assert list(output.parent.iterdir()) == [output]
     assert open_bundle(output, verify=True).manifest.architecture.num_hidden_layers == 1
+
+
+def test_a_second_build_of_the_same_output_is_refused(
+    writing: tuple[subprocess.Popen[str], Path], checkpoint_of: Any
+) -> None:
+    process, output = writing
+    before = sorted(path.name for path in output.parent.iterdir())
+    second = start(checkpoint_of() / "config.json", output, "go")
+    out, err = second.communicate(timeout=120)
+    assert (second.returncode, out) == (2, "")
+    assert err == f"error: {output} is being built by another process: wait for it or choose another -o\n"
+    assert process.poll() is None and sorted(path.name for path in output.parent.iterdir()) == before
 
 
 def test_interrupted(writing: tuple[subprocess.Popen[str], Path]) -> None:

@@ -138,15 +138,15 @@ def test_contexts_that_fail_leave_the_calibration_to_the_next_try(
     build = ("--target", "qnn-w8a16", "--arch", "v75", "--context", 48, "--chunk", 16, "--algorithm", "gptq")
     arguments = (checkpoint_of(), *build, "--calib-tokens", 48, "-o", tmp_path / "b")
     with monkeypatch.context() as patched:
-        patched.setattr("megrez.compile.staged.build_contexts", crash)
+        patched.setattr("megrez.compile.backends.qnn.compile_contexts", crash)
         assert megrez_compile(*arguments).code == 1
     kept = [path.name for path in tmp_path.iterdir() if path.is_dir()]
-    assert len(kept) == 1 and kept[0].startswith(".b.graphs.calibration.")
+    assert len(kept) == 1 and kept[0].startswith("b.calibration.")
     done = megrez_compile(*arguments)
     assert done.code == 0 and [path.name for path in tmp_path.iterdir()] == ["b"], done.err
 
 
-def crash(*arguments: object) -> None:
+def crash(*arguments: object, **named: object) -> None:
     raise EngineError("the compiler crashed")
 
 

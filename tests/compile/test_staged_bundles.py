@@ -111,9 +111,9 @@ def test_every_linear_layer_computes_what_the_scales_say(
     values = run_with(bundle / "model.onnx", [layer[key] for layer in layers for key in ("x", "y")], layers=2)
     biased = 0
     for layer in layers:
-        point = record.points[point_of(layer["sources"][0])]
-        assert (point.input_scale is None) == (record.inputs is None)
-        x = rounded(values[layer["x"]], point.input_scale or 1.0, record.inputs)
+        point = record.groups[point_of(layer["sources"][0])]
+        assert (point.input_scale is None) == (record.input_type is None)
+        x = rounded(values[layer["x"]], point.input_scale or 1.0, record.input_type)
         expected = x @ np.concatenate([matrices[source] for source in layer["sources"]]).T
         if layer["bias"]:
             biased += 1
@@ -140,7 +140,7 @@ def test_the_fidelity_stated_is_what_eval_measures(
     # As many threads as the build took: sums in another order round inputs that lie between two steps the other way.
     options = ("--skip", SAMPLES * LENGTH, "--tokens", HELD_OUT, "--window", LENGTH)
     code, _, err = megrez(
-        "eval", bundle, "--text", prose, "--reference", folder, *options, "--json", tmp_path / "figures.json"
+        "eval", bundle, "--text", prose, "--reference", folder, *options, "--json-file", tmp_path / "figures.json"
     )
     assert code == 0, err
     found = json.loads((tmp_path / "figures.json").read_text())

@@ -86,7 +86,7 @@ def plain_manifest() -> Manifest:
         tokens=Tokens(bos=None, pad=None, stop=(264, 261), add_bos=False),
         sampling=SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0),
         provenance=Provenance(
-            source="tiny", weights="dummy", quantization="none", calibration=None, tools={"torch": "2"}
+            source="tiny", weights="dummy", quantization=None, calibration=None, tools={"torch": "2"}
         ),
         measured=None,
         device=None,

@@ -92,6 +92,12 @@ def test_a_manifest_that_nothing_could_run_is_refused(make_bundle, manifest, par
         open_bundle(folder)
 
 
+def test_an_older_schema_is_refused_with_the_cure(make_bundle, manifest):
+    folder = make_bundle(manifest=dataclasses.replace(manifest, schema_version=3))
+    with pytest.raises(BundleError, match=r"schema version 3, this runtime reads \d+: compile it again"):
+        open_bundle(folder)
+
+
 def test_a_newer_schema_is_refused_with_the_cure(make_bundle, manifest):
     folder = make_bundle(manifest=dataclasses.replace(manifest, schema_version=99))
     with pytest.raises(BundleError, match=r"schema version 99.*pip install -U"):

@@ -1,5 +1,6 @@
 """The `megrez` command as a user meets it: in its own process, by exit code, stdout and stderr."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from megrez.runtime.commands.inspect import quantization_line
+from megrez.runtime.manifest import Calibration, Quantization
 
 MAIN = str(Path(__file__).with_name("fake_main.py"))
 
@@ -94,6 +98,29 @@ def test_a_base_model_continues_text_and_says_so(base_bundle):
     assert (done.returncode, done.stdout) == (0, "hello\n")
     assert "no chat template" in done.stderr
     assert megrez("run", base_bundle, "hi", "--raw").stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", [b"{% for %}", b"\xff"], ids=["no-jinja", "no-utf8"])
+def test_a_broken_template_leaves_raw_runs_alone(bundle, broken):
+    # The manifest knows the size alone unless --verify asks for more.
+    path = bundle / "chat_template.jinja"
+    path.write_bytes(broken.ljust(path.stat().st_size))
+    done = megrez("run", bundle, "hi", "--raw")
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert_one_line_error(megrez("run", bundle, "hi"), 1, "chat")
+    assert_one_line_error(megrez("chat", bundle, stdin="hi\n"), 1, "chat")
+
+
+def test_a_line_that_the_template_refuses_is_named_and_the_chat_goes_on(make_bundle, byte_level):
+    refusing = (
+        "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no bad words') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    bundle = make_bundle("refusing", tokenizer=byte_level, template=refusing)
+    done = megrez("chat", bundle, stdin="one\nbad\ntwo\n")
+    # The third line would be refused too if the second had stayed in the conversation.
+    assert (done.returncode, done.stdout) == (2, "hello\n" * 2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "no bad words" in done.stderr
 
 
 def test_system_without_a_template_is_misuse(base_bundle, bundle):
@@ -227,7 +254,8 @@ def test_a_chat_needs_a_template(base_bundle):
 def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
     figures = tmp_path / "figures.json"
     done = megrez(
-        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1, "--json", figures,
+        "bench", bundle, "--prompt-tokens", 20, "--output-tokens", 5, "--repeat", 2, "--threads", 1,
+        "--json-file", figures,
         NAP="0.01",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -253,8 +281,36 @@ def test_bench_needs_no_tokenizer_but_room(make_bundle, monkeypatch, bundle):
 
 
 def test_bench_says_where_it_cannot_write(bundle, tmp_path):
-    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json", tmp_path / "no" / "f.json")
+    file = tmp_path / "no" / "f.json"
+    done = megrez("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--json-file", file)
     assert done.returncode == 1 and "cannot be written" in done.stderr
+
+
+def test_inspect_tells_how_the_weights_are_quantised():
+    found = Quantization(
+        algorithm="gptq",
+        projections="int4 block 128",
+        sensitive="int8 per channel",
+        inputs=None,
+        activations=None,
+        embedding=None,
+        lm_head="int8 per channel",
+        keeps_blocks=False,
+        rotated=True,
+    )
+    text = Calibration(source="a.txt", sha256="0" * 64, samples=32, tokens=512, seed=None)
+    assert quantization_line(None, None) == "no"
+    assert quantization_line(found, text) == (
+        "projections int4 block 128, the most sensitive int8 per channel, embedding not quantised, "
+        "lm_head int8 per channel, rotated; gptq on 32 x 512 tokens of a.txt"
+    )
+    plain = dataclasses.replace(
+        found, algorithm="rtn", sensitive="int4 block 128", inputs="fp8", keeps_blocks=True, rotated=False
+    )
+    assert quantization_line(plain, None) == (
+        "projections int4 block 128, their inputs fp8 per tensor, embedding not quantised, lm_head int8 per channel, "
+        "the checkpoint's own blocks kept; rtn"
+    )
 
 
 def test_inspect_shows_the_manifest_to_people_and_to_programs(bundle):
@@ -264,3 +320,15 @@ def test_inspect_shows_the_manifest_to_people_and_to_programs(bundle):
     assert json.loads(megrez("inspect", bundle, "--json").stdout) == json.loads((bundle / "manifest.json").read_text())
     (bundle / "model.onnx").write_text("Weights")
     assert_one_line_error(megrez("inspect", bundle, "--verify"), 1, "model.onnx has SHA-256")
+
+
+def test_json_is_printed_wherever_the_option_stands_and_written_where_a_file_is_named(bundle, tmp_path):
+    manifest, file = json.loads((bundle / "manifest.json").read_text()), tmp_path / "f.json"
+    assert json.loads(megrez("inspect", "--json", bundle).stdout) == manifest
+    shown = megrez("inspect", "--json-file", file, bundle)
+    assert json.loads(file.read_text()) == manifest and "264, 261" in shown.stdout
+    bench = ("bench", bundle, "--prompt-tokens", 2, "--output-tokens", 2, "--repeat", 1)
+    measured = json.loads(megrez(*bench, "--json", "--json-file", file).stdout)
+    assert measured == json.loads(file.read_text()) and measured["peak_rss_bytes"] > 0
+    assert megrez("run", "--json-file", file, bundle, "hi", SAYS="hello").stdout == "hello\n"
+    assert json.loads(file.read_text())["text"] == "hello"

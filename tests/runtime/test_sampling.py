@@ -2,9 +2,12 @@
 
 import time
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from megrez.runtime.commands.options import chosen_sampling, sampling_options
 from megrez.runtime.errors import EngineError, UsageError
 from megrez.runtime.manifest import SamplingDefaults
 from megrez.runtime.sampling import Sampler, SamplingParams, candidates, penalized
@@ -85,6 +88,52 @@ def test_presence_and_frequency_follow_openais_formula():
     )
     expected = [s - int(c) * 0.5 - float(c > 0) * 0.25 for s, c in zip(scores.tolist(), counts, strict=True)]
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_logit_bias_is_added_before_all_else_as_transformers_adds_it():
+    torch = pytest.importorskip("torch")
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    scores, bias = logits_of(7), {3: 5.0, 416: -100.0, 499: 0.5}
+    before = scores.copy()
+    added = warpers.SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()})
+    expected = added(torch.tensor([[1]]), torch.from_numpy(scores.copy())[None])
+    assert int(expected.argmax()) != scores.argmax()
+    assert Sampler(SamplingParams(logit_bias=bias), [], VOCAB).pick(scores) == int(expected.argmax())
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_a_biased_draw_has_the_frequencies_of_the_biased_softmax():
+    scores = np.zeros(3, np.float32)
+    sampler = Sampler(SamplingParams(temperature=2.0, seed=0, logit_bias={0: 2.0, 2: -100}), [], 3)
+    drawn = np.bincount([sampler.pick(scores) for _ in range(20_000)], minlength=3) / 20_000
+    # The bias is divided by the temperature: e to 1.
+    np.testing.assert_allclose(drawn, [np.e / (np.e + 1), 1 / (np.e + 1), 0], atol=0.015)
+
+
+def test_a_bias_outside_the_vocabulary_is_refused():
+    with pytest.raises(UsageError, match="token id 500, the vocabulary has 500"):
+        Sampler(SamplingParams(logit_bias={500: 1.0}), [], VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--logit-bias", "4=-5", "--logit-bias", "7=0.5"], {4: -5.0, 7: 0.5}),
+        ([], None),
+        (["--logit-bias", "4"], 2),
+        (["--logit-bias", "a=1"], 2),
+    ],
+)
+def test_the_option_collects_token_ids_and_values(words, found):
+    seen = []
+
+    @click.command()
+    @sampling_options
+    def command() -> None:
+        seen.append(chosen_sampling(SamplingParams()).logit_bias)
+
+    code = CliRunner().invoke(command, words).exit_code
+    assert (seen, code) == (([], 2) if found == 2 else ([found], 0))
 
 
 def test_presence_counts_only_what_was_generated_but_repetition_counts_the_prompt_too():
@@ -170,6 +219,9 @@ def test_logits_that_are_no_numbers_are_an_engine_error(bad, temperature):
         {"presence_penalty": 2.1},
         {"frequency_penalty": -2.1},
         {"seed": -1},
+        {"logit_bias": {1: 100.5}},
+        {"logit_bias": {1: float("nan")}},
+        {"logit_bias": {-1: 1.0}},
     ],
     ids=str,
 )

@@ -35,7 +35,7 @@ class GgufCheckpoint:
         self._config = read_gguf_config(
             self._header, lambda name: self._read_stored(self._header.tensors[name]).reshape(-1), source=source
         )
-        named = {huggingface_name(name): tensor for name, tensor in self._header.tensors.items()}
+        named = {huggingface_name(name, self._config): tensor for name, tensor in self._header.tensors.items()}
         self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
 
     @property
@@ -55,7 +55,7 @@ class GgufCheckpoint:
         faults = [
             f"{name} is a tensor of no known use"
             for name in self._header.tensors
-            if huggingface_name(name) is None and name != ROPE_FACTORS
+            if huggingface_name(name, self._config) is None and name != ROPE_FACTORS
         ]
         faults += shape_faults(self._config, {name: tensor.shape for name, tensor in self._tensors.items()})
         kinds = sorted({tensor.kind for tensor in self._tensors.values()})

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from megrez.compile.checkpoint.gguf.file import GgufHeader
 from megrez.compile.checkpoint.gguf.names import ROPE_FACTORS
 from megrez.compile.families.config import ModelConfig, read_config
+from megrez.compile.families.registry import by_gguf_architecture
 from megrez.runtime.errors import CheckpointError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _FIELDS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -41,16 +41,17 @@ def read_gguf_config(
     """read_floats: a tensor by its GGUF name. Raises CheckpointError naming what is not supported, and `source`."""
     architecture = header.metadata.get("general.architecture")
     _refuse_parts(header, source)
-    if architecture not in ARCHITECTURES:
+    known = by_gguf_architecture()
+    if architecture not in known:
         raise CheckpointError(
-            f"{source} has architecture {architecture!r}, which is not supported: {', '.join(ARCHITECTURES)} are"
+            f"{source} has architecture {architecture!r}, which is not supported: {', '.join(known)} are"
         )
     prefix = f"{architecture}."
     facts = {key[len(prefix) :]: value for key, value in header.metadata.items() if key.startswith(prefix)}
     _refuse_variants(header, facts, source)
     data: dict[str, Any] = {key: _plain(facts[name]) for key, name in _FIELDS.items() if name in facts}
     data |= {
-        "architectures": [ARCHITECTURES[architecture]],
+        "architectures": [known[architecture].architecture],
         "vocab_size": _rows(header, "token_embd.weight"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "rope_parameters": _rope(header, facts, read_floats, source),

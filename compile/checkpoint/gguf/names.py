@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.compile.families.config import ModelConfig
+from megrez.compile.families.family import Gguf
+from megrez.compile.families.registry import by_model_type
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -29,23 +31,31 @@ _PARTS = {
 }
 
 
-def huggingface_name(name: str) -> str | None:
-    """None for a tensor that no Llama-GQA decoder has."""
+def huggingface_name(name: str, config: ModelConfig) -> str | None:
+    """None for a tensor that no such decoder has."""
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if layer is None:
         return _WHOLE.get(name)
     number, part, kind = layer.groups()
-    return f"model.layers.{number}.{_PARTS[part]}.{kind}" if part in _PARTS else None
+    parts = {**_PARTS, **_stored_as(config).layer_tensors}
+    return f"model.layers.{number}.{parts[part]}.{kind}" if part in parts else None
 
 
 def row_order(name: str, config: ModelConfig) -> NDArray[np.intp] | None:
-    """Which stored row each row of a llama-architecture Q or K is, or None where the order is Hugging Face's.
+    """Which stored row each row of a Q or K is, or None where the order is Hugging Face's.
 
-    llama.cpp rotates neighbouring pairs, Hugging Face the two halves of a head, so the converter interleaves them.
+    Of some families llama.cpp rotates neighbouring pairs, where Hugging Face rotates the two halves of a head, so the
+    converter interleaves them.
     """
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     part = name.split(".")[-2]
-    if config.model_type != "llama" or part not in heads:
+    if part not in heads or not _stored_as(config).interleaved_heads:
         return None
     stored = np.arange(heads[part] * config.head_dim)
     return stored.reshape(heads[part], config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _stored_as(config: ModelConfig) -> Gguf:
+    stored = by_model_type()[config.model_type].gguf
+    assert stored is not None, f"no .gguf file is read as {config.model_type}"
+    return stored

@@ -1,6 +1,6 @@
 """The export as optimum describes one: a normalised config, dummy inputs, and named dynamic axes.
 
-Registered with optimum's TasksManager under the backend "megrez". Knows names and shapes; knows no weights.
+Registered with optimum's TasksManager under the backend "megrez", for every family. Knows names and shapes, no weights.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils import DummyInputGenerator, DummyPastKeyValuesGenerator, DummyTextInputGenerator
 from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+from megrez.compile.families.registry import families
+
 TASK = "text-generation"
 
 
@@ -69,5 +70,5 @@ class LlamaExporterConfig(ExporterConfig):  # type: ignore[misc]
         return {"logits": {0: "rows"}, "present": {0: "batch", 2: "capacity"}}
 
 
-for _model_type in MODEL_TYPES:
-    TasksManager.create_register("megrez")(_model_type, TASK)(LlamaExporterConfig)
+for _family in families():
+    TasksManager.create_register("megrez")(_family.model_type, TASK)(LlamaExporterConfig)

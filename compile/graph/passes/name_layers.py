@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from megrez.compile.graph.passes.graph import name_of
-from megrez.compile.graph.precision import EMBEDDING
+from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.weights import weight_of
 
 
@@ -17,5 +17,5 @@ class NameLayers(ir.passes.InPlacePass):
         for node in model.graph:
             if (weight := weight_of(node)) is not None:
                 name = name_of(weight)
-                node.name = "lm_head" if name == EMBEDDING else name.replace(".weight", "")
+                node.name = "lm_head" if name == EMBED_TOKENS else name.replace(".weight", "")
         return ir.passes.PassResult(model, modified=True)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.data_types import FLOATS, NVFP4_BLOCK, block_unit
+from megrez.calibration.activations.data_types import FLOAT_TYPES, NVFP4_BLOCK, tensor_scale
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.compile.graph.passes.graph import constant, name_of, operand, shape_of, static_shape
-from megrez.compile.graph.precision import EMBEDDING, HEAD, Precision
+from megrez.compile.graph.precision import EMBED_TOKENS, LM_HEAD_TABLES, Precision
 from megrez.compile.graph.quantizer import MatrixPlan, Quantizer
 from megrez.compile.graph.weights import SOURCES, add_lazy, weight_of
 from megrez.runtime.errors import UsageError
@@ -54,7 +54,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
             if weight is None or (wanted := self.precision.wanted(weight.meta[SOURCES][0])) is None:
                 continue
             name = name_of(weight)
-            n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
+            n, k = static_shape(weight) if name == EMBED_TOKENS else reversed(static_shape(weight))
             plan = self.quantizer.plan(weight.meta[SOURCES], n, k, wanted)
             if (scale := self._scale(plan.sources)) is not None:
                 x = operand(node, 0)
@@ -75,7 +75,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
         missing = [name for name in sources if name not in known]
         if not missing:
             return max(known.values())
-        if missing[0] in HEAD:
+        if missing[0] in LM_HEAD_TABLES:
             return None
         raise UsageError(
             f"this target rounds what projections read to {self.inputs}, and no range of it is known for {missing[0]}: "
@@ -146,10 +146,10 @@ def _block_scales(model: ir.Model, stem: str, plan: MatrixPlan, make: Quantizer)
     shape = (plan.blocks, plan.n)
 
     def unit() -> np.float32:
-        return block_unit(float(make(plan).scales.max()))
+        return tensor_scale(float(make(plan).scales.max()))
 
     def numbers() -> NDArray[np.generic]:
-        return FLOATS[8].encode(make(plan).scales.T / unit()).view(ml_dtypes.float8_e4m3fn)
+        return FLOAT_TYPES[8].encode(make(plan).scales.T / unit()).view(ml_dtypes.float8_e4m3fn)
 
     scales = add_lazy(model, f"{stem}.scales", ir.DataType.FLOAT8E4M3FN, shape, numbers)
     step = add_lazy(model, f"{stem}.scale", ir.DataType.FLOAT, (), lambda: np.array(unit()))

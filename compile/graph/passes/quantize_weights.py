@@ -20,7 +20,7 @@ from megrez.compile.graph.passes.graph import (
     shape_of,
     static_shape,
 )
-from megrez.compile.graph.precision import EMBEDDING, Precision
+from megrez.compile.graph.precision import EMBED_TOKENS, Precision
 from megrez.compile.graph.quantizer import MatrixPlan, Quantizer
 from megrez.compile.graph.weights import SOURCES, add_lazy
 from megrez.engines.weight_formats import WeightFormat
@@ -77,8 +77,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
     def _parts(self, node: ir.Node, weight: ir.Value, wanted: WeightFormat) -> dict[str, MatrixPlan]:
         """The plans of the rows of `weight`, in their order, by the names of the matrices that they become."""
         name, sources = name_of(weight), weight.meta[SOURCES]
-        n, k = static_shape(weight) if name == EMBEDDING else reversed(static_shape(weight))
-        stem = "lm_head" if name == EMBEDDING and node.op_type == "MatMul" else name.removesuffix(".weight")
+        n, k = static_shape(weight) if name == EMBED_TOKENS else reversed(static_shape(weight))
+        stem = "lm_head" if name == EMBED_TOKENS and node.op_type == "MatMul" else name.removesuffix(".weight")
         common = 0 if node.op_type == "Gather" else self.precision.common_rows(sources[0], n)
         plan = self.quantizer.plan(sources, n, k, wanted)
         if not common:

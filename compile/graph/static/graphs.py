@@ -10,14 +10,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
-from megrez.compile.calibrate.prepare import Prepared
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.explicit_attention import ExplicitAttention, is_mask
 from megrez.compile.graph.passes.graph import name_of, operand
 from megrez.compile.graph.passes.quantize_activations import QuantizeActivations
 from megrez.compile.graph.passes.static_shapes import StaticShapes
-from megrez.compile.graph.precision import EMBEDDING
+from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.rope import rotary_tables
 from megrez.compile.graph.static.observe import CAPACITY, Observed, assumed, observe
 from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part, split_layers
@@ -45,15 +44,22 @@ def static_graph(model: ir.Model, config: ModelConfig, tokens: int, capacity: in
 
 
 def write_static_graphs(
-    model: ir.Model, prepared: Prepared, folder: Path, context: int, chunk: int, report: Report
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64] | None,
+    folder: Path,
+    *,
+    context: int,
+    chunk: int,
+    report: Report,
 ) -> Layout:
     """Write the graphs, their weights, the tables that the host looks up, and npu.json.
 
-    Raises CheckpointError where the model makes of the text what is not finite.
+    tokens: samples [S, T] on which the range of every value is observed; None assumes one range for all.
+    chunk: prompt tokens of a step. Raises CheckpointError where a value is not finite on the samples.
     """
-    checkpoint = prepared.checkpoint
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
-    observed = assumed(layers) if prepared.observed is None else _observe(model, prepared, report)
+    observed = assumed(layers) if tokens is None else _observe(model, checkpoint, tokens, report)
     steps = {DECODE: static_graph(model, config, 1, context), PREFILL: static_graph(model, config, chunk, context)}
     one_layer = max(1, data_bytes(layers_part(steps[DECODE], LayerRange(first=0, stop=1))))
     ranges = split_layers(layers, one_layer, PART_BYTES)
@@ -77,12 +83,11 @@ def write_static_graphs(
     return layout
 
 
-def _observe(model: ir.Model, prepared: Prepared, report: Report) -> Observed:
-    assert prepared.observed is not None
-    config, tokens = prepared.checkpoint.config, prepared.observed
+def _observe(model: ir.Model, checkpoint: Checkpoint, tokens: NDArray[np.int64], report: Report) -> Observed:
+    config = checkpoint.config
     report.stage(f"observing the range of every value on {tokens.size} tokens")
     graph = static_graph(model, config, tokens.shape[1], CAPACITY)
-    return observe(graph, prepared.checkpoint, tokens, report.layers(config.num_hidden_layers))
+    return observe(graph, checkpoint, tokens, report.layers(config.num_hidden_layers))
 
 
 def _masked(graph: ir.Model, observed: Observed) -> float:
@@ -103,7 +108,7 @@ def _share_weights(written: ir.Model, other: ir.Model) -> None:
 
 
 def _write_tables(checkpoint: Checkpoint, observed: Observed, folder: Path, context: int) -> None:
-    embedding = checkpoint.read(EMBEDDING)
+    embedding = checkpoint.read(EMBED_TOKENS)
     _write_codes(folder / EMBEDDING_FILE, embedding, observed.ranges["hidden.0"])
     del embedding
     tables = zip(rotary_tables(checkpoint.config, context), ROTARY, strict=True)

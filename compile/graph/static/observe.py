@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.caches import KINDS, CacheObservers
+from megrez.calibration.activations.data_types import Integer
+from megrez.calibration.activations.observer import MeanSquaredErrorObserver
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.graph.passes.explicit_attention import mask_name
 from megrez.compile.graph.passes.graph import static_shape
 from megrez.compile.graph.passes.quantize_activations import PAST, Ranges
-from megrez.compile.graph.precision import EMBEDDING
+from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.rope import rotary_tables
 from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part
 from megrez.engines.onnx_files import write_onnx
@@ -31,6 +32,7 @@ Feeds = dict[str, Float32]
 # Slots of the cache that samples are read beside: none of them is filled.
 CAPACITY = 1
 CACHE_BITS = 8
+KINDS = ("key", "value")
 # Added to the scores of what may not be attended to, while ranges are observed.
 MASKED = np.float32(-1e4)
 
@@ -65,7 +67,7 @@ def observe(
     Raises CheckpointError where a value is not finite.
     """
     config, ranges = checkpoint.config, _Hulls()
-    embedding = checkpoint.read(EMBEDDING)
+    embedding = checkpoint.read(EMBED_TOKENS)
     ranges.see("hidden.0", embedding)
     hidden = embedding[tokens]
     del embedding
@@ -84,16 +86,18 @@ def observe(
 
 def _observe_layer(model: ir.Model, layer: int, hidden: Float32, shared: Feeds, ranges: "_Hulls") -> dict[str, Affine]:
     """The codes of the layer's caches; hidden [S, T, H] becomes what leaves the layer."""
-    observers = CacheObservers()
+    observers = {kind: MeanSquaredErrorObserver(Integer(CACHE_BITS)) for kind in KINDS}
     with _Runner(layers_part(model, LayerRange(first=layer, stop=layer + 1))) as run:
         for sample, states in enumerate(hidden):
             found = run({f"hidden.{layer}": states[None], **shared})
             ranges.see_all(found)
             for kind in KINDS:
-                observers.update(kind, _by_position(found[f"present.{layer}.{kind}"], kind))
+                observers[kind].update(found[f"present.{layer}.{kind}"])
             hidden[sample] = found[f"hidden.{layer + 1}"][0]
-    scales = observers.scales("")
-    return {f"{layer}.{kind}": Affine(bits=CACHE_BITS, scale=scales[kind].int8, zero_point=128) for kind in KINDS}
+    return {
+        f"{layer}.{kind}": Affine(bits=CACHE_BITS, scale=observer.scale(), zero_point=128)
+        for kind, observer in observers.items()
+    }
 
 
 def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
@@ -104,12 +108,6 @@ def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
         for window in set(config.sliding_windows)
     }
     return {**dict(zip(ROTARY, (cos[None], sin[None]), strict=True)), **masks}
-
-
-def _by_position(cache: Float32, kind: str) -> Float32:
-    """[positions of every KV head, head_dim]; keys lie with their positions last."""
-    by_head = cache.swapaxes(2, 3) if kind == "key" else cache
-    return by_head.reshape(-1, by_head.shape[-1])
 
 
 class _Hulls:

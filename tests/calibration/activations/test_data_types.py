@@ -1,13 +1,13 @@
-"""Rounding beside an enumeration of every number of the format, in float64."""
+"""Rounding beside an enumeration of every value of the data type, in float64."""
 
 import numpy as np
 import pytest
 
-from megrez.calibration.activations.data_types import BlockFloat4, Float4, Float8, Integer, block_unit
+from megrez.calibration.activations.data_types import E2M1, E4M3, NVFP4, Integer, tensor_scale
 
 
 def e4m3_value(pattern):
-    """The number of a bit pattern as the paper defines it; None for NaN."""
+    """The value of a bit pattern as the paper defines it; None for NaN."""
     sign, exponent, mantissa = pattern >> 7, pattern >> 3 & 15, pattern & 7
     if exponent == 15 and mantissa == 7:
         return None
@@ -15,8 +15,8 @@ def e4m3_value(pattern):
     return -magnitude if sign else magnitude
 
 
-# Patterns of positive numbers, 0 to 126, are in the order of their values; an even pattern has an even mantissa.
-E4M3 = [e4m3_value(pattern) for pattern in range(127)]
+# Patterns of positive values, 0 to 126, are in the order of their values; an even pattern has an even mantissa.
+E4M3_VALUES = [e4m3_value(pattern) for pattern in range(127)]
 
 
 def nearest(value, numbers):
@@ -42,61 +42,61 @@ def test_integers(bits):
     np.testing.assert_array_equal(found, [nearest(float(value), numbers) for value in values])
 
 
-def test_e4m3_numbers_round_to_themselves():
+def test_e4m3_values_round_to_themselves():
     values = [value for value in map(e4m3_value, range(256)) if value is not None]
-    assert len(values) == 254 and Float8().largest == max(values) == 448
-    np.testing.assert_array_equal(Float8().round(np.array(values, np.float32)), values)
+    assert len(values) == 254 and E4M3().largest == max(values) == 448
+    np.testing.assert_array_equal(E4M3().round(np.array(values, np.float32)), values)
 
 
 def test_e4m3_rounds_to_the_nearest_and_ties_to_even():
-    middles = (np.array(E4M3[1:]) + np.array(E4M3[:-1])) / 2
+    middles = (np.array(E4M3_VALUES[1:]) + np.array(E4M3_VALUES[:-1])) / 2
     beside = [np.nextafter(np.float32(m), np.float32(side)) for m in middles for side in (0, 500)]
     values = np.concatenate([middles, -middles, beside, some_values(448)]).astype(np.float32)
-    found = Float8().round(values)
+    found = E4M3().round(values)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [nearest(float(value), E4M3) for value in values])
+    np.testing.assert_array_equal(found, [nearest(float(value), E4M3_VALUES) for value in values])
 
 
-@pytest.mark.parametrize("number_format", [Integer(8), Float8()])
-def test_what_is_too_large_becomes_the_largest(number_format):
+@pytest.mark.parametrize("data_type", [Integer(8), E4M3()])
+def test_what_is_too_large_becomes_the_largest(data_type):
     values = np.array([460, 465, 1e6, 3e38, np.inf], np.float32)
-    assert set(number_format.round(values)) == {number_format.largest}
-    assert set(number_format.round(-values)) == {-number_format.largest}
-    assert number_format.round(np.array([0, -0.0], np.float32)).tolist() == [0, 0]
+    assert set(data_type.round(values)) == {data_type.largest}
+    assert set(data_type.round(-values)) == {-data_type.largest}
+    assert data_type.round(np.array([0, -0.0], np.float32)).tolist() == [0, 0]
 
 
-E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+E2M1_VALUES = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
 
 def test_e2m1_rounds_to_the_nearest_and_ties_to_even():
-    middles = (np.array(E2M1[1:]) + np.array(E2M1[:-1])) / 2
-    values = np.concatenate([E2M1, middles, -middles, some_values(6), [6.5, 100, -7]]).astype(np.float32)
-    found = Float4().round(values)
-    assert found.dtype == np.float32 and Float4().largest == 6
-    np.testing.assert_array_equal(found, [nearest(float(value), E2M1) for value in values])
+    middles = (np.array(E2M1_VALUES[1:]) + np.array(E2M1_VALUES[:-1])) / 2
+    values = np.concatenate([E2M1_VALUES, middles, -middles, some_values(6), [6.5, 100, -7]]).astype(np.float32)
+    found = E2M1().round(values)
+    assert found.dtype == np.float32 and E2M1().largest == 6
+    np.testing.assert_array_equal(found, [nearest(float(value), E2M1_VALUES) for value in values])
 
 
 def test_e2m1_patterns_are_in_the_order_of_their_values():
-    patterns = Float4().encode(np.array([*E2M1, *(-np.array(E2M1))], np.float32))
+    patterns = E2M1().encode(np.array([*E2M1_VALUES, *(-np.array(E2M1_VALUES))], np.float32))
     assert patterns.tolist() == list(range(16))
-    assert Float4().decode(patterns).tolist() == [*E2M1, *(-np.array(E2M1))]
+    assert E2M1().decode(patterns).tolist() == [*E2M1_VALUES, *(-np.array(E2M1_VALUES))]
 
 
 def test_nvfp4_gives_each_block_of_16_an_e4m3_scale():
     x = np.random.default_rng(1).standard_t(3, (5, 3, 48)).astype(np.float32) * 40
     x[0, 0, 16:32] = 0
-    x[1, 1, 7] = 3e4  # beyond 6 * 448: its block's scale is the largest, and it the largest number
-    found = BlockFloat4().round(x)
+    x[1, 1, 7] = 3e4  # beyond 6 * 448: its block's scale is the largest, and it the largest value
+    found = NVFP4().round(x)
     expected = np.empty_like(x)
     for at in np.ndindex(5, 3, 3):
         block = x[at[0], at[1], 16 * at[2] : 16 * at[2] + 16].astype(np.float64)
-        scale = nearest(float(np.float32(np.abs(block).max() / 6)), E4M3)
-        rounded = [scale * nearest(float(np.float32(value / scale)), E2M1) if scale else 0 for value in block]
+        scale = nearest(float(np.float32(np.abs(block).max() / 6)), E4M3_VALUES)
+        rounded = [scale * nearest(float(np.float32(value / scale)), E2M1_VALUES) if scale else 0 for value in block]
         expected[at[0], at[1], 16 * at[2] : 16 * at[2] + 16] = rounded
     np.testing.assert_array_equal(found, expected)
-    assert np.abs(found).max() == BlockFloat4().largest == 2688
+    assert np.abs(found).max() == NVFP4().largest == 2688
 
 
 @pytest.mark.parametrize(("largest", "unit"), [(448, 1), (449, 2), (224, 0.5), (225, 1), (1e-4, 2**-22), (0, 1)])
 def test_scales_of_blocks_are_multiples_of_a_power_of_two_that_e4m3_can_count(largest, unit):
-    assert block_unit(largest) == unit
+    assert tensor_scale(largest) == unit

@@ -1,27 +1,27 @@
-"""A static scale beside a search of all shares in float64, every value rounded by enumeration."""
+"""A static scale beside a search of all clipping ratios in float64, every value quantised by enumeration."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megrez.calibration.activations.inputs import align_channels, choose_scale, round_to
+from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize
 
 Float64 = NDArray[np.float64]
 _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
-NUMBERS = {"int8": np.arange(-127.0, 128.0), "fp8": np.unique(_E4M3[np.isfinite(_E4M3)])}
-SHARES = {
+VALUES = {"int8": np.arange(-127.0, 128.0), "fp8": np.unique(_E4M3[np.isfinite(_E4M3)])}
+RATIOS = {
     "int8": [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1],
     "fp8": [2 ** (-i / 4) for i in range(12)],
 }
-formats = pytest.mark.parametrize("inputs", NUMBERS)
+formats = pytest.mark.parametrize("inputs", VALUES)
 
 
 def errors(x: NDArray[np.float32], scale: float, inputs: str) -> Float64:
-    """The distance of each value to the nearest number."""
-    numbers, steps = NUMBERS[inputs], x.astype(np.float64) / scale
-    above = np.clip(np.searchsorted(numbers, steps), 1, len(numbers) - 1)
-    return scale * np.minimum(np.abs(steps - numbers[above]), np.abs(steps - numbers[above - 1]))
+    """The distance of each of x to the nearest value of the data type."""
+    values, steps = VALUES[inputs], x.astype(np.float64) / scale
+    above = np.clip(np.searchsorted(values, steps), 1, len(values) - 1)
+    return scale * np.minimum(np.abs(steps - values[above]), np.abs(steps - values[above - 1]))
 
 
 def cost(x: NDArray[np.float32], scale: float, inputs: str, importance: Float64) -> float:
@@ -34,34 +34,34 @@ def activations(seed: int) -> NDArray[np.float32]:
 
 
 @formats
-def test_no_share_leaves_less(inputs: str) -> None:
+def test_no_ratio_leaves_less(inputs: str) -> None:
     smaller = 0
     for seed in range(8):
         x, importance = activations(seed), 10.0 ** np.random.default_rng(100 + seed).uniform(-3, 3, 9)
         found = choose_scale(x, importance.astype(np.float32), inputs)
-        full = float(np.abs(x).max()) / NUMBERS[inputs].max()
-        tried = [cost(x, full * share, inputs, importance) for share in SHARES[inputs]]
+        full = float(np.abs(x).max()) / VALUES[inputs].max()
+        tried = [cost(x, full * ratio, inputs, importance) for ratio in RATIOS[inputs]]
         assert cost(x, found, inputs, importance) == pytest.approx(min(tried), rel=1e-4)
         assert found == np.float32(found) and found <= full * 1.000001
         smaller += found < 0.99 * full
     assert smaller > 0
 
 
-def test_what_an_input_costs_decides() -> None:
-    """A lone outlier is kept while its channel meets weights, and clipped when it meets none."""
+def test_importance_decides_what_is_clipped() -> None:
+    """A lone outlier is kept while its channel has weights, and clipped when all of them are zero."""
     x = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
     x[7, 2] = 10
-    same, blind = np.ones(4, np.float32), np.array([1, 1, 0, 1], np.float32)
-    assert choose_scale(x, same, "int8") == np.float32(10 / 127)
-    assert choose_scale(x, blind, "int8") == pytest.approx(1 / 127, rel=1e-3)
+    equal, unused = np.ones(4, np.float32), np.array([1, 1, 0, 1], np.float32)
+    assert choose_scale(x, equal, "int8") == np.float32(10 / 127)
+    assert choose_scale(x, unused, "int8") == pytest.approx(1 / 127, rel=1e-3)
 
 
 def test_the_range_is_of_every_token() -> None:
     """The largest is seen wherever it is, though scales are compared on some of the tokens."""
     x = np.full((5000, 2), 0.5, np.float32)
     x[4321, 1] = 100
-    for inputs, numbers in NUMBERS.items():
-        tried = [100 / numbers.max() * share for share in SHARES[inputs]]
+    for inputs, values in VALUES.items():
+        tried = [100 / values.max() * ratio for ratio in RATIOS[inputs]]
         found = choose_scale(x, np.ones(2, np.float32), inputs)
         assert min(abs(found / one - 1) for one in tried) < 1e-6
 
@@ -72,22 +72,22 @@ def test_zeros_have_the_scale_1(inputs: str) -> None:
 
 
 @formats
-def test_inputs_that_meet_no_weights_still_have_a_scale(inputs: str) -> None:
+def test_inputs_whose_weights_are_zero_still_have_a_scale(inputs: str) -> None:
     x = activations(0)
     scale = choose_scale(x, np.zeros(9, np.float32), inputs)
-    assert scale == np.float32(float(np.abs(x).max()) / NUMBERS[inputs].max())
+    assert scale == np.float32(float(np.abs(x).max()) / VALUES[inputs].max())
 
 
 @formats
-def test_rounding_gives_the_nearest_number_of_the_scale(inputs: str) -> None:
+def test_fake_quantisation_gives_the_nearest_value_times_the_scale(inputs: str) -> None:
     x = activations(3)
     kept = x.copy()
-    scale = float(np.float32(np.abs(x).max() * 0.3 / NUMBERS[inputs].max()))
-    rounded = round_to(x, scale, inputs)
+    scale = float(np.float32(np.abs(x).max() * 0.3 / VALUES[inputs].max()))
+    rounded = fake_quantize(x, scale, inputs)
     assert rounded.dtype == np.float32 and rounded.shape == x.shape
     np.testing.assert_array_equal(x, kept)
     np.testing.assert_allclose(np.abs(rounded - x.astype(np.float64)), errors(x, scale, inputs), rtol=1e-3, atol=1e-5)
-    assert np.abs(rounded).max() == pytest.approx(scale * NUMBERS[inputs].max())  # saturated
+    assert np.abs(rounded).max() == pytest.approx(scale * VALUES[inputs].max())  # saturated
 
 
 def test_aligned_channels_lie_where_their_steps_are_fine() -> None:

@@ -1,4 +1,4 @@
-"""Smoothing leaves a layer's function as it is, and makes its rounding smaller."""
+"""Smoothing leaves a layer's function as it is, and lowers its quantisation error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,14 @@ import pytest
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.layer_smoothing import smooth_layer
-from megrez.calibration.activations.smoothing import Setting, search_smoothing
+from megrez.calibration.activations.smoothing import SmoothingSearch, search_smoothing
+from megrez.calibration.projections import Projection, quantize_group
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.reference.decoder import POINTS, Layer, forward, linear_of
+from megrez.calibration.reference.decoder import GROUPS, Layer, forward, linear_of
 from megrez.calibration.reference.model import Model
-from megrez.calibration.rounding import Projection, round_point
 from megrez.engines.weight_formats import WeightFormat
+from tests.calibration_models import open_model
 from tests.conftest import Make
-from tests.walked import open_model
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -31,24 +31,24 @@ PRODUCERS = {
     "mlp.up_proj.bias",
 }
 RECIPES = {
-    "smoothquant": {"smoothing": "smoothquant", "inputs": "int8", "form": INT8},
-    "awq": {"smoothing": "awq", "inputs": None, "form": INT4},
+    "smoothquant": {"smoothing": "smoothquant", "input_type": "int8", "weight_format": INT8},
+    "awq": {"smoothing": "awq", "input_type": None, "weight_format": INT4},
 }
 recipes = pytest.mark.parametrize("name", RECIPES)
 
 
-def recipe(name: str, rounds: Callable[[str], bool] = lambda name: True) -> Recipe:
+def recipe(name: str, quantizes: Callable[[str], bool] = lambda name: True) -> Recipe:
     setting: dict[str, Any] = RECIPES[name]
     return Recipe(
         smoothing=setting["smoothing"],
         gptq=False,
-        inputs=setting["inputs"],
-        form=lambda one: setting["form"] if rounds(one) else None,
+        input_type=setting["input_type"],
+        weight_format=lambda one: setting["weight_format"] if quantizes(one) else None,
     )
 
 
 def with_outliers(model: Model) -> dict[str, Float32]:
-    """The layer with a loud channel in every input; its readers' weights there are as small as the others are."""
+    """The layer with an outlier channel in every input; the weights that read it are as small as the others are."""
     layer = {name: tensor.copy() for name, tensor in model.layer(1).items()}
     layer["input_layernorm.weight"][5] *= 60
     layer["post_attention_layernorm.weight"][7] *= 60
@@ -58,14 +58,14 @@ def with_outliers(model: Model) -> dict[str, Float32]:
 
 
 def run(layer: Layer, model: Model) -> tuple[Float32, dict[str, Float32]]:
-    """The layer's output, and what each point read."""
+    """The layer's output, and the inputs of each group."""
     x = np.random.default_rng(0).standard_normal((2, TOKENS, 48)).astype(np.float32)
     inputs: dict[str, Float32] = {}
-    exact = linear_of(layer)
+    reference = linear_of(layer)
 
-    def linear(point: str, x: Float32) -> Float32:
-        inputs[point] = x
-        return exact(point, x)
+    def linear(group: str, x: Float32) -> Float32:
+        inputs[group] = x
+        return reference(group, x)
 
     return forward(x, layer, model.shape, model.windows[1], linear), inputs
 
@@ -81,38 +81,42 @@ def test_the_layer_computes_what_it_did(name: str, shape: dict[str, Any], checkp
     smooth, exponents = smooth_layer(PREFIX, layer, model.shape, recipe(name), inputs)
     found, smoothed = run(smooth, model)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    assert set(exponents) == set(POINTS) and all(exponents.values())
-    projections = {f"{one}.weight" for ones in POINTS.values() for one in ones}
+    assert set(exponents) == set(GROUPS) and all(exponents.values())
+    projections = {f"{one}.weight" for ones in GROUPS.values() for one in ones}
     changed = {one for one in layer if smooth[one] is not layer[one]}
     assert changed == (projections | PRODUCERS) & set(layer)
     for one in changed:
         assert smooth[one].dtype == np.float32 and np.abs(smooth[one] / layer[one] - 1).max() > 0.1
-    for point, x in inputs.items():
-        assert not np.array_equal(smoothed[point], x)
+    for group, x in inputs.items():
+        assert not np.array_equal(smoothed[group], x)
 
 
 @recipes
-def test_a_loud_channel_costs_less(name: str, checkpoint_of: Make) -> None:
+def test_an_outlier_channel_costs_less(name: str, checkpoint_of: Make) -> None:
     model = open_model(checkpoint_of(**TINY), TOKENS)
     layer = with_outliers(model)
     _, inputs = run(layer, model)
 
-    def error(layer: Layer, x: Float32, point: str) -> float:
-        ones = [Projection(name=one, weight=layer[f"{one}.weight"], bias=None, form=form) for one in POINTS[point]]
-        return round_point(x, ones, recipe(name)).error
+    def error(layer: Layer, x: Float32, group: str) -> float:
+        ones = [
+            Projection(name=one, weight=layer[f"{one}.weight"], bias=None, weight_format=weight_format)
+            for one in GROUPS[group]
+        ]
+        return quantize_group(x, ones, recipe(name)).relative_error
 
-    form = recipe(name).form("")
-    for point, names in POINTS.items():
+    weight_format = recipe(name).weight_format("")
+    for group, names in GROUPS.items():
         only = recipe(name, lambda one, names=names: one.removeprefix(PREFIX).removesuffix(".weight") in names)
-        met = dict(inputs)
-        smooth, _ = smooth_layer(PREFIX, layer, model.shape, only, met)
+        smooth_inputs = dict(inputs)
+        smooth, _ = smooth_layer(PREFIX, layer, model.shape, only, smooth_inputs)
         _, smoothed = run(smooth, model)
-        np.testing.assert_allclose(met[point], smoothed[point], rtol=1e-3, atol=1e-4 * np.abs(smoothed[point]).max())
-        assert error(smooth, smoothed[point], point) < (0.7 if name == "smoothquant" else 0.9) * error(
-            layer, inputs[point], point
+        atol = 1e-4 * np.abs(smoothed[group]).max()
+        np.testing.assert_allclose(smooth_inputs[group], smoothed[group], rtol=1e-3, atol=atol)
+        assert error(smooth, smoothed[group], group) < (0.7 if name == "smoothquant" else 0.9) * error(
+            layer, inputs[group], group
         )
         if name == "smoothquant":
-            before, after = (np.abs(one[point]).max(axis=0) for one in (inputs, smoothed))
+            before, after = (np.abs(one[group]).max(axis=0) for one in (inputs, smoothed))
             assert after.max() / np.median(after) < 0.5 * before.max() / np.median(before)
 
 
@@ -136,7 +140,7 @@ def test_heads_that_share_a_value_share_its_factors(checkpoint_of: Make) -> None
 
 
 @recipes
-def test_a_point_with_a_projection_that_stays_exact_is_left(name: str, checkpoint_of: Make) -> None:
+def test_a_group_with_a_projection_that_stays_in_float32_is_left(name: str, checkpoint_of: Make) -> None:
     model = open_model(checkpoint_of(**TINY), TOKENS)
     layer = with_outliers(model)
     _, inputs = run(layer, model)
@@ -150,7 +154,7 @@ def test_a_point_with_a_projection_that_stays_exact_is_left(name: str, checkpoin
 def test_no_smoothing_changes_nothing(checkpoint_of: Make) -> None:
     model = open_model(checkpoint_of(**TINY), TOKENS)
     layer = with_outliers(model)
-    plain = Recipe(smoothing=None, gptq=False, inputs="int8", form=lambda name: INT8)
+    plain = Recipe(smoothing=None, gptq=False, input_type="int8", weight_format=lambda name: INT8)
     smooth, exponents = smooth_layer(PREFIX, layer, model.shape, plain, {})
     assert exponents == {} and all(smooth[one] is tensor for one, tensor in layer.items())
 
@@ -163,7 +167,7 @@ def factors_of(x: Float64, weight: Float64, exponent: float, method: str) -> Flo
 
 
 def error_of(x: Float64, weight: Float64, factors: Float64) -> float:
-    """Of int8 weights per channel, the inputs exact."""
+    """Of int8 weights per channel, the inputs in float32."""
     scaled = weight * factors
     scale = np.abs(scaled).max(axis=1, keepdims=True) / 127
     return float((((x / factors) @ (np.rint(scaled / scale) * scale).T - x @ weight.T) ** 2).sum())
@@ -179,8 +183,8 @@ def test_the_exponent_is_the_one_with_the_least_error(method: str) -> None:
         tried: dict[float | None, float] = {None: error_of(x, weight, np.ones(24))}
         for tenths in range(0 if method == "smoothquant" else 1, 11):
             tried[tenths / 10] = error_of(x, weight, factors_of(x, weight, tenths / 10, method))
-        setting = Setting(method=method, form=INT8, inputs=None)
-        found = search_smoothing(x.astype(np.float32), weight.astype(np.float32), setting)
+        search = SmoothingSearch(method=method, weight_format=INT8, input_type=None)
+        found = search_smoothing(x.astype(np.float32), weight.astype(np.float32), search)
         assert found.exponent == min(tried, key=lambda one: tried[one])
         taken.add(found.exponent)
         if found.exponent is not None:
@@ -190,13 +194,13 @@ def test_the_exponent_is_the_one_with_the_least_error(method: str) -> None:
 
 
 def test_nothing_to_gain_is_no_smoothing() -> None:
-    """Weights that lie on the grid already are rounded to themselves."""
+    """Weights that are int8 already are quantised to themselves."""
     random = np.random.default_rng(0)
     weight = random.integers(-127, 128, (10, 16)).astype(np.float32)
     weight[:, 0] = 127
     x = random.standard_normal((20, 16)).astype(np.float32)
     for method in ("smoothquant", "awq"):
-        found = search_smoothing(x, weight, Setting(method=method, form=INT8, inputs=None))
+        found = search_smoothing(x, weight, SmoothingSearch(method=method, weight_format=INT8, input_type=None))
         assert found.exponent is None and (found.factors == 1).all()
 
 
@@ -205,8 +209,8 @@ def test_dead_channels_keep_factors_finite(name: str) -> None:
     random = np.random.default_rng(0)
     x, weight = random.standard_normal((20, 16)).astype(np.float32), random.standard_normal((9, 16)).astype(np.float32)
     x[:, 4], x[:, 6], weight[:, 8], weight[2] = 0, 100, 0, 0
-    setting = Setting(method=name, form=INT8, inputs="int8")
-    found = search_smoothing(x, weight, setting)
+    search = SmoothingSearch(method=name, weight_format=INT8, input_type="int8")
+    found = search_smoothing(x, weight, search)
     assert found.exponent is not None and np.isfinite(found.factors).all() and (found.factors > 0).all()
-    zeros = search_smoothing(np.zeros_like(x), weight, setting)
+    zeros = search_smoothing(np.zeros_like(x), weight, search)
     assert zeros.exponent is None

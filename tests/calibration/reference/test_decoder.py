@@ -1,15 +1,16 @@
-"""The walk over a whole model beside transformers' own forward pass."""
+"""The forward pass over a whole model beside transformers' own."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from megrez.calibration.reference.decoder import POINTS, forward, linear_of
-from megrez.calibration.walk import walk_exact
+from megrez.calibration.layerwise import reference_hidden_states
+from megrez.calibration.reference.decoder import GROUPS, apply_rope, forward, linear_of
+from megrez.compile.families.registry import families
 from tests import reference
+from tests.calibration_models import open_model, random_tokens
 from tests.conftest import Make
-from tests.walked import open_model, random_tokens
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -21,7 +22,7 @@ LLAMA3 = {
 # Samples are several windows long.
 SAMPLES, LENGTH, WINDOW = 2, 40, 13
 MODELS = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "tied": {"tied": True},
     "biases": {"biases": True},
     "mistral": {"family": "mistral", "sliding_window": WINDOW},
@@ -36,10 +37,10 @@ def test_logits_are_transformers(name: str, checkpoint_of: Make) -> None:
     folder = checkpoint_of(**MODELS[name])
     model, tokens = open_model(folder, LENGTH), random_tokens(SAMPLES, LENGTH)
     told: list[int] = []
-    hidden = walk_exact(model, tokens, told.append)
+    hidden = reference_hidden_states(model, tokens, told.append)
     assert told == [1, 2] and hidden.dtype == np.float32
     for sample, ids in zip(hidden, tokens, strict=True):
-        found = model.head()(sample)
+        found = model.lm_head()(sample)
         np.testing.assert_allclose(found, reference.logits(folder, ids.tolist()), rtol=0, atol=1e-4)
 
 
@@ -51,7 +52,7 @@ def test_what_the_models_have_decides_their_logits(checkpoint_of: Make) -> None:
         model = open_model(checkpoint_of(**MODELS[name]), LENGTH)
         names = tuple(one for one in model.names if not (without and one.endswith(without)))
         model = replace(model, names=names, windows=model.windows if windows else (None, None))
-        return model.head()(walk_exact(model, ids)[0])
+        return model.lm_head()(reference_hidden_states(model, ids)[0])
 
     for name, left_out in (("biases", "v_proj.bias"), ("biases", "down_proj.bias"), ("qwen2", "k_proj.bias")):
         assert np.abs(logits(name) - logits(name, without=left_out)).max() > 1e-3
@@ -64,13 +65,13 @@ def test_what_the_models_have_decides_their_logits(checkpoint_of: Make) -> None:
 def test_samples_do_not_see_each_other(checkpoint_of: Make) -> None:
     model = open_model(checkpoint_of(), LENGTH)
     tokens = random_tokens(3, LENGTH)
-    together = walk_exact(model, tokens)
+    together = reference_hidden_states(model, tokens)
     for sample in range(3):
-        alone = walk_exact(model, tokens[sample : sample + 1])
+        alone = reference_hidden_states(model, tokens[sample : sample + 1])
         np.testing.assert_allclose(together[sample], alone[0], rtol=0, atol=1e-5)
     other = tokens.copy()
     other[1] = other[1, ::-1]
-    changed = walk_exact(model, other)
+    changed = reference_hidden_states(model, other)
     np.testing.assert_array_equal(changed[[0, 2]], together[[0, 2]])
     assert np.abs(changed[1] - together[1]).max() > 0.1
 
@@ -80,30 +81,41 @@ def test_no_token_sees_a_later_one(checkpoint_of: Make) -> None:
     tokens = random_tokens(1, LENGTH)
     other = tokens.copy()
     other[0, 30:] = other[0, 30:][::-1]
-    early, late = (walk_exact(model, ids)[0] for ids in (tokens, other))
+    early, late = (reference_hidden_states(model, ids)[0] for ids in (tokens, other))
     np.testing.assert_array_equal(early[:30], late[:30])
 
 
-def test_points_are_asked_in_order_and_caches_watched(checkpoint_of: Make) -> None:
-    """What a cache gets is the rotated key: its size is the projection's, its direction not, but at position 0."""
-    model, layer = open_model(checkpoint_of(), LENGTH), open_model(checkpoint_of(), LENGTH).layer(0)
+def test_groups_are_computed_in_order_from_what_precedes_them(checkpoint_of: Make) -> None:
+    model = open_model(checkpoint_of(), LENGTH)
+    layer = model.layer(0)
     x = np.random.default_rng(0).standard_normal((2, LENGTH, 96)).astype(np.float32)
-    exact, asked, seen = linear_of(layer), {}, {"key": [], "value": []}
+    reference, inputs, outputs = linear_of(layer), {}, {}
 
-    def linear(point: str, inputs: np.ndarray) -> np.ndarray:
-        asked[point] = exact(point, inputs)
-        return asked[point]
+    def linear(group: str, x: np.ndarray) -> np.ndarray:
+        inputs[group], outputs[group] = x, reference(group, x)
+        return outputs[group]
 
-    forward(x, layer, model.shape, None, linear, lambda kind, one: seen[kind].append(one))
-    assert list(asked) == list(POINTS)
-    _, keys, values = np.split(asked["qkv"].reshape(2, LENGTH, -1), [6 * 32, 8 * 32], axis=2)
-    for kind, projected in (("key", keys), ("value", values)):
-        assert len(seen[kind]) == 2  # samples
-        cached = np.stack(seen[kind]).reshape(2, 2, LENGTH, 32)  # [S, g, T, d]
-        made = projected.reshape(2, LENGTH, 2, 32).transpose(0, 2, 1, 3)
-        if kind == "value":
-            np.testing.assert_array_equal(cached, made)
-        else:
-            np.testing.assert_allclose(cached[:, :, 0], made[:, :, 0], rtol=1e-6)
-            np.testing.assert_allclose((cached**2).sum(-1), (made**2).sum(-1), rtol=1e-5)
-            assert np.abs(cached[:, :, 1:] - made[:, :, 1:]).max() > 0.1
+    y = forward(x, layer, model.shape, None, linear)
+    assert list(inputs) == list(GROUPS)
+    middle = x.reshape(-1, 96).astype(np.float64) + outputs["o"]
+    np.testing.assert_allclose(y.reshape(-1, 96), middle + outputs["down"], rtol=0, atol=1e-5)
+    for group, stream, norm in (
+        ("qkv", x.reshape(-1, 96), "input_layernorm"),
+        ("gate_up", middle, "post_attention_layernorm"),
+    ):
+        exact = stream.astype(np.float64)
+        mean_square = (exact**2).mean(axis=1, keepdims=True)
+        expected = exact / np.sqrt(mean_square + model.shape.rms_norm_eps) * layer[f"{norm}.weight"]
+        np.testing.assert_allclose(inputs[group], expected, rtol=0, atol=1e-5)
+    gate, up = np.split(outputs["gate_up"].astype(np.float64), 2, axis=1)
+    np.testing.assert_allclose(inputs["down"], gate / (1 + np.exp(-gate)) * up, rtol=0, atol=1e-5)
+
+
+def test_keys_turn_with_their_positions_and_values_do_not(checkpoint_of: Make) -> None:
+    """RoPE in complex numbers, as its paper defines it: channels i and i + d / 2 are one number's parts."""
+    model = open_model(checkpoint_of(), LENGTH)
+    x = np.random.default_rng(0).standard_normal((3, LENGTH, 32)).astype(np.float32)
+    angles = np.arange(LENGTH)[:, None] * 10000.0 ** (-np.arange(16) / 16)
+    expected = (x[..., :16] + 1j * x[..., 16:]) * np.exp(1j * angles)
+    found = apply_rope(x, model.shape)
+    np.testing.assert_allclose(found[..., :16] + 1j * found[..., 16:], expected, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Figures over windows and chunks equal those computed at once, in float64, from the same logits."""
+"""Figures over windows and steps equal those computed at once, in float64, from the same logits."""
 
 import numpy as np
 import pytest
@@ -45,9 +45,9 @@ def tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("window", [20, 32, 64, 150, 1000])
-@pytest.mark.parametrize("chunk", [1, 7, 32])
-def test_every_figure(window: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "CHUNK", chunk)
+@pytest.mark.parametrize("positions", [1, 7, 32])
+def test_every_figure(window: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "STEP_POSITIONS", positions)
     model, truth = tables()
     sessions = Said(model, window), Said(truth, window)
     done: list[int] = []

@@ -39,7 +39,7 @@ MATRICES = {
 }
 
 
-def test_all_that_was_found_comes_back(tmp_path: Path) -> None:
+def test_all_arrays_are_read_back(tmp_path: Path) -> None:
     tensors = {"norm.weight": RANDOM.standard_normal(7, np.float32), "v.bias": np.zeros(3, np.float32)}
     tensors["up.weight"] = RANDOM.standard_normal((6, 4), np.float32)[:, ::2]  # not in one piece of memory
     path = tmp_path / "000.safetensors"

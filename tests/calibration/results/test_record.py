@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megrez.calibration.recipe import CacheScales, Point
+from megrez.calibration.recipe import GroupResult
 from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord, describe_file, read_record
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Fidelity
@@ -29,7 +29,7 @@ def record(folder: Path) -> Record:
         schema_version=SCHEMA_VERSION,
         target="trt-int8",
         algorithm="smoothquant",
-        inputs="int8",
+        input_type="int8",
         finer=("model.layers.0.mlp.down_proj.weight",),
         model="tiny — 小",
         model_sha256="ab" * 32,
@@ -42,18 +42,18 @@ def record(folder: Path) -> Record:
             top1_agreement=1.0,
             tokens=48,
         ),
-        points={"model.layers.0.qkv": Point(exponent=0.3, input_scale=1 / 3, error=1e-7, zeros=2), "lm_head": EXACT},
-        caches={"model.layers.0.key": CacheScales(int8=0.1, fp8=0.01)},
+        groups={"model.layers.0.qkv": QUANTIZED, "lm_head": UNQUANTIZED},
         files=tuple(describe_file(path, folder) for path in sorted((folder / "scales.1234").iterdir())),
     )
 
 
-EXACT = Point(exponent=None, input_scale=None, error=0.0, zeros=0)
+QUANTIZED = GroupResult(smoothing_exponent=0.3, input_scale=1 / 3, relative_error=1e-7, zero_channels=2)
+UNQUANTIZED = GroupResult(smoothing_exponent=None, input_scale=None, relative_error=0.0, zero_channels=1)
 
 
 def test_it_is_read_as_it_was_written(scales: Path) -> None:
     found = read_record(scales)
-    assert found == record(scales.parent)
+    assert found == record(scales.parent) and found.zero_channels == 3
     assert [(file.path, file.size) for file in found.files] == [
         ("scales.1234/000.safetensors", 11),
         ("scales.1234/001.safetensors", 0),
@@ -77,17 +77,21 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "an older schema": (
+        lambda data: data.update(schema_version=3, caches={}, points=data.pop("groups")),
+        rf"has schema version 3, this version of megrez reads {SCHEMA_VERSION}: calibrate",
+    ),
     "a newer schema": (
         lambda data: data.update(schema_version=SCHEMA_VERSION + 1, new={}),
-        rf"has schema version {SCHEMA_VERSION + 1}, this version reads {SCHEMA_VERSION}: calibrate",
+        rf"has schema version {SCHEMA_VERSION + 1}, this version of megrez reads {SCHEMA_VERSION}: calibrate",
     ),
     "an unknown field": (lambda data: data.update(more=1), "more is not a known field"),
     "an unknown field inside": (lambda data: data["text"].update(more=1), r"text\.more is not a known field"),
-    "a missing field": (lambda data: data.pop("points"), "points is missing"),
+    "a missing field": (lambda data: data.pop("groups"), "groups is missing"),
     "another type": (lambda data: data["text"].update(samples="3"), r"text\.samples is str, not int"),
-    "a point's scale": (
-        lambda data: data["points"]["lm_head"].update(input_scale="1"),
-        r"points\.lm_head\.input_scale is str, not float",
+    "a group's scale": (
+        lambda data: data["groups"]["lm_head"].update(input_scale="1"),
+        r"groups\.lm_head\.input_scale is str, not float",
     ),
     "two at once": (lambda data: (data.pop("target"), data.pop("model")), "target is missing; model is missing"),
 }
@@ -95,9 +99,9 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_wrong_is_one_line(name: str, scales: Path) -> None:
-    edit, told = FAULTS[name]
+    edit, message = FAULTS[name]
     change(scales, edit)
-    with pytest.raises(UsageError, match=rf"scales\.json[^\n]*{told}[^\n]*again$"):
+    with pytest.raises(UsageError, match=rf"scales\.json[^\n]*{message}[^\n]*again$"):
         read_record(scales)
 
 

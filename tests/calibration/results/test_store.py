@@ -1,4 +1,4 @@
-"""Whose unfinished work is taken up again: that of the same request, and of no other."""
+"""Unfinished work is resumed by the same request, and by no other."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from megrez.compile.calibrate.stage import calibrate_checkpoint
 from megrez.compile.calibrate.text import CalibrationText
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.engines.targets import find_target
+from tests.calibration_models import random_tokens
 from tests.conftest import Make
-from tests.walked import random_tokens
 
 TINY = {"layers": 1, "hidden": 48, "heads": 4, "head_dim": 16, "intermediate": 80}
 TARGET = find_target("trt-int8")
@@ -40,7 +40,7 @@ REQUESTS: dict[str, dict[str, object]] = {
     "algorithm": {"algorithm": "rtn"},
     "tokens": {"text": text_of(OTHER[:3], TOKENS[3:])},
     "held-out tokens": {"text": text_of(TOKENS[:3], OTHER[:1])},
-    "samples learned from": {"text": text_of(TOKENS[:2], TOKENS[2:])},
+    "calibration samples": {"text": text_of(TOKENS[:2], TOKENS[2:])},
     "length of samples": {"text": text_of(TOKENS[:3].reshape(6, 8), TOKENS[3:])},
     "weights": {"shape": {**TINY, "seed": 1}},
     "shape": {"shape": {**TINY, "kv_heads": 4}},
@@ -52,13 +52,13 @@ SAME = ("the same", "another source of the same tokens")
 
 @pytest.fixture
 def request_of(checkpoint_of: Make, tmp_path: Path) -> Callable[..., list[int]]:
-    """Calibrates to scales.json; what `progress` was told. Dies behind the first layer if it is asked to."""
+    """Calibrates to scales.json; what `progress` was called with. Dies after the first layer with `die`."""
 
     def run(*, die: bool = False, **changed: object) -> list[int]:
-        told: list[int] = []
+        calls: list[int] = []
 
         def progress(layers: int) -> None:
-            told.append(layers)
+            calls.append(layers)
             if die and layers == 1:
                 raise KeyboardInterrupt
 
@@ -67,7 +67,7 @@ def request_of(checkpoint_of: Make, tmp_path: Path) -> Callable[..., list[int]]:
         checkpoint = open_checkpoint(str(checkpoint_of(**request["shape"])))  # type: ignore[arg-type]
         target, algorithm, text = request["target"], request["algorithm"], request["text"]
         calibrate_checkpoint(checkpoint, target, algorithm, text, tmp_path / "scales.json", progress)  # type: ignore[arg-type]
-        return told
+        return calls
 
     return run
 
@@ -77,20 +77,18 @@ def folders(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_only_the_same_request_takes_up_what_was_left(
-    name: str, request_of: Callable[..., list[int]], tmp_path: Path
-) -> None:
+def test_only_the_same_request_resumes(name: str, request_of: Callable[..., list[int]], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         request_of(die=True)
     left = folders(tmp_path)
     assert len(left) == 1 and not (tmp_path / "scales.json").exists()
-    told = request_of(**REQUESTS[name])
+    calls = request_of(**REQUESTS[name])
     found = read_record(tmp_path / "scales.json")
     used = {file.path.split("/")[0] for file in found.files}
     if name in SAME:
-        assert told == [1] and used == left == folders(tmp_path)
+        assert calls == [1] and used == left == folders(tmp_path)
     else:
-        assert told == [0, 1] and len(used) == 1 and not used & left
+        assert calls == [0, 1] and len(used) == 1 and not used & left
         assert (tmp_path / left.pop() / "progress.json").is_file()  # still there for its own request
 
 

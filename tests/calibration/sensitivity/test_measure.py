@@ -1,4 +1,4 @@
-"""The divergence of rounding one point alone, against a model in which just that point is rounded."""
+"""The divergence of quantising one projection group alone, against a model in which only that group is quantised."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.sensitivity.measure import measure_sensitivity
 from megrez.calibration.sensitivity.report import draw, table
+from megrez.calibration.weights.nearest import quantize_nearest
+from megrez.calibration.weights.ranges import WeightedSearch
 from megrez.compile.calibrate.held_out import model_of
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.engines.weight_formats import WeightFormat
@@ -25,28 +27,35 @@ NAMES = {
 }
 
 
+def recipe_for(part: str) -> Recipe:
+    """INT4 for the matrices with `part` in their names."""
+    return Recipe(
+        smoothing=None, gptq=False, input_type=None, weight_format=lambda name: INT4 if part in name else None
+    )
+
+
 def logits(model: Any) -> np.ndarray:
     with torch.no_grad():
         return reference.log_softmax(model(torch.from_numpy(TOKENS)).logits.double().numpy())
 
 
 def coarse(weight: torch.Tensor, importance: np.ndarray) -> torch.Tensor:
-    """Rounded by the product: what rounding does is tested elsewhere, here only which weights are."""
-    from megrez.calibration.weights.grids import fit_grid
-
-    return torch.from_numpy(fit_grid(weight.numpy(), INT4, importance).dequantize())
+    """QuantizedGroup by the product: what rounding does is tested elsewhere, here only which weights are."""
+    return torch.from_numpy(quantize_nearest(weight.numpy(), INT4, WeightedSearch(importance)).dequantize())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_each_figure_is_that_of_the_whole_model_with_one_point_rounded(checkpoint_of: Any, family: str) -> None:
+def test_each_figure_is_that_of_the_whole_model_with_one_group_quantised(checkpoint_of: Any, family: str) -> None:
     folder = checkpoint_of(family=family)
     model = model_of(open_checkpoint(str(folder)), 16)
-    recipe = Recipe(smoothing=None, gptq=False, inputs=None, form=lambda name: INT4 if "layers" in name else None)
+    recipe = Recipe(
+        smoothing=None, gptq=False, input_type=None, weight_format=lambda name: INT4 if "layers" in name else None
+    )
     found = measure_sensitivity(model, TOKENS, recipe)
     assert len(found) == 2 * 4
     theirs = reference.load(folder)
-    truth = logits(theirs)
-    for point, names in NAMES.items():
+    reference_log_probs = logits(theirs)
+    for group, names in NAMES.items():
         modules = [theirs.get_submodule(name) for name in names]
         kept = [module.weight.detach().clone() for module in modules]
         inputs: list[np.ndarray] = []
@@ -57,17 +66,19 @@ def test_each_figure_is_that_of_the_whole_model_with_one_point_rounded(checkpoin
         with torch.no_grad():
             for module in modules:
                 module.weight.copy_(coarse(module.weight.detach(), np.square(x).mean(axis=0)))
-        rounded = logits(theirs)
+        quantized = logits(theirs)
         with torch.no_grad():
             for module, weight in zip(modules, kept, strict=True):
                 module.weight.copy_(weight)
-        expected = (np.exp(truth) * (truth - rounded)).sum(axis=-1).mean()
-        assert found[point] == pytest.approx(expected, rel=2e-3)
+        expected = (np.exp(reference_log_probs) * (reference_log_probs - quantized)).sum(axis=-1).mean()
+        assert found[group] == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_point_that_is_not_rounded_has_no_figure(checkpoint_of: Any) -> None:
+def test_a_group_that_is_not_quantised_has_no_figure(checkpoint_of: Any) -> None:
     model = model_of(open_checkpoint(str(checkpoint_of())), 16)
-    recipe = Recipe(smoothing=None, gptq=False, inputs=None, form=lambda name: INT4 if "o_proj" in name else None)
+    recipe = Recipe(
+        smoothing=None, gptq=False, input_type=None, weight_format=lambda name: INT4 if "o_proj" in name else None
+    )
     assert sorted(measure_sensitivity(model, TOKENS, recipe)) == ["model.layers.0.o", "model.layers.1.o"]
 
 

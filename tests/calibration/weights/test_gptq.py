@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from megrez.calibration.weights import gptq
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.gptq import quantize_gptq
-from megrez.calibration.weights.grids import fit_grid
+from megrez.calibration.weights.nearest import quantize_nearest
+from megrez.calibration.weights.ranges import AbsMax
 from megrez.engines.weight_formats import WeightFormat
 
 FORMATS = {
@@ -18,7 +19,7 @@ FORMATS = {
     "int8 per channel": WeightFormat(bits=8, block=None, symmetric=True),
     "fp8 per channel": WeightFormat(bits=8, block=None, symmetric=True, floating=True),
 }
-# More columns than are rounded in one piece, the last block short.
+# More columns than a lazy batch has, the last block short.
 ROWS, COLUMNS = 12, 150
 
 
@@ -27,7 +28,7 @@ def matrix(rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) -> NDArray[n
 
 
 def correlated(columns: int = COLUMNS, seed: int = 1) -> NDArray[np.float64]:
-    """Second moments of inputs that move together and are of different sizes."""
+    """The Gram matrix of correlated inputs of different sizes."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(4 * columns, columns // 8)) @ random.normal(size=(columns // 8, columns))
     x += 0.3 * random.normal(size=x.shape)
@@ -37,12 +38,12 @@ def correlated(columns: int = COLUMNS, seed: int = 1) -> NDArray[np.float64]:
 
 def nearest_code(grid: BlockQuantized, column: int, values: NDArray[np.float64]) -> NDArray[np.int64]:
     """Of all codes of each row's grid at `column`, the one nearest to its value."""
-    numbers = all_numbers(grid, column)  # [rows, codes]
-    return np.abs(numbers - values[:, None]).argmin(axis=1)
+    values_of_codes = all_values(grid, column)  # [rows, codes]
+    return np.abs(values_of_codes - values[:, None]).argmin(axis=1)
 
 
-def all_numbers(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
-    """What every code stands for: [rows, codes], infinite where a code is no number."""
+def all_values(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
+    """What every code stands for: [rows, codes], infinite where a code is NaN."""
     block = column // grid.block
     scales = grid.scales[:, block].astype(np.float64)[:, None]
     codes = np.arange(2**grid.bits)
@@ -53,32 +54,34 @@ def all_numbers(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
     return scales * (codes - zeros)
 
 
-def textbook(weight: NDArray[np.float32], grid: BlockQuantized, moments: NDArray[np.float64]) -> NDArray[np.int64]:
-    """GPTQ with act-order and 1 % damping: each column's error is taken from the columns behind it at once."""
-    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(len(moments))
-    order = np.argsort(-np.diag(moments), kind="stable")
+def gptq_of_the_paper(
+    weight: NDArray[np.float32], grid: BlockQuantized, gram: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """GPTQ with act-order and 1 % damping: each column's error is taken from the columns after it at once."""
+    damped = gram + 0.01 * np.diag(gram).mean() * np.eye(len(gram))
+    order = np.argsort(-np.diag(gram), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(damped[order][:, order])).T  # U^T U is the inverse
     w = weight.astype(np.float64)[:, order]
     codes = np.empty(weight.shape, np.int64)
     for i, column in enumerate(order):
         codes[:, column] = nearest_code(grid, column, w[:, i])
-        rounded = all_numbers(grid, column)[np.arange(len(w)), codes[:, column]]
-        w[:, i:] -= np.outer((w[:, i] - rounded) / upper[i, i], upper[i, i:])
+        dequantized = all_values(grid, column)[np.arange(len(w)), codes[:, column]]
+        w[:, i:] -= np.outer((w[:, i] - dequantized) / upper[i, i], upper[i, i:])
     return codes
 
 
-def output_error(made: BlockQuantized, weight: NDArray[np.float32], moments: NDArray[np.float64]) -> float:
+def output_error(made: BlockQuantized, weight: NDArray[np.float32], gram: NDArray[np.float64]) -> float:
     """The mean of ||(w - q) x||^2."""
     off = made.dequantize().astype(np.float64) - weight
-    return float(np.einsum("nk,kl,nl->", off, moments, off))
+    return float(np.einsum("nk,kl,nl->", off, gram, off))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_code_is_the_textbooks(name: str) -> None:
-    weight, moments = matrix(), correlated()
-    grid = fit_grid(weight, FORMATS[name])
-    made = quantize_gptq(weight, grid, moments)
-    expected = textbook(weight, grid, moments)
+def test_every_code_is_that_of_the_paper(name: str) -> None:
+    weight, gram = matrix(), correlated()
+    grid = quantize_nearest(weight, FORMATS[name], AbsMax())
+    made = quantize_gptq(weight, grid, gram)
+    expected = gptq_of_the_paper(weight, grid, gram)
     if grid.floating:  # two patterns stand for zero
         expected, found = (np.where(codes == 0x80, 0, codes) for codes in (expected, made.codes))
     else:
@@ -91,50 +94,50 @@ def test_every_code_is_the_textbooks(name: str) -> None:
 
 
 def test_pieces_of_work_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, moments = matrix(), correlated()
-    grid = fit_grid(weight, FORMATS["int4 with zero points"])
-    whole = quantize_gptq(weight, grid, moments).codes
-    monkeypatch.setattr(gptq, "ROWS", 5)
-    monkeypatch.setattr(gptq, "COLUMNS", 7)
-    np.testing.assert_array_equal(quantize_gptq(weight, grid, moments).codes, whole)
+    weight, gram = matrix(), correlated()
+    grid = quantize_nearest(weight, FORMATS["int4 with zero points"], AbsMax())
+    whole = quantize_gptq(weight, grid, gram).codes
+    monkeypatch.setattr(gptq, "BATCH_ROWS", 5)
+    monkeypatch.setattr(gptq, "BATCH_COLUMNS", 7)
+    np.testing.assert_array_equal(quantize_gptq(weight, grid, gram).codes, whole)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_outputs_are_nearer_than_round_to_nearest_leaves_them(name: str) -> None:
     for seed in range(3):
-        weight, moments = matrix(seed=seed), correlated(seed=10 + seed)
-        grid = fit_grid(weight, FORMATS[name])
-        made = quantize_gptq(weight, grid, moments)
-        assert output_error(made, weight, moments) < 0.7 * output_error(grid, weight, moments)
+        weight, gram = matrix(seed=seed), correlated(seed=10 + seed)
+        grid = quantize_nearest(weight, FORMATS[name], AbsMax())
+        made = quantize_gptq(weight, grid, gram)
+        assert output_error(made, weight, gram) < 0.7 * output_error(grid, weight, gram)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_inputs_that_never_speak_are_rounded_to_nearest(name: str) -> None:
-    weight, moments = matrix(), correlated()
-    silent = np.arange(COLUMNS) % 3 == 1
-    moments[silent] = moments[:, silent] = 0
-    grid = fit_grid(weight, FORMATS[name])
-    made = quantize_gptq(weight, grid, moments)
+def test_inputs_of_zeros_are_quantised_to_nearest(name: str) -> None:
+    weight, gram = matrix(), correlated()
+    unused = np.arange(COLUMNS) % 3 == 1
+    gram[unused] = gram[:, unused] = 0
+    grid = quantize_nearest(weight, FORMATS[name], AbsMax())
+    made = quantize_gptq(weight, grid, gram)
     assert np.isfinite(made.dequantize()).all()
-    np.testing.assert_array_equal(made.codes[:, silent], grid.codes[:, silent])
-    assert (made.codes[:, ~silent] != grid.codes[:, ~silent]).any()
-    silence = quantize_gptq(weight, grid, np.zeros_like(moments))
-    np.testing.assert_array_equal(silence.codes, grid.codes)
+    np.testing.assert_array_equal(made.codes[:, unused], grid.codes[:, unused])
+    assert (made.codes[:, ~unused] != grid.codes[:, ~unused]).any()
+    all_unused = quantize_gptq(weight, grid, np.zeros_like(gram))
+    np.testing.assert_array_equal(all_unused.codes, grid.codes)
 
 
-def test_inputs_that_move_apart_are_rounded_to_nearest() -> None:
+def test_uncorrelated_inputs_are_quantised_to_nearest() -> None:
     weight = matrix()
-    grid = fit_grid(weight, FORMATS["int4"])
+    grid = quantize_nearest(weight, FORMATS["int4"], AbsMax())
     made = quantize_gptq(weight, grid, np.diag(np.random.default_rng(0).uniform(0.1, 10, COLUMNS)))
     np.testing.assert_array_equal(made.codes, grid.codes)
 
 
 def test_fewer_tokens_than_inputs_are_enough() -> None:
-    """Moments of one token have rank 1; damping makes a factor of them, of any size."""
+    """The Gram matrix of one token has rank 1; damping makes a factor of them, of any size."""
     weight = matrix()
-    grid = fit_grid(weight, FORMATS["int4"])
+    grid = quantize_nearest(weight, FORMATS["int4"], AbsMax())
     x = np.random.default_rng(2).normal(size=COLUMNS)
     for size in (1e-12, 1.0, 1e12):
-        moments = np.outer(x, x) * size
-        made = quantize_gptq(weight, grid, moments)
-        assert output_error(made, weight, moments) < 0.1 * output_error(grid, weight, moments)
+        gram = np.outer(x, x) * size
+        made = quantize_gptq(weight, grid, gram)
+        assert output_error(made, weight, gram) < 0.1 * output_error(grid, weight, gram)

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from megrez.compile.bundle.writer import Content, check_output, check_space, describe, write_bundle
+from megrez.compile.bundle.describe import Content, describe
+from megrez.compile.bundle.output import check_output, check_space
+from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
-from megrez.engines.targets import find_target
+from megrez.engines.targets import Target, find_target
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError, UsageError
-from megrez.runtime.manifest import FILE_NAME, Tokens
+from megrez.runtime.manifest import FILE_NAME, Quantization, Tokens
 from tests.gguf_models import make_gguf
 
 TARGET = find_target("cpu-int4")
@@ -31,7 +33,9 @@ def write(output: Path, folder: Path, build: Callable[[Path], object] | None = N
 
     checkpoint = open_checkpoint(str(folder))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
-    write_bundle(output, describe(content), checkpoint.text, build or engine_files)
+    with new_bundle(output) as new:
+        (build or engine_files)(new.folder)
+        new.finish(describe(content), checkpoint.text, None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -71,22 +75,44 @@ def test_the_manifest_tells_shape_cache_tokens_and_provenance(checkpoint_of: Any
     assert (data["target"], data["engine"], data["context_length"]) == ("cpu-int4", "ort", 64)
     provenance = data["provenance"]
     assert (provenance["source"], provenance["weights"]) == (folder.name, "checkpoint")
-    assert provenance["quantization"] == (
-        "projections int4 block 256 with zero points, the most sensitive int8 block 128; "
-        "embedding int8 block 128, head int4 block 256 with zero points"
-    )
+    assert provenance["quantization"] == {
+        "algorithm": "rtn",
+        "projections": "int4 block 256 with zero points",
+        "sensitive": "int8 block 128",
+        "inputs": None,
+        "activations": None,
+        "embedding": "int8 block 128",
+        "lm_head": "int4 block 256 with zero points",
+        "keeps_blocks": False,
+        "rotated": False,
+    }
     assert {"megrez-compile", "torch", "onnxruntime"} <= set(provenance["tools"])
     assert not {"onnxruntime-qnn", "tensorrt-rtx-cu13"} & set(provenance["tools"])  # which are installed here
 
 
-def test_the_manifest_tells_what_was_turned_and_what_was_kept(checkpoint_of: Any, tmp_path: Path) -> None:
-    def told(checkpoint: Checkpoint) -> str:
-        content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
-        return describe(content).provenance.quantization.rpartition("; ")[2]
+def quantization_of(target: Target, checkpoint: Checkpoint) -> Quantization | None:
+    content = Content(checkpoint=checkpoint, target=target, context=64, weights="checkpoint", record=None)
+    return describe(content).provenance.quantization
 
-    assert told(rotate_for(open_checkpoint(str(checkpoint_of())), TARGET)) == "turned by a rotation first"
+
+def test_the_manifest_tells_what_was_rotated_and_what_was_kept(checkpoint_of: Any, tmp_path: Path) -> None:
+    found = quantization_of(TARGET, rotate_for(open_checkpoint(str(checkpoint_of())), TARGET))
+    assert found is not None and (found.rotated, found.keeps_blocks) == (True, False)
     own = make_gguf(tmp_path / "m.gguf", checkpoint_of(), kind="Q4_0")
-    assert told(rotate_for(open_checkpoint(str(own)), TARGET)) == "the checkpoint's own blocks kept"
+    found = quantization_of(TARGET, rotate_for(open_checkpoint(str(own)), TARGET))
+    assert found is not None and (found.rotated, found.keeps_blocks) == (False, True)
+
+
+def test_the_manifest_tells_what_is_not_quantised(checkpoint_of: Any) -> None:
+    checkpoint = open_checkpoint(str(checkpoint_of()))
+    assert quantization_of(find_target("trt-fp16"), checkpoint) is None
+    found = quantization_of(find_target("trt-fp8"), checkpoint)
+    assert found is not None
+    assert (found.projections, found.sensitive, found.inputs) == ("fp8 per channel", "fp8 per channel", "fp8")
+    assert (found.embedding, found.lm_head, found.activations) == (None, None, None)
+    found = quantization_of(find_target("qnn-w8a16"), checkpoint)
+    assert found is not None
+    assert (found.activations, found.embedding) == ("uint16 per tensor, calibrated", "uint16")
 
 
 def test_a_checkpoint_without_tokenizer_makes_a_bundle_without_text(checkpoint_of: Any, tmp_path: Path) -> None:
@@ -188,6 +214,7 @@ def test_a_bundle_that_would_not_open_is_not_written(checkpoint_of: Any, tmp_pat
     checkpoint = open_checkpoint(str(checkpoint_of()))
     content = Content(checkpoint=checkpoint, target=TARGET, context=64, weights="checkpoint", record=None)
     wrong = replace(describe(content), tokens=Tokens(bos=None, pad=None, stop=(320,), add_bos=False))
-    with pytest.raises(BundleError, match="would not open: token id 320 is outside the vocabulary"):
-        write_bundle(tmp_path / "b", wrong, None, lambda folder: None)
+    said = "would not open: token id 320 is outside the vocabulary"
+    with pytest.raises(BundleError, match=said), new_bundle(tmp_path / "b") as new:
+        new.finish(wrong, None, None)
     assert not (tmp_path / "b").exists()

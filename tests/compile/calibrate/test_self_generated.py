@@ -1,4 +1,4 @@
-"""The model's own words: drawn by its probabilities, the same every time, and kept until a calibration is done."""
+"""Self-generated text: sampled by the model's probabilities, reproducibly, and kept until a calibration is done."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megrez.calibration.results.record import read_record
-from megrez.compile.calibrate.self_generated import SOURCE, speak
+from megrez.compile.calibrate.self_generated import SOURCE, sample_tokens
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.session import FakeSession, Lengths, Logits, Tokens
 
@@ -32,32 +32,32 @@ class Odds(FakeSession):
 
 
 def test_every_token_follows_from_all_before_it() -> None:
-    words = speak(Certain(vocab_size=101, slots=4), 12, bos=None, stop=(), seed=3)
-    assert words.shape == (4, 12) and len(set(words[:, 0])) > 1
+    tokens = sample_tokens(Certain(vocab_size=101, slots=4), 12, bos=None, stop=(), seed=3)
+    assert tokens.shape == (4, 12) and len(set(tokens[:, 0])) > 1
     for at in range(1, 12):
-        np.testing.assert_array_equal(words[:, at], words[:, :at].sum(axis=1) % 101)
+        np.testing.assert_array_equal(tokens[:, at], tokens[:, :at].sum(axis=1) % 101)
 
 
 def test_rows_begin_with_bos_where_the_model_wants_one() -> None:
-    words = speak(Certain(vocab_size=101, slots=4), 12, bos=7, stop=(), seed=3)
-    assert set(words[:, 0]) == {7} and len(set(words[:, 1])) > 1
-    np.testing.assert_array_equal(words[:, 2], (7 + words[:, 1]) % 101)
+    tokens = sample_tokens(Certain(vocab_size=101, slots=4), 12, bos=7, stop=(), seed=3)
+    assert set(tokens[:, 0]) == {7} and len(set(tokens[:, 1])) > 1
+    np.testing.assert_array_equal(tokens[:, 2], (7 + tokens[:, 1]) % 101)
 
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     session = Odds(vocab_size=5, slots=4000)
-    drawn = speak(session, 6, bos=None, stop=(), seed=1)[:, 1:]
+    drawn = sample_tokens(session, 6, bos=None, stop=(), seed=1)[:, 1:]
     found = np.bincount(drawn.reshape(-1), minlength=5) / drawn.size
     assert found[1] == 0
     assert (np.abs(found - session.odds) <= 4 * np.sqrt(session.odds * (1 - session.odds) / drawn.size)).all()
 
 
 def test_a_row_does_not_stop() -> None:
-    drawn = speak(Odds(vocab_size=5, slots=500), 6, bos=None, stop=(0, 3), seed=1)[:, 1:]
+    drawn = sample_tokens(Odds(vocab_size=5, slots=500), 6, bos=None, stop=(0, 3), seed=1)[:, 1:]
     assert set(drawn.reshape(-1)) == {2, 4}
 
 
-def test_without_a_text_a_cpu_target_learns_from_them(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
+def test_a_cpu_target_is_calibrated_on_it_by_default(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
     folder = checkpoint_of()
     found = []
     for name, options in (("a", ()), ("again", ()), ("other", ("--calib-seed", 5))):
@@ -72,14 +72,14 @@ def test_without_a_text_a_cpu_target_learns_from_them(checkpoint_of: Any, megrez
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "again", "other"]
 
 
-def test_scales_hold_the_head_and_leave_no_words(
+def test_scales_hold_the_head_and_leave_no_generated_text(
     checkpoint_of: Any, megrez: Any, megrez_compile: Any, tmp_path: Path
 ) -> None:
     folder, scales = checkpoint_of(), tmp_path / "scales.json"
     code, _, err = megrez("calibrate", folder, "--target", "cpu-int4", "-o", scales, *TEXT)
     assert code == 0, err
     record = read_record(scales)
-    assert "lm_head" in record.points and record.text.source == SOURCE
+    assert "lm_head" in record.groups and record.text.source == SOURCE
     assert not list(tmp_path.glob("*.npy"))
     build = ("--target", "cpu-int4", *TEXT)
     assert megrez_compile(folder, *build, "-o", tmp_path / "from", "--scales", scales).code == 0
@@ -88,7 +88,7 @@ def test_scales_hold_the_head_and_leave_no_words(
     assert ours == own
 
 
-def test_an_interrupted_calibration_finds_its_words_again(
+def test_an_interrupted_calibration_finds_its_text_again(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = (checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "b", *TEXT)
@@ -102,6 +102,6 @@ def test_an_interrupted_calibration_finds_its_words_again(
     (kept,) = tmp_path.glob("*.npy")
     assert np.load(kept).shape == (3, 16)
     with monkeypatch.context() as patched:
-        patched.setattr("megrez.compile.calibrate.self_generated.speak", interrupted)
+        patched.setattr("megrez.compile.calibrate.self_generated.sample_tokens", interrupted)
         assert megrez_compile(*build).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -12,6 +12,7 @@ import transformers
 
 from megrez.compile.checkpoint.huggingface import HuggingFaceCheckpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.families.registry import families
 from megrez.runtime.errors import CheckpointError
 from tests.models import make_checkpoint
 
@@ -37,7 +38,7 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     safetensors.torch.save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", [family.model_type for family in families()])
 @pytest.mark.parametrize(
     ("tied", "biases", "sharded", "dtype"),
     [(False, True, False, "float32"), (True, False, True, "bfloat16"), (False, False, True, "float16")],

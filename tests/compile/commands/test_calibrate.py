@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from megrez.calibration.layerwise import calibrate_layers
 from megrez.calibration.results.record import read_record
-from megrez.calibration.walk import calibrate
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.runtime.bundle import open_bundle
 from tests.compile.test_cli import assert_one_error, names, poisoned
@@ -52,18 +52,16 @@ def test_what_the_scales_hold(checkpoint_of: Any, run: Any, tmp_path: Path, sche
     assert f"megrez-compile MODEL --target {TARGETS[scheme]} --scales {scales}" in done.out
     record = read_record(scales)
     assert (record.target, record.algorithm) == (TARGETS[scheme], "awq+gptq")
-    assert record.inputs == {"int8": "int8", "fp8": "fp8", "int4": None}[scheme]
+    assert record.input_type == {"int8": "int8", "fp8": "fp8", "int4": None}[scheme]
     assert (record.model, record.model_sha256) == (folder.name, open_checkpoint(str(folder)).fingerprint())
     text = record.text
     assert text.source.startswith("pydoc_data.topics") and len(text.sha256) == 64
     assert (text.samples, text.tokens, text.seed) == (2, 48, None)
-    points = {f"model.layers.{layer}.{point}" for layer in (0, 1) for point in ("qkv", "o", "gate_up", "down")}
-    assert set(record.points) == points
-    for point in record.points.values():
-        assert (point.input_scale is None) == (scheme == "int4") and 0 <= point.error < 0.2
-        assert point.input_scale is None or 0 < point.input_scale < 1
-    assert set(record.caches) == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")}
-    assert all(0 < scales.fp8 < scales.int8 < 1 for scales in record.caches.values())
+    groups = {f"model.layers.{layer}.{group}" for layer in (0, 1) for group in ("qkv", "o", "gate_up", "down")}
+    assert set(record.groups) == groups
+    for group in record.groups.values():
+        assert (group.input_scale is None) == (scheme == "int4") and 0 <= group.relative_error < 0.2
+        assert group.input_scale is None or 0 < group.input_scale < 1
     assert record.fidelity is not None and record.fidelity.tokens == 96 and 0 < record.fidelity.kl_mean < 0.5
     assert len(record.files) == 2
     for file in record.files:
@@ -80,7 +78,7 @@ def test_the_text_is_what_its_hash_says(checkpoint_of: Any, run: Any, tmp_path: 
         found.append(read_record(tmp_path / name))
     assert found[0].text == found[1].text != found[2].text
     assert (found[2].text.seed, found[2].text.source) == (5, "mine.txt")
-    assert found[0].points == found[1].points != found[2].points
+    assert found[0].groups == found[1].groups != found[2].groups
 
 
 @pytest.mark.parametrize(("scheme", "head"), [("int8", True), ("fp8", False), ("int4", True)])
@@ -101,7 +99,9 @@ def test_a_build_from_scales_is_the_build_that_calibrates(
     first, second = (open_bundle(tmp_path / name).manifest for name in ("from", "own"))
     stated = first.provenance.calibration
     assert stated is not None and stated == second.provenance.calibration
-    assert (stated.algorithm, stated.sha256, stated.samples) == (record.algorithm, record.text.sha256, 2)
+    assert (stated.sha256, stated.samples) == (record.text.sha256, 2)
+    quantization = first.provenance.quantization
+    assert quantization is not None and quantization.algorithm == record.algorithm
     assert first.measured is not None and second.measured is not None
     # Two walks of the exact model, in groups of other samples.
     assert first.measured.fidelity.kl_mean == pytest.approx(second.measured.fidelity.kl_mean, rel=1e-3)
@@ -126,9 +126,9 @@ def test_what_a_failed_build_calibrated_is_used_again(
 
     def counting(*arguments: Any, **named: Any) -> Any:
         walks.append(1)
-        return calibrate(*arguments, **named)
+        return calibrate_layers(*arguments, **named)
 
-    monkeypatch.setattr("megrez.compile.calibrate.stage.calibrate", counting)
+    monkeypatch.setattr("megrez.compile.calibrate.stage.calibrate_layers", counting)
     with monkeypatch.context() as full:
         full.setattr("megrez.engines.onnx_files.DATA_FILE", "/dev/full")
         assert_one_error(megrez_compile(*build, "-o", tmp_path / "b"), 1, "is full")
@@ -241,7 +241,7 @@ def test_a_text_that_cannot_be_used(
         ((), "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME"),
         (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
-        (("--target", "cpu-fp32"), "cpu-fp32 rounds nothing of"),
+        (("--target", "cpu-fp32"), "cpu-fp32 quantises nothing of"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
     ],
 )
@@ -277,11 +277,13 @@ def test_a_large_model_is_calibrated_when_asked(
     mine = tmp_path / "mine.txt"
     mine.write_text("one two three four " * 100)
 
-    def algorithm(bundle: str, *options: object) -> tuple[str | None, str]:
+    def algorithm(bundle: str, *options: object) -> tuple[str, str]:
         done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", *TEXT, *options, "-o", tmp_path / bundle)
         assert done.code == 0
-        stated = open_bundle(tmp_path / bundle).manifest.provenance.calibration
-        return (None if stated is None else stated.algorithm), done.err
+        stated = open_bundle(tmp_path / bundle).manifest.provenance
+        assert stated.quantization is not None
+        assert (stated.calibration is None) == (stated.quantization.algorithm == "rtn")
+        return stated.quantization.algorithm, done.err
 
     hint = "--algorithm gptq takes much longer and stays nearer to the checkpoint"
     monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters)
@@ -289,7 +291,7 @@ def test_a_large_model_is_calibrated_when_asked(
     assert chosen == "gptq" and hint not in told
     monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters - 1)
     chosen, told = algorithm("large")
-    assert chosen is None and hint in told
+    assert chosen == "rtn" and hint in told
     assert open_bundle(tmp_path / "large").manifest.measured is not None
     assert algorithm("asked", "--algorithm", "gptq")[0] == "gptq"
     assert algorithm("given", "--calib", mine)[0] == "gptq"
@@ -453,12 +455,13 @@ def test_blocks_of_a_gguf_are_carried_over_to_the_cpu(
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest.provenance.calibration is None and manifest.measured is not None
     assert manifest.measured.fidelity.kl_mean < 0.05  # the file's own blocks, and the rounding of activations
-    assert_one_error(run(path, "--target", "cpu-int4", "-o", tmp_path / "s.json"), 2, "cpu-int4 rounds nothing of")
+    assert_one_error(run(path, "--target", "cpu-int4", "-o", tmp_path / "s.json"), 2, "cpu-int4 quantises nothing of")
 
 
 def test_blocks_of_a_gguf_are_calibrated_for_a_gpu(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "tiny.gguf", checkpoint_of(), kind="Q4_1")
     build = ("--target", "trt-int4", "--stage", "onnx", "-o", tmp_path / "b", *TEXT)
     assert megrez_compile(path, *build).code == 0
-    stated = open_bundle(tmp_path / "b").manifest.provenance.calibration
-    assert stated is not None and stated.algorithm == "gptq"
+    stated = open_bundle(tmp_path / "b").manifest.provenance
+    assert stated.calibration is not None and stated.quantization is not None
+    assert (stated.quantization.algorithm, stated.quantization.keeps_blocks) == ("gptq", False)

@@ -40,7 +40,7 @@ def model_logits(bundle: Path, ids: list[int]) -> np.ndarray[Any, Any]:
 def test_figures(checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, target: str) -> None:
     folder = checkpoint_of()
     assert megrez_compile(folder, "--target", target, "-o", tmp_path / "b", "--context", 64).code == 0
-    options = ("--tokens", COUNT, "--window", WINDOW, "--json", tmp_path / "figures.json")
+    options = ("--tokens", COUNT, "--window", WINDOW, "--json-file", tmp_path / "figures.json")
     code, out, _ = megrez("eval", tmp_path / "b", "--text", text, "--reference", folder, *options)
     found = json.loads((tmp_path / "figures.json").read_text())
     assert (code, list(found), found["tokens"]) == (0, FIGURES, COUNT)
@@ -71,7 +71,7 @@ def test_a_bundle_can_be_the_reference(
         assert megrez_compile(checkpoint_of(), "--target", target, "-o", tmp_path / target, "--context", 64).code == 0
     figures = {}
     for reference in (tmp_path / "cpu-fp32", checkpoint_of()):
-        options = ("--tokens", 40, "--window", 20, "--json", tmp_path / "f.json")
+        options = ("--tokens", 40, "--window", 20, "--json-file", tmp_path / "f.json")
         assert megrez("eval", tmp_path / "cpu-int8", "--text", text, "--reference", reference, *options)[0] == 0
         figures[reference] = json.loads((tmp_path / "f.json").read_text())
     first, second = figures.values()
@@ -83,7 +83,7 @@ def test_skipped_tokens_are_not_read(
 ) -> None:
     folder = checkpoint_of()
     assert megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64).code == 0
-    options = ("--tokens", 30, "--skip", 20, "--window", 64, "--json", tmp_path / "f.json")
+    options = ("--tokens", 30, "--skip", 20, "--window", 64, "--json-file", tmp_path / "f.json")
     assert megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)[0] == 0
     found, ids = json.loads((tmp_path / "f.json").read_text()), tokens(folder)[20:50]
     losses = -log_softmax(logits(folder, ids))[np.arange(29), ids[1:]]
@@ -119,7 +119,7 @@ def test_figures_that_cannot_be_written_are_shown_all_the_same(
 ) -> None:
     folder = checkpoint_of()
     megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64)
-    options = ("--tokens", 40, "--window", 20, "--json", tmp_path / "none" / "f.json")
+    options = ("--tokens", 40, "--window", 20, "--json-file", tmp_path / "none" / "f.json")
     code, out, err = megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)
     assert code == 1 and [line.split()[0] for line in out.splitlines()] == FIGURES
     assert err.endswith("none/f.json (No such file or directory): name another file\n") and "Traceback" not in err

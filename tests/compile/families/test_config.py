@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import transformers
 
-from megrez.compile.families.config import MODEL_TYPES, ModelConfig, read_config
+from megrez.compile.families.config import ModelConfig, read_config
+from megrez.compile.families.registry import families
 from megrez.runtime.errors import CheckpointError
 
-ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()}
+ARCHITECTURES = {family.model_type: family.architecture for family in families()}
 SHAPE = {
     "hidden_size": 96,
     "intermediate_size": 160,
@@ -139,7 +140,7 @@ def refusal(**changes: Any) -> str:
     ("changes", "told"),
     [
         ({"architectures": ["LLaMAForCausalLM"]}, "'LLaMAForCausalLM' is not supported (did you mean Llama"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "Qwen3ForCausalLM are"),
+        ({"architectures": ["GPT2LMHeadModel"]}, f"is not supported: {', '.join(ARCHITECTURES.values())} are"),
         ({"architectures": None, "model_type": "gpt2"}, "'gpt2' is not supported"),
         ({"model_type": "qwen2"}, "model_type 'llama', not 'qwen2'"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "method 'awq'"),

@@ -1,6 +1,6 @@
-"""The float16 graph and the session of cuda-* targets, on CPU kernels; and what is said where no GPU is.
+"""The float16 graph and the session of cuda-* targets, on CPU kernels; and what is said before CUDA is asked.
 
-No GPU is used or imitated.
+No GPU is used or imitated; see tests/engines/cuda_standin/cases_ort.py.
 """
 
 import ctypes
@@ -15,14 +15,14 @@ import pytest
 from cuda import bindings
 from numpy.typing import NDArray
 
+from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort import MODEL_FILE
-from megrez.engines.ort.bound import OrtSession, cache_shape
-from megrez.engines.ort.cuda import INTERFACE, OnGpu, open_on_cpu, open_session
+from megrez.engines.ort.bound import OrtSession
+from megrez.engines.ort.caches import cache_shape
+from megrez.engines.ort.cuda import INTERFACE, GpuBuffer, OnGpu, open_on_cpu, open_session
 from megrez.engines.ort.place import Host, HostBuffer
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
-from megrez.runtime.manifest import File
-from tests.engines.tensorrt.test_cuda import OneGpu
 from tests.graphs import IDS, ragged
 from tests.reference import logits
 from tests.runtime.conftest import plain_manifest
@@ -43,7 +43,7 @@ def step(session: Any, tokens: list[list[int]], lengths: list[int], rows: list[i
 
 
 def soil(session: Any) -> None:
-    for seed, cache in enumerate(session._caches.values()):
+    for seed, cache in enumerate(session._caches.buffers.values()):
         cache.write(np.random.default_rng(seed).normal(0, 30, cache.shape))
 
 
@@ -94,6 +94,9 @@ class Noted(HostBuffer):
     def __init__(self, array: NDArray[Any], log: list[str]) -> None:
         super().__init__(array)
         self.log = log
+
+    def rows(self, first: int, count: int) -> "Noted":
+        return Noted(self.array[first : first + count], self.log)
 
     def write(self, array: NDArray[Any]) -> None:
         self.log.append(f"up {np.shape(array)} {self.dtype}")
@@ -153,7 +156,7 @@ def recorded(bundle: Path, slots: int) -> tuple[OrtSession, Replaying, Recorder]
     return OrtSession(replaying, cache_shape(opened, slots, None), 320, INTERFACE, place), replaying, place
 
 
-def test_decoding_is_recorded_by_its_rows_and_prefill_is_not(bundle_of: Any) -> None:
+def test_decoding_is_recorded_whichever_logits_are_wanted_and_prefill_is_not(bundle_of: Any) -> None:
     folder, bundle = bundle_of("cuda-fp16")
     session, replaying, _ = recorded(bundle, slots=2)
     step(session, [IDS[0][:4], IDS[1][:4]], [0, 0], [])
@@ -162,10 +165,21 @@ def test_decoding_is_recorded_by_its_rows_and_prefill_is_not(bundle_of: Any) -> 
         found.append(step(session, [[IDS[0][at]], [IDS[1][at]]], [at, at], [0, 1]))
     step(session, [[1], [1]], [9, 9], [1])
     step(session, [[1], [1]], [9, 9], [])
-    assert replaying.runs == [None, 2, 2, 2, 2, 2, 1, 1]
+    assert replaying.runs == [None, 2, 2, 2, 2, 2, 2, 2]
     for slot in range(2):
         expected = logits(folder, IDS[slot][:9])[4:]
         np.testing.assert_allclose([one[slot] for one in found], expected, rtol=0, atol=HALF)
+
+
+def test_every_choice_of_rows_is_a_recording_of_its_own_and_there_is_an_end_to_them(
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Replaying` asserts that what is recorded under one number keeps its addresses."""
+    monkeypatch.setattr("megrez.engines.ort.binding.KEPT", 3)
+    session, replaying, _ = recorded(bundle_of("cuda-fp16")[1], slots=3)
+    for slots in ([0], [1], [0, 1], [2], [1, 2], [0], [2], [0, 1, 2], [1]):
+        session.step([4] * len(slots), [0] * len(slots), [], slots=slots)
+    assert replaying.runs == [1, 4, 2, None, None, 1, None, None, 4]
 
 
 def test_a_later_chunk_goes_slot_by_slot_into_each_ones_own_cache(bundle_of: Any) -> None:
@@ -192,14 +206,8 @@ def test_a_step_moves_its_few_inputs_and_the_rows_asked_for_and_no_cache(bundle_
 # What opening needs, and what is said where that is not there.
 
 
-def cuda_bundle(folder: Path, size: int = 10 << 20) -> Bundle:
-    files = (File(path=f"{MODEL_FILE}.data", size=size, sha256="0" * 64),)
-    return Bundle(path=folder, manifest=replace(plain_manifest(), engine="ort-cuda", target="cuda-int4", files=files))
-
-
-def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: OneGpu) -> None:
-    monkeypatch.setattr(bindings, "runtime", gpu)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+def cuda_bundle(folder: Path) -> Bundle:
+    return Bundle(path=folder, manifest=replace(plain_manifest(), engine="ort-cuda", target="cuda-int4"))
 
 
 def said(one: Bundle, **options: Any) -> str:
@@ -216,33 +224,6 @@ def test_the_onnxruntime_of_cpus_is_told_apart(tmp_path: Path) -> None:
     )
 
 
-def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_gpu(monkeypatch, OneGpu(count=0))
-    assert said(cuda_bundle(tmp_path)).startswith("no NVIDIA GPU was found: run this bundle where one is, ")
-
-
-def test_an_older_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_gpu(monkeypatch, OneGpu(capability=(7, 0)))
-    found = said(cuda_bundle(tmp_path))
-    assert found.startswith("cuda-int4 needs NVIDIA GPUs of SM75 and later, through ONNX Runtime, this GPU is sm_70: ")
-
-
-def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 MiB of weights, and caches for three sequences."""
-    with_gpu(monkeypatch, OneGpu(free=4 << 20))
-    caches = 3 * plain_manifest().kv_cache.bytes_per_token * plain_manifest().context_length
-    found = said(cuda_bundle(tmp_path), slots=3)
-    assert found.startswith(f"the model and its KV cache need {10 + caches / 2**20:.0f} MiB, the GPU has 4 MiB free: ")
-
-
-def test_cudas_libraries_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What onnxruntime says here, where it has no CUDA at all."""
-    with_gpu(monkeypatch, OneGpu(capability=(9, 0)))
-    found = said(cuda_bundle(tmp_path))
-    assert found.startswith(f"onnxruntime-gpu {onnxruntime.__version__} cannot load its CUDA provider, ")
-    assert found.endswith("run  pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'")
-
-
 def test_without_cudas_bindings_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.delattr(bindings, "runtime", raising=False)
@@ -257,6 +238,47 @@ def test_more_room_than_the_context(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_not_recorded_have_a_number_that_says_so() -> None:
-    place = OnGpu(onnxruntime)
+    place = OnGpu(onnxruntime, object.__new__(Cuda))
     assert place.run_options(None).get_run_config_entry("gpu_graph_id") == "-1"
     assert place.run_options(8).get_run_config_entry("gpu_graph_id") == "8"
+
+
+class Memory:
+    """CUDA's runtime over this process's own memory: the copies that a session asks for, as libcudart defines them."""
+
+    class cudaMemcpyKind:
+        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: int) -> tuple[int]:
+        ctypes.memmove(to, source, size)
+        return (0,)
+
+    def cudaMemcpy2DAsync(
+        self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[int]:
+        assert width <= min(pitch, to_pitch)
+        for row in range(height):
+            ctypes.memmove(to + row * to_pitch, source + row * pitch, width)
+        return (0,)
+
+    def cudaDeviceSynchronize(self) -> tuple[int]:
+        return (0,)
+
+
+def test_a_gpus_buffers_are_written_read_and_copied_row_by_row() -> None:
+    cuda = object.__new__(Cuda)
+    cuda.runtime = Memory()
+    random = np.random.default_rng(0)
+    array = random.normal(size=(3, 2, 5, 4)).astype(np.float16)
+    buffer = GpuBuffer(cuda=cuda, owner=array, pointer=array.ctypes.data, shape=array.shape, dtype=array.dtype)
+    expected = array.copy()
+    expected[1:] = random.normal(size=(2, 2, 5, 4))
+    buffer.rows(1, 2).write(expected[1:])
+    np.testing.assert_array_equal(buffer.read(), expected)
+    OnGpu(onnxruntime, cuda).copy_tokens(buffer.rows(2, 1), buffer.rows(0, 1), 3)
+    expected[0, :, :3] = expected[2, :, :3]
+    np.testing.assert_array_equal(buffer.read(), expected)
+    np.testing.assert_array_equal(buffer.rows(2, 1).read(), expected[2:])

@@ -41,7 +41,7 @@ def soil(session: Any, value: float) -> None:
 
 
 def caches(session: Any) -> dict[str, NDArray[Any]]:
-    return {name: buffer.read() for name, buffer in session._caches.items()}
+    return {name: buffer.read() for name, buffer in session._caches.buffers.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -182,4 +182,4 @@ def test_without_onnxruntime_the_extra_is_named(extra: str, library: str) -> Non
 def test_a_closed_session_holds_no_cache(bundle_of: Any) -> None:
     session: Any = opened(bundle_of()[1])
     session.close()
-    assert not session._caches
+    assert not session._caches.buffers

@@ -55,7 +55,7 @@ def soil(session: Any) -> None:
 
 
 def caches(session: Any) -> dict[str, NDArray[Any]]:
-    return {name: buffer.read() for name, buffer in session._caches.items()}
+    return {name: buffer.read() for name, buffer in session._caches.buffers.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,6 +12,7 @@ from megrez.engines.qnn.layout import Layout
 from megrez.engines.qnn.session import SEEN, StaticSession
 from megrez.runtime.errors import EngineError, UsageError
 from megrez.runtime.session import FakeSession
+from tests.session_contract import Contract, check_session, one_hot_sum
 
 VOCAB, CAPACITY, CHUNK, PARTS = 13, 20, 4, 2
 LAYOUT = Layout(chunk=CHUNK, parts=PARTS, logits=Affine(bits=16, scale=0.5, zero_point=4), compiled=None)
@@ -72,6 +73,14 @@ class NumpyGraph:
 def pair() -> tuple[StaticSession, FakeSession]:
     opened = StaticSession(LAYOUT, NumpyGraph, EMBEDDING, ROTARY, CAPACITY)
     return opened, FakeSession(vocab_size=VOCAB, capacity=CAPACITY)
+
+
+def test_the_contract_of_every_session() -> None:
+    def opened(slots: int) -> StaticSession:
+        assert slots == 1
+        return pair()[0]
+
+    check_session(Contract(open=opened, references=[(one_hot_sum(VOCAB), 0)], vocab_size=VOCAB, most=1))
 
 
 def test_chunks_rests_and_single_tokens_share_one_cache() -> None:

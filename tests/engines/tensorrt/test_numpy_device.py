@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megrez.engines.tensorrt.device import DECODE, PREFILL
 from megrez.engines.tensorrt.numpy_device import NumpyContext, NumpyDevice
-from megrez.engines.tensorrt.session import DECODE, PREFILL, PlanShape
+from megrez.engines.tensorrt.plan_shape import PlanShape
 from megrez.runtime.errors import EngineError
 
 SHAPE = PlanShape(slots=2, chunk=4, rows=3, layers=1, kv_heads=1, capacity=8, head_dim=2, vocab_size=5)
@@ -118,6 +119,23 @@ def test_memory_must_be_allocated() -> None:
     device = NumpyDevice(shape=replace(SHAPE, layers=2))
     address = device.allocate(8)
     assert device.view(address, (1,), np.int64).tolist() == [0]
-    for wrong, shape in ((address + 1, (1,)), (address, (2,))):
+    for wrong, shape in ((address - 1, (1,)), (address + 1, (1,)), (address, (2,))):
         with pytest.raises(EngineError, match="were never allocated"):
             device.view(wrong, shape, np.int64)
+
+
+def test_pieces_are_copied_in_their_turn() -> None:
+    device = NumpyDevice(shape=SHAPE)
+    source, target = device.allocate(8), device.allocate(8)
+    device.upload(source, np.arange(8, dtype=np.uint8))
+    device.copy(target, source, size=2, pitch=4, pieces=2)
+    device.upload(source, np.zeros(8, np.uint8))
+    assert not device.view(target, (8,), np.uint8).any()
+    device.synchronize()
+    assert device.view(target, (8,), np.uint8).tolist() == [0, 1, 0, 0, 4, 5, 0, 0]
+
+
+def test_a_tensor_must_lie_at_a_multiple_of_256_bytes() -> None:
+    _, context = ready()
+    with pytest.raises(EngineError, match=r"^logits is at 513, which is no multiple of 256"):
+        context.bind("logits", 513)

@@ -1,16 +1,19 @@
 """The session's logic on a device of numpy arrays, held to FakeSession: buffers, profiles, pieces, graphs, errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from megrez.engines.tensorrt.numpy_device import NumpyDevice
-from megrez.engines.tensorrt.session import PlanShape, TensorRtSession, session_bytes
+from megrez.engines.tensorrt.plan_shape import PlanShape, session_bytes
+from megrez.engines.tensorrt.session import TensorRtSession
 from megrez.runtime.errors import UsageError
 from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.session import FakeSession
+from tests.session_contract import Contract, check_session, one_hot_sum
 
 SHAPE = PlanShape(slots=3, chunk=4, rows=5, layers=2, kv_heads=2, capacity=24, head_dim=3, vocab_size=17)
 RANDOM = np.random.default_rng(3)
@@ -28,6 +31,52 @@ def step(session: Any, tokens: Any, lengths: Any, rows: Any) -> Any:
 
 def both(session: Any, fake: Any, tokens: Any, lengths: Any, rows: Any) -> None:
     np.testing.assert_array_equal(step(session, tokens, lengths, rows), step(fake, tokens, lengths, rows))
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+@pytest.mark.parametrize(("head_dim", "alignment"), [(16, 1), (3, 8), (4, 2)])
+def test_the_contract_of_every_session(head_dim: int, alignment: int, capturable: bool) -> None:
+    """Where rows are no multiple of TensorRT's alignment, fewer of them can be the first of a run."""
+    shape = replace(SHAPE, slots=4, head_dim=head_dim, capacity=24)
+    assert shape.row_alignment == alignment
+
+    def opened(slots: int) -> TensorRtSession:
+        device = NumpyDevice(shape=shape, capturable=capturable)
+        session = TensorRtSession(device, shape, slots=slots)
+        for address in session._caches.addresses.values():
+            device.view(address, (shape.cache_bytes(slots) // 2,), np.float16)[:] = 99
+        return session
+
+    contract = Contract(open=opened, references=[(one_hot_sum(17), 0)], vocab_size=17)
+    check_session(contract)
+    rows = [session._slot_rows.rows_of(np.arange(session.slots)).tolist() for session in contract.opened]  # type: ignore[attr-defined]
+    assert any(one != sorted(one) for one in rows)
+
+
+def test_idle_slots_cost_nothing_and_a_graph_belongs_to_its_rows() -> None:
+    device = NumpyDevice(shape=replace(SHAPE, head_dim=16))
+    session = TensorRtSession(device, device.shape, slots=3)
+    device.log.clear()
+    for slots in ([0], [2], [1, 2], [0], [2], [1, 2]):
+        session.step([5] * len(slots), [0] * len(slots), [], slots=slots)
+    session.step([1, 2, 3], [0], [2], slots=[1])
+    assert device.log == [
+        *("enqueue 0 (1, 1)", "capture 0 (1, 1)"),
+        *("enqueue 0 (1, 1)", "capture 0 (1, 1)"),
+        *("enqueue 0 (2, 1)", "capture 0 (2, 1)"),
+        *("launch",) * 3,
+        "enqueue 1 (1, 3)",
+    ]
+
+
+def test_recordings_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megrez.engines.tensorrt.session.RECORDED", 1)
+    device = NumpyDevice(shape=replace(SHAPE, head_dim=16))
+    session = TensorRtSession(device, device.shape, slots=2)
+    device.log.clear()
+    for slot in (0, 1, 1, 0):
+        session.step([5], [0], [], slots=[slot])
+    assert [line.split()[0] for line in device.log] == ["enqueue", "capture", "enqueue", "enqueue", "launch"]
 
 
 def test_prefill_and_decode_write_and_read_one_cache() -> None:

@@ -13,11 +13,12 @@ from gguf.quants import dequantize, quantize
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.huggingface import HuggingFaceCheckpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.families.registry import by_gguf_architecture
 from megrez.runtime.errors import CheckpointError
 from tests.gguf_models import make_gguf
 from tests.models import make_checkpoint
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+GGUF_FAMILIES = [family.model_type for family in by_gguf_architecture().values()]
 Q_NAME = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -28,7 +29,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*GGUF_FAMILIES, "mistral"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_floats_come_back_exactly(tmp_path: Path, family: str, tied: bool) -> None:
     folder = make_checkpoint(tmp_path / "hf", family=family, tied=tied)
@@ -98,7 +99,7 @@ def test_biases_are_found_and_reordered(tmp_path: Path) -> None:
     np.testing.assert_array_equal(checkpoint.read(name), reference.read(name))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
 def test_the_config_is_the_one_it_was_made_of(tmp_path: Path, family: str) -> None:
     folder = make_checkpoint(tmp_path / "hf", family=family)
     checkpoint = open_checkpoint(str(make_gguf(tmp_path / "tiny.gguf", folder)))
@@ -188,7 +189,10 @@ def test_linear_scaling_is_read_as_llama_cpp_reads_it(
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        ({"general.architecture": "gemma2"}, "architecture 'gemma2', which is not supported: llama, qwen2, qwen3 are"),
+        (
+            {"general.architecture": "gemma2"},
+            f"architecture 'gemma2', which is not supported: {', '.join(by_gguf_architecture())} are",
+        ),
         ({"llama.expert_count": 8}, "8 experts"),
         ({"split.count": 3}, "one of 3 parts: join them"),
         ({"split.count": 3, "general.architecture": None}, "one of 3 parts: join them"),

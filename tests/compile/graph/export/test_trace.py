@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.huggingface import HuggingFaceCheckpoint
 from megrez.compile.families.config import read_config
+from megrez.compile.families.registry import families
 from megrez.compile.graph.dialects import lower
 from megrez.compile.graph.export.trace import trace
 from megrez.compile.graph.rope import rotary_tables
@@ -33,17 +34,14 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 CASES: dict[str, dict[str, Any]] = {
-    "llama": {},
+    **{family.model_type: {"family": family.model_type} for family in families()},
     "llama-tied": {"tied": True},
     "llama-biases": {"biases": True},
     "llama-linear": {"rope": {"rope_type": "linear", "factor": 4.0}},
     "llama-llama3": {"rope": LLAMA3},
     "llama-yarn": {"rope": YARN},
-    "mistral": {"family": "mistral"},
     "mistral-window-tied": {"family": "mistral", "sliding_window": 5, "tied": True},
-    "qwen2": {"family": "qwen2"},
     "qwen2-windows-tied": {"family": "qwen2", "sliding_window": 5, "tied": True},
-    "qwen3": {"family": "qwen3"},
     "qwen3-windows-biases-tied": {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
 }
 

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from megrez.calibration.weights.grids import fit_grid
+from megrez.calibration.weights.nearest import quantize_nearest
+from megrez.calibration.weights.ranges import AbsMax
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.graph.dialects import lower
 from megrez.engines.targets import find_target
@@ -71,7 +72,7 @@ def test_the_graph_decodes_to_the_rounded_matrix(lowered: Any, layer: int, name:
     checkpoint, model = lowered
     prefix = f"model.layers.{layer}"
     weight = np.concatenate([checkpoint.read(f"{prefix}.{part}.weight") for part in parts])
-    expected = fit_grid(weight, NVFP4_BLOCKS).dequantize().T
+    expected = quantize_nearest(weight, NVFP4_BLOCKS, AbsMax()).dequantize().T
     np.testing.assert_array_equal(decoded(find(model, f"{prefix}.{name}")), expected)
     assert 0 < np.abs(expected - weight.T).max() < 0.2 * np.abs(weight).max()
 

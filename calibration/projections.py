@@ -1,0 +1,162 @@
+"""Quantise a projection group, the projections that read one input; knows no layer around them."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize, search_tokens
+from megrez.calibration.recipe import GroupResult, Recipe
+from megrez.calibration.weights.asymmetric import FullPrecision, asymmetric_correction
+from megrez.calibration.weights.blocks import BlockQuantized
+from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.gram import gram_matrix
+from megrez.calibration.weights.nearest import quantize_nearest
+from megrez.calibration.weights.ranges import WeightedSearch
+from megrez.engines.weight_formats import WeightFormat
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+# Elements of the outputs on which errors are measured.
+LARGEST_PRODUCT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """weight [N, K]; bias [N] or None; weight_format None leaves it in float32."""
+
+    name: str
+    weight: Float32
+    bias: Float32 | None
+    weight_format: WeightFormat | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedGroup:
+    """A projection group as it will be stored; matrices by name, the last three fields as in GroupResult.
+
+    factors: [K] that the input must be multiplied by first, which the projections were divided by; None for none.
+    """
+
+    projections: list[Projection]
+    factors: Float32 | None
+    matrices: dict[str, BlockQuantized]
+    input_type: str | None
+    input_scale: float | None
+    relative_error: float
+    zero_channels: int
+
+    def __call__(self, x: Float32) -> Float32:
+        """The outputs for x [tokens, K] in the engine's arithmetic: [tokens, sum of N], biases included."""
+        inputs = x if self.factors is None else x * self.factors
+        if self.input_type is not None and self.input_scale is not None:
+            inputs = fake_quantize(inputs, self.input_scale, self.input_type)
+        return np.concatenate([self._product(inputs, one) for one in self.projections], axis=1)
+
+    def dequantized(self) -> "QuantizedGroup":
+        """The same with the matrices dequantised once, for many calls."""
+        projections = [
+            dataclasses.replace(one, weight=self.matrices[one.name].dequantize()) if one.name in self.matrices else one
+            for one in self.projections
+        ]
+        return dataclasses.replace(self, projections=projections, matrices={})
+
+    def result(self, smoothing_exponent: float | None) -> GroupResult:
+        return GroupResult(
+            smoothing_exponent=smoothing_exponent,
+            input_scale=self.input_scale,
+            relative_error=self.relative_error,
+            zero_channels=self.zero_channels,
+        )
+
+    def _product(self, inputs: Float32, one: Projection) -> Float32:
+        matrix = self.matrices.get(one.name)
+        y = inputs @ (one.weight if matrix is None else matrix.dequantize()).T
+        return y if one.bias is None else y + one.bias
+
+
+def quantize_group(
+    x: Float32,
+    projections: list[Projection],
+    recipe: Recipe,
+    *,
+    alignable: bool = False,
+    reference: FullPrecision | None = None,
+) -> QuantizedGroup:
+    """Scales and codes for the inputs x [tokens, K] of the calibration data, read from the quantised model.
+
+    Where all projections stay in float32 the input does too; where only some do, they read the quantised input.
+    alignable: whether the layer before can take factors for its channels; FP8 inputs are then aligned. reference: what
+    GPTQ is to approximate, where it is not the product with x; relative_error is then what is left besides.
+    """
+    if all(one.weight_format is None for one in projections):
+        return _group(projections, None, {}, recipe, None, x)
+    scale, factors, inputs = None, None, x
+    if recipe.input_type is not None:
+        scale = choose_scale(x, _importance(projections), recipe.input_type)
+        if alignable and recipe.input_type == "fp8":
+            factors = align_channels(x, scale, recipe.input_type)
+            projections = [dataclasses.replace(one, weight=one.weight / factors) for one in projections]
+            inputs = x * factors
+            reference = reference and dataclasses.replace(reference, inputs=reference.inputs * factors)
+        inputs = fake_quantize(inputs, scale, recipe.input_type)
+    gram = gram_matrix(inputs)
+    if reference is not None and recipe.gptq:
+        correct = asymmetric_correction(reference, inputs, gram)
+        projections = [
+            one if one.weight_format is None else dataclasses.replace(one, weight=correct(one.weight))
+            for one in projections
+        ]
+    matrices = {
+        one.name: quantize_weight(one.weight, one.weight_format, gram, gptq=recipe.gptq)
+        for one in projections
+        if one.weight_format is not None
+    }
+    found = _group(projections, factors, matrices, recipe, scale, x)
+    return dataclasses.replace(found, relative_error=_relative_error(found, search_tokens(x)))
+
+
+def quantize_weight(weight: Float32, weight_format: WeightFormat, gram: Float64, *, gptq: bool) -> BlockQuantized:
+    """`weight` [N, K] in its format, for inputs with this Gram matrix [K, K]."""
+    grid = quantize_nearest(weight, weight_format, WeightedSearch(np.diag(gram).astype(np.float32)))
+    return quantize_gptq(weight, grid, gram) if gptq else grid
+
+
+def _group(
+    projections: list[Projection],
+    factors: Float32 | None,
+    matrices: dict[str, BlockQuantized],
+    recipe: Recipe,
+    input_scale: float | None,
+    x: Float32,
+) -> QuantizedGroup:
+    """Its error not yet measured."""
+    zero_rows = sum(int((~one.weight.any(axis=1)).sum()) for one in projections if one.name in matrices)
+    return QuantizedGroup(
+        projections=projections,
+        factors=factors,
+        matrices=matrices,
+        input_type=recipe.input_type,
+        input_scale=input_scale,
+        relative_error=0.0,
+        zero_channels=int((~x.any(axis=0)).sum()) + zero_rows,
+    )
+
+
+def _importance(projections: list[Projection]) -> Float32:
+    """What a squared error of each channel costs: the squared weights of the quantised projections, summed: [K]."""
+    squares = [np.square(one.weight).sum(axis=0) for one in projections if one.weight_format is not None]
+    total: Float32 = np.sum(squares, axis=0)
+    return total
+
+
+def _relative_error(group: QuantizedGroup, x: Float32) -> float:
+    width = sum(len(one.weight) for one in group.projections)
+    x = x[:: -(-len(x) * width // LARGEST_PRODUCT)]
+    aligned = x if group.factors is None else x * group.factors
+    expected = np.concatenate([aligned @ one.weight.T for one in group.projections], axis=1)
+    biases = [np.zeros(len(one.weight), np.float32) if one.bias is None else one.bias for one in group.projections]
+    total = float(np.square(expected).sum(dtype=np.float64))
+    error = float(np.square(group(x) - np.concatenate(biases) - expected).sum(dtype=np.float64))
+    return error / total if total else 0.0

@@ -1,0 +1,91 @@
+"""RTN, round to nearest from the weights alone: a few ranges per block, each with its best scale; knows no text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megrez.calibration.weights.ranges import (
+    SMALLEST_SCALE,
+    Grid,
+    extremes,
+    nearest_steps,
+    neighbours,
+    positive_scale,
+)
+from megrez.engines.weight_formats import WeightFormat
+
+Float32 = NDArray[np.float32]
+# Clipping ratios tried with fitted scales, of the range from the block's own extremes.
+FITTED_RATIOS = {4: (1.0, 0.96, 0.92), 8: (128 / 127, 1.0, 0.99)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedSearch:
+    """RTN's search from the weights alone: of a few clipping ratios the one with the least squared error.
+
+    Each candidate's scale is then fitted to its codes by least squares. A symmetric range reaches the largest magnitude
+    with the longer, negative side of the codes, so a scale may be negative, and zero for a block of zeros; with
+    `positive`, no scale is either. Only for integer formats whose scales are free.
+    """
+
+    positive: bool
+
+    def choose(self, x: Float32, weight_format: WeightFormat, unit: np.float32 | None) -> Grid:
+        assert not weight_format.floating and not weight_format.nested
+        # [block, rows * blocks]: reductions over a block run along rows of memory, many blocks at once.
+        columns = np.ascontiguousarray(x.reshape(-1, x.shape[2]).T)
+        bits = weight_format.bits
+        if weight_format.symmetric:
+            grids = _symmetric_for_fit(columns, bits, self.positive)
+        else:
+            grids = _asymmetric_for_fit(columns, bits)
+        scale, zero = _best_fit(columns, bits, grids)
+        scale = positive_scale(scale) if self.positive else scale
+        return scale.reshape(x.shape[:2]), zero.reshape(x.shape[:2])
+
+    def divide(self, x: Float32, scale: Float32) -> Float32:
+        return x * _reciprocal(scale)[..., None]
+
+
+def _symmetric_for_fit(x: Float32, bits: int, positive: bool) -> Iterator[Grid]:
+    """x [block, blocks]; scales and zero points [blocks]."""
+    half = np.float32(2 ** (bits - 1))
+    low, high = x.min(axis=0), x.max(axis=0)
+    signed, unsigned = np.where(high > -low, high, low) / -half, np.maximum(high / (half - 1), low / -half)
+    scale = unsigned if positive else signed
+    for ratio in FITTED_RATIOS[bits]:
+        yield scale * np.float32(ratio), np.full_like(scale, half)
+
+
+def _asymmetric_for_fit(x: Float32, bits: int) -> Iterator[Grid]:
+    """x [block, blocks]; scales and zero points [blocks], the zero points around that of the full range."""
+    top = np.float32(2**bits - 1)
+    low, high = extremes(x, axis=0)
+    scale = (high - low) / top
+    zero = np.rint(-low * _reciprocal(scale))
+    for ratio in FITTED_RATIOS[bits]:
+        yield from neighbours(scale * np.float32(ratio), zero, top)
+
+
+def _best_fit(x: Float32, bits: int, grids: Iterator[Grid]) -> Grid:
+    """Per block of x [block, blocks], the grid with the least squared error once its scale fits its codes best."""
+    best_scale, best_zero = (np.zeros(x.shape[1], np.float32) for _ in range(2))
+    least = np.full(x.shape[1], np.inf, np.float32)
+    for scale, zero in grids:
+        steps = nearest_steps(x * _reciprocal(scale), zero, bits)
+        power = np.einsum("kb,kb->b", steps, steps)
+        fitted = np.divide(np.einsum("kb,kb->b", x, steps), power, out=np.zeros_like(power), where=power > 0)
+        steps *= fitted
+        steps -= x
+        error = np.einsum("kb,kb->b", steps, steps)
+        better = error < least
+        for best, new in ((best_scale, fitted), (best_zero, zero), (least, error)):
+            np.copyto(best, new, where=better)
+    return best_scale, best_zero
+
+
+def _reciprocal(scale: Float32) -> Float32:
+    """1 / scale, and 0 for scales too small, whose blocks are then zeros."""
+    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=np.abs(scale) > SMALLEST_SCALE)

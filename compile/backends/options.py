@@ -1,0 +1,25 @@
+"""What a user may ask of an engine's build, whatever the engine; each backend refuses what is not for it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """arch: devices or capabilities, see find_capabilities; "native" for the GPU at hand, None for all that the library
+    can build for; for NPUs one chip, see find_chip. builder: the library; None for the one that is installed.
+
+    batch: most sequences at once. chunk, share_weights: of NPUs, see megrez.compile.backends.qnn. See
+    megrez.engines.tensorrt.plan.PlanRequest for the rest.
+    """
+
+    arch: str | None = None
+    builder: str | None = None
+    batch: int = 1
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    chunk: int | None = None
+    share_weights: bool = False
+
+
+ANY_DEVICE = EngineOptions()

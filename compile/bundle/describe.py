@@ -1,0 +1,133 @@
+"""The manifest of a bundle that is about to be written: what it is, and where it comes from; knows no file."""
+
+import importlib.metadata
+from dataclasses import asdict, dataclass
+
+from megrez.calibration.results.record import Record
+from megrez.compile.checkpoint.protocol import Checkpoint
+from megrez.compile.checkpoint.rotated import RotatedCheckpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
+from megrez.compile.checkpoint.text_assets import GREEDY
+from megrez.compile.families.config import ModelConfig
+from megrez.compile.graph.precision import Precision
+from megrez.compile.graph.quantizer import Quantizer
+from megrez.engines.targets import Target
+from megrez.engines.weight_formats import WeightFormat
+from megrez.runtime.manifest import (
+    SCHEMA_VERSION,
+    Architecture,
+    Calibration,
+    KvCache,
+    Manifest,
+    Measured,
+    Provenance,
+    Quantization,
+    Tokens,
+)
+
+TOOLS = ("gguf", "megrez-compile", "numpy", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
+ENGINE_TOOLS = {"tensorrt": ("tensorrt-cu13", "tensorrt-rtx-cu13"), "qnn": ("onnxruntime-qnn",)}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a bundle states. weights: "checkpoint" or "dummy"; record: the calibration, None without one."""
+
+    checkpoint: Checkpoint
+    target: Target
+    context: int
+    weights: str
+    record: Record | None
+
+
+def kv_cache(config: ModelConfig, target: Target) -> KvCache:
+    """The data type of a model's KV cache under a target, and the bytes that a token takes in all layers."""
+    per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
+    return KvCache(dtype=target.kv_dtype, bytes_per_token=config.num_hidden_layers * per_layer)
+
+
+def describe(content: Content) -> Manifest:
+    """The manifest of a bundle whose files are not written yet.
+
+    What calibration measured stands for an engine that cannot run here.
+    """
+    checkpoint, target = content.checkpoint, content.target
+    config, text = checkpoint.config, checkpoint.text
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        engine=target.engine,
+        context_length=content.context,
+        architecture=_architecture(config),
+        kv_cache=kv_cache(config, target),
+        tokens=text.tokens if text is not None else Tokens(bos=None, pad=None, stop=(), add_bos=False),
+        sampling=text.sampling if text is not None else GREEDY,
+        provenance=Provenance(
+            source=checkpoint.source,
+            weights=content.weights,
+            quantization=_quantization(content),
+            calibration=None if content.record is None else Calibration(**asdict(content.record.text)),
+            tools=tool_versions(target.engine),
+        ),
+        measured=None if target.judge is not None else _simulated(content),
+        device=None,
+        files=(),
+    )
+
+
+def _simulated(content: Content) -> Measured | None:
+    record = content.record
+    if record is None or record.fidelity is None:
+        return None
+    return Measured(of="simulation", text=record.text.source, fidelity=record.fidelity)
+
+
+def _quantization(content: Content) -> Quantization | None:
+    target, checkpoint = content.target, content.checkpoint
+    if target.weights is None:
+        return None
+    return Quantization(
+        algorithm="rtn" if content.record is None else content.record.algorithm,
+        projections=str(target.weights),
+        sensitive=_spelled(target.sensitive),
+        inputs=target.inputs,
+        activations=target.activations if target.observes else None,
+        embedding="uint16" if target.observes else _spelled(target.embedding),
+        lm_head=_spelled(target.head),
+        keeps_blocks=target.inputs is None and not target.observes and _keeps_blocks(checkpoint, target),
+        rotated=isinstance(checkpoint, RotatedCheckpoint),
+    )
+
+
+def _keeps_blocks(checkpoint: Checkpoint, target: Target) -> bool:
+    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
+    for name, shape in expected_tensors(checkpoint.config).items():
+        wanted = precision.wanted(name) if len(shape) == 2 else None
+        if wanted is not None and quantizer.plan((name,), shape[0], shape[1], wanted).carried:
+            return True
+    return False
+
+
+def _spelled(form: WeightFormat | None) -> str | None:
+    return None if form is None else str(form)
+
+
+def _architecture(config: ModelConfig) -> Architecture:
+    return Architecture(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+    )
+
+
+def tool_versions(engine: str) -> dict[str, str]:
+    """What is installed of the tools that a bundle of `engine` may have been made with."""
+    found = importlib.metadata.distributions()
+    installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
+    return {tool: installed[tool] for tool in (*TOOLS, *ENGINE_TOOLS.get(engine, ())) if tool in installed}

@@ -1,0 +1,102 @@
+"""Where a bundle is written: a path that may be replaced, with room for it, held by one build at a time."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from megrez.runtime.errors import BundleError, UsageError, first_line
+from megrez.runtime.manifest import FILE_NAME, stated_files
+
+# Graph, tokenizer and manifest on top of the weights.
+SMALL_FILES = 64 << 20
+
+
+def check_output(output: Path) -> None:
+    """Raise UsageError if `output` exists and is no bundle, for it would be replaced, is where this program runs, or
+    cannot be written.
+    """
+    try:
+        if Path.cwd().is_relative_to(output.resolve()):
+            raise UsageError(f"{output} is the current folder or holds it: give -o a folder of its own")
+        if output.exists() and not _may_be_replaced(output):
+            raise UsageError(f"{output} exists and is not a bundle: choose another -o or remove it")
+        parent = _existing_parent(output)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        raise UsageError(f"-o {output} cannot be used ({first_line(error)}): choose another") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"-o {output} cannot be written, {parent} is no folder for you to write in: choose another")
+
+
+def _may_be_replaced(output: Path) -> bool:
+    """An empty folder, or a bundle in which nobody has put a file of his own."""
+    if not output.is_dir():
+        return False
+    if not any(output.iterdir()):
+        return True
+    try:
+        stated = stated_files((output / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
+    if stated is None:
+        return False
+    found = (path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
+    return all(name == FILE_NAME or name in stated for name in found)
+
+
+def _existing_parent(output: Path) -> Path:
+    return next(folder for folder in output.absolute().parents if folder.exists())
+
+
+def check_space(output: Path, weight_bytes: int) -> None:
+    """Raise BundleError if the disk cannot hold the bundle."""
+    parent = _existing_parent(output)
+    free, needed = shutil.disk_usage(parent).free, weight_bytes + SMALL_FILES
+    if free < needed:
+        raise BundleError(
+            f"the bundle needs {needed / 1e9:.1f} GB and the disk of {output} has {free / 1e9:.1f} GB free: "
+            "free some space or choose another -o"
+        )
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold `output` for one build; raises UsageError while another one, of any process, holds it.
+
+    The lock is the system's own on a file beside `output`, so that a process that is killed loses it. Windows and file
+    systems without such locks are not guarded.
+    """
+    path = output.resolve()
+    file = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(file)
+    if descriptor is None:
+        raise UsageError(f"{output} is being built by another process: wait for it or choose another -o")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: nobody can have locked this very file
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """The descriptor of the locked file; None where it is locked already."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if sys.platform == "win32":
+            return descriptor
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its last holder removed it in between
