@@ -79,7 +79,7 @@ class SamplingParams:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, of which one may be given as itself."""
+        """The stop strings, of which a single one may be given as itself."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @classmethod

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from megrez.runtime.errors import EngineError, MegrezError, UsageError
+from megrez.runtime.errors import MegrezError, UsageError
 from megrez.runtime.logprobs import top_logprobs
 from megrez.runtime.sampling import Sampler
 from megrez.runtime.serving.request import Generation, Request, Token
@@ -92,6 +92,11 @@ class Engine:
             one.cached += count
         for one, start, stop in owners:
             self._take(one, logits[start:stop])
+
+    def clear(self) -> None:
+        """Cancel all requests."""
+        for number in {one.request.number for one in (*self.running, *self.waiting)}:
+            self.cancel(number)
 
     def end(self, error: MegrezError) -> None:
         """Drop all requests and tell their sinks why."""
@@ -196,14 +201,13 @@ class Engine:
     def _fail_all(self, error: Exception) -> None:
         """The session failed: nothing that its slots hold is trusted, and all who ran are told."""
         failed = self.running.copy()
-        told = error if isinstance(error, MegrezError) else EngineError(f"the engine failed: {error}")
         for one in failed:
             assert one.slot is not None
             self._leave(one)
             self.slots.forget(one.slot)
         for number, sink in {one.request.number: one.request.sink for one in failed}.items():
             self.cancel(number)
-            sink(told)
+            sink(error)
 
 
 def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
@@ -227,4 +231,3 @@ def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | 
         )
     room = session.capacity - len(prompt_ids) + 1
     return room if max_tokens is None else min(room, max_tokens)
-

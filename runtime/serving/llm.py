@@ -162,9 +162,7 @@ class LLM:
             return list(prompt)  # type: ignore[arg-type]
         return self.encode_chat(prompt)  # type: ignore[arg-type]
 
-    def _params_for(
-        self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[SamplingParams]:
+    def _params_for(self, count: int, given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):
             return [given or self.default_params] * count
         if len(given) != count:

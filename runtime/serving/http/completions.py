@@ -122,9 +122,7 @@ async def _stream(ask: Ask, tokens: Tokens, head: dict[str, Any], served: Served
         extra = {"usage": None} if ask.include_usage else {}
         await events.event({**head, "choices": [choice], **extra})
     if ask.include_usage:
-        await events.event(
-            {**head, "choices": [], "usage": usage_of(sum(map(len, ask.prompts)), generated, cached)}
-        )
+        await events.event({**head, "choices": [], "usage": usage_of(sum(map(len, ask.prompts)), generated, cached)})
     await events.raw(b"data: [DONE]\n\n")
     await events.end()
 

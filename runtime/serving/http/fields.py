@@ -62,7 +62,9 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if type(value) is not int or value < low or (high is not None and value > high):
-            raise self.fault(field, f"an integer of {low} or more" if high is None else f"an integer of {low} to {high}")
+            raise self.fault(
+                field, f"an integer of {low} or more" if high is None else f"an integer of {low} to {high}"
+            )
         return value
 
     def number(self, field: str, low: float, high: float) -> float | None:

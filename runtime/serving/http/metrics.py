@@ -71,7 +71,11 @@ class _Gauges:
         for name, help, value in (
             ("vllm:num_requests_running", "Sequences in a slot.", running),
             ("vllm:num_requests_waiting", "Requests that wait for a slot.", waiting),
-            ("vllm:kv_cache_usage_perc", "Share of the KV cache that running sequences fill, 0 to 1.", cached / capacity),
+            (
+                "vllm:kv_cache_usage_perc",
+                "Share of the KV cache that running sequences fill, 0 to 1.",
+                cached / capacity,
+            ),
         ):
             gauge = GaugeMetricFamily(name, help, labels=("model_name",))
             gauge.add_metric((self._model,), value)
