@@ -12,9 +12,11 @@ from click.core import ParameterSource
 from megrez.compile.backends.options import EngineOptions
 from megrez.compile.calibrate.request import CalibrationRequest
 from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.commands.calibration_options import calibration_options, text_request
+from megrez.compile.commands.calibration_options import CALIBRATION, calibration_options, text_request
 from megrez.compile.commands.console_report import ConsoleReport
-from megrez.compile.commands.engine_options import ENGINE_OPTIONS, engine_options, engine_request
+from megrez.compile.commands.default_output import default_output, output_of_staged
+from megrez.compile.commands.engine_options import ENGINE, ENGINE_OPTIONS, NPU, engine_options, engine_request
+from megrez.compile.commands.sections import sectioned
 from megrez.compile.graph.precision import fit_blocks
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
@@ -42,32 +44,74 @@ def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     context.exit()
 
 
-@click.command("megrez-compile", context_settings={"help_option_names": ["-h", "--help"]})
+SECTIONS = {
+    "Common": ("--target", "--output", "--context", "--stage", "--list-targets", "--json"),
+    "Model": ("--revision", "--dummy-weights", "--layers", "--seed"),
+    "Precision": ("--block-size", "--quantize-head", "--max-kl"),
+    "Calibration": (*CALIBRATION, "--scales"),
+    "Engine": ENGINE,
+    "NPU": NPU,
+}
+
+
+@click.command("megrez-compile", cls=sectioned(SECTIONS), context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
-@click.option("--target", metavar="NAME", help="What to compile for; --list-targets shows them all.")
-@click.option("-o", "--output", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="New folder.")
+@click.option("--target", metavar="NAME", help="Compile for this target; --list-targets shows them all.")
 @click.option(
-    "--context", type=int, metavar="N", help="Longest prompt and answer together, in tokens [4096; NPUs 1024]."
+    "-o",
+    "--output",
+    metavar="BUNDLE",
+    type=click.Path(path_type=Path),
+    help="Write the bundle to this folder.  [default: MODEL's name and the target's, in the current folder]",
 )
+@click.option(
+    "--context",
+    type=int,
+    metavar="N",
+    help="Allow N tokens of prompt and answer together.  [default: 4096, for NPUs 1024]",
+)
+@click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
 @click.option(
     "--block-size",
     type=click.Choice((*BLOCK_SIZES, CHANNEL)),
-    help="Weights that share a scale, or fewer where rows would be padded [the target's].",
+    help="Share a scale among this many weights, or fewer to save padding.  [default: the target's]",
 )
-@click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
-@click.option("--quantize-head", is_flag=True, help="For targets that leave the lm_head as it is: 8 bits.")
-@click.option("--scales", type=click.Path(path_type=Path), metavar="FILE", help="Of megrez calibrate, to build from.")
-@click.option("--max-kl", type=float, metavar="NATS", help="Keep as much finer as this mean KL divergence needs.")
+@click.option("--quantize-head", is_flag=True, help="Quantise the lm_head too, on targets that do not.")
+@click.option(
+    "--max-kl",
+    type=float,
+    metavar="NATS",
+    help="Keep the most sensitive weights in finer formats until the mean KL divergence is at most this.",
+)
+@click.option(
+    "--scales",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Build from the scales that megrez calibrate wrote.",
+)
 @calibration_options
 @engine_options
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
-@click.option("--dummy-weights", is_flag=True, help="Seeded random weights in the shape of MODEL's config.json.")
-@click.option("--layers", type=int, metavar="N", help="With --dummy-weights: so many layers instead of the config's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --dummy-weights.")
-@click.option("--list-targets", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets)
+@click.option(
+    "--revision", metavar="NAME", help="Take this branch, tag or commit of a hub id.  [default: the main branch]"
+)
+@click.option("--dummy-weights", is_flag=True, help="Use random weights in the shape of MODEL's config.json.")
+@click.option(
+    "--layers", type=int, metavar="N", help="Give a model of --dummy-weights N layers.  [default: its config's]"
+)
+@click.option(
+    "--seed", type=int, metavar="SEED", default=0, show_default=True, help="Draw --dummy-weights with this seed."
+)
+@click.option(
+    "--list-targets",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_targets,
+    help="Show every target with its formats and devices.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print bundle, seconds and peak_rss_bytes as JSON.")
 @click.version_option(package_name="megrez-compile")
-def compile_command(model: str, target: str | None, output: Path, as_json: bool, **options: Any) -> None:
+def compile_command(model: str, target: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into a bundle that `megrez run` opens.
 
     MODEL is a Hugging Face folder or hub id, a .gguf file, with --dummy-weights a config.json, or what an earlier
@@ -78,12 +122,18 @@ def compile_command(model: str, target: str | None, output: Path, as_json: bool,
     with ConsoleReport() as report:
         if is_bundle(model):
             _refuse_checkpoint_options(model, options)
-            bundle = build_staged(model, target, output, engine, report)
+            named = output or output_of_staged(model, open_bundle(model).manifest.target)
+            bundle = build_staged(model, target, named, engine, report)
         elif target is None:
             raise UsageError("--target is missing: name one, --list-targets shows them all")
         else:
-            bundle = compile_bundle(_request(model, target, output, engine, **options), report)
-    seconds = time.perf_counter() - started
+            staged = options["stage"] is not None
+            named = output or default_output(model, find_target(target).name, staged=staged)
+            bundle = compile_bundle(_request(model, target, named, engine, **options), report)
+    _tell(bundle, time.perf_counter() - started, as_json=as_json)
+
+
+def _tell(bundle: Path, seconds: float, *, as_json: bool) -> None:
     peak = peak_rss_bytes()
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
@@ -95,9 +145,11 @@ def _next_command(bundle: Path) -> str:
     """What this machine can do with it."""
     opened = open_bundle(bundle)
     target, path = find_target(opened.manifest.target), shlex.quote(str(bundle))
-    if not target.runs_here and opened.manifest.engine == target.engine:
+    if opened.manifest.engine != target.engine:
+        target = target.staged()
+    elif not target.runs_here:
         return f"megrez inspect {path}  here, and  megrez run {path} PROMPT  where its device is"
-    if target.inputs == "fp4":
+    if not target.runs_here:
         return f"megrez inspect {path}"
     has_text = opened.find(text_codec.FILE_NAME) is not None
     return f"megrez run {path} PROMPT" if has_text else f"megrez bench {path}"

@@ -15,6 +15,7 @@ from megrez.compile.bundle.writer import new_bundle
 from megrez.compile.calibrate.held_out import measure_bundle
 from megrez.compile.calibrate.prepare import Prepared, prepare
 from megrez.compile.calibrate.request import CalibrationRequest, Job
+from megrez.compile.calibrate.space import estimate_weights
 from megrez.compile.calibrate.stage import discard
 from megrez.compile.calibrate.text import TextRequest
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -53,6 +54,8 @@ def compile_bundle(request: Request, report: Report) -> Path:
     with locked(request.output):
         report.stage("checking the checkpoint")
         job.checkpoint.check()
+        _name_ignored(job.checkpoint, report)
+        check_space(request.output, estimate_weights(job.checkpoint, job.target))
         prepared = prepare(job, report)
         if plan.staged is None:
             write_graph(job, plan, prepared, request.output, report)
@@ -63,6 +66,12 @@ def compile_bundle(request: Request, report: Report) -> Path:
         if prepared.is_new:
             discard(job.work)
     return request.output
+
+
+def _name_ignored(checkpoint: Checkpoint, report: Report) -> None:
+    if checkpoint.text is not None and checkpoint.text.ignored:
+        ignored = ", ".join(checkpoint.text.ignored)
+        report.text(f"recommended for generating, and not followed by the runtime: {ignored}")
 
 
 def check(request: Request) -> tuple[Job, Plan]:

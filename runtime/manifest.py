@@ -62,6 +62,7 @@ SAMPLING_BOUNDS = {
     "temperature": Bound("of 0 or more", lambda value: 0 <= value < math.inf),
     "top_k": Bound("of 0 (off) or more", lambda value: value >= 0),
     "top_p": Bound("above 0 and up to 1 (off)", lambda value: 0 < value <= 1),
+    "min_p": Bound("from 0 (off) to 1", lambda value: 0 <= value <= 1),
     "repetition_penalty": Bound("from 0.01 to 100", lambda value: 0.01 <= value <= 100),
 }
 
@@ -73,6 +74,7 @@ class SamplingDefaults:
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     repetition_penalty: float
 
     def faults(self) -> list[str]:
@@ -216,7 +218,7 @@ class Manifest:
         """Parse and check `text`; raises BundleError that names every fault at once."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{FILE_NAME} is not JSON ({error}): compile the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -57,7 +57,6 @@ class SamplingParams:
     def __post_init__(self) -> None:
         wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
         wanted |= {
-            "min_p from 0 (off) to 1": 0 <= self.min_p <= 1,
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
             "seed of 0 or more": self.seed is None or self.seed >= 0,
@@ -89,6 +88,7 @@ class SamplingParams:
             temperature=defaults.temperature,
             top_k=defaults.top_k,
             top_p=defaults.top_p,
+            min_p=defaults.min_p,
             repetition_penalty=defaults.repetition_penalty,
         )
 

@@ -19,8 +19,8 @@ CLIPPING_RATIOS = tuple(percent / 100 for percent in range(100, 0, -1))
 class MeanSquaredErrorObserver:
     """The range, one for the whole tensor, with the least mean square of rounding and clipping errors."""
 
-    def __init__(self, data_type: DataType, *, bins: int = BINS) -> None:
-        self._data_type, self._histogram = data_type, MagnitudeHistogram(bins)
+    def __init__(self, data_type: DataType) -> None:
+        self._data_type, self._histogram = data_type, MagnitudeHistogram(BINS)
 
     def update(self, x: Float32) -> None:
         """Observe x of any shape. Raises CheckpointError where a value is not finite; then nothing is recorded."""

@@ -50,13 +50,13 @@ def _existing_parent(output: Path) -> Path:
     return next(folder for folder in output.absolute().parents if folder.exists())
 
 
-def check_space(output: Path, weight_bytes: int) -> None:
-    """Raise BundleError if the disk cannot hold the bundle."""
+def check_space(output: Path, weight_bytes: int, needs: str = "the bundle needs") -> None:
+    """Raise BundleError if the disk cannot hold the bundle. needs: how the message begins."""
     parent = _existing_parent(output)
     free, needed = shutil.disk_usage(parent).free, weight_bytes + SMALL_FILES
     if free < needed:
         raise BundleError(
-            f"the bundle needs {needed / 1e9:.1f} GB and the disk of {output} has {free / 1e9:.1f} GB free: "
+            f"{needs} {needed / 1e9:.1f} GB and the disk of {output} has {free / 1e9:.1f} GB free: "
             "free some space or choose another -o"
         )
 

@@ -12,6 +12,7 @@ from megrez.compile.calibrate.from_scales import read_scales
 from megrez.compile.calibrate.held_out import HeldOut, read_reference
 from megrez.compile.calibrate.request import Job
 from megrez.compile.calibrate.self_generated import calibration_text
+from megrez.compile.calibrate.space import check_space_to_calibrate
 from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
 from megrez.compile.calibrate.text import CalibrationText, read_text
 from megrez.compile.calibrate.within_budget import calibrate_within, report_sensitivities
@@ -137,6 +138,7 @@ def _of_record(job: Job, target: Target, record: Record, held_out: HeldOut | Non
 
 
 def _text(job: Job, algorithm: str, report: Report) -> CalibrationText:
+    check_space_to_calibrate(job.checkpoint, job.target, job.request.text, job.context, job.work, bundle=True)
     text = calibration_text(job.checkpoint, job.target, job.request.text, job.context, job.work, report)
     report.stage(f"calibrating by {algorithm} on {text.tokens.size} tokens of {text.source}")
     return text

@@ -47,9 +47,19 @@ class TextRequest:
     fidelity_tokens: int = 2048
 
 
+def sample_length(request: TextRequest, context: int) -> int:
+    """Tokens of a sample."""
+    return min(WINDOW, context) if request.length is None else request.length
+
+
 def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> CalibrationText:
     """The request's text; raises UsageError for samples longer than the context, and as read_calibration_text does."""
-    length = min(WINDOW, context) if request.length is None else request.length
+    length = sample_length(request, context)
+    if length < 2 and request.length is None:
+        raise UsageError(
+            f"--context is {context}: calibration and fidelity read samples of 2 tokens or more: choose 2 or more, or "
+            "leave both out with  --algorithm rtn --fidelity-tokens 0  where the target allows it"
+        )
     if request.fidelity_tokens < 0:
         raise UsageError(f"--fidelity-tokens is {request.fidelity_tokens}: measure on 0 or more")
     if length > context:

@@ -1,18 +1,21 @@
 """A folder as Hugging Face's libraries write one: config.json and safetensors; opens no network and no pickle."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.reference.model import EMBEDDING_WEIGHT, LM_HEAD_WEIGHT
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.fingerprint import fingerprint_of
 from megrez.compile.checkpoint.floats import DTYPES
 from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.checkpoint.safetensors_file import StoredTensor, read_header, read_rows
+from megrez.compile.checkpoint.safetensors_file import StoredTensor, read_header, read_rows, same_values
+from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.checkpoint.text import read_text_assets
 from megrez.compile.families.config import ModelConfig, read_config
 from megrez.runtime.errors import CheckpointError
@@ -29,35 +32,45 @@ class HuggingFaceCheckpoint:
         self._source = source
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} holds no config.json: name the folder of a Hugging Face checkpoint")
-        self._config = read_config(read_object(folder / "config.json"))
+        self._stated = read_config(read_object(folder / "config.json"))
 
     @property
     def source(self) -> str:
         return self._source
 
-    @property
+    @cached_property
     def config(self) -> ModelConfig:
-        return self._config
+        """As config.json states it, but untied where the files hold an lm_head that is not the embedding.
+
+        transformers 5 compares the two and keeps both where they differ.
+        """
+        if not self._stated.tie_word_embeddings or not {EMBEDDING_WEIGHT, LM_HEAD_WEIGHT} <= self._tensors.keys():
+            return self._stated
+        equal = same_values(self._tensors[EMBEDDING_WEIGHT], self._tensors[LM_HEAD_WEIGHT])
+        return replace(self._stated, tie_word_embeddings=equal)
 
     @cached_property
     def text(self) -> TextAssets | None:
-        return read_text_assets(self._folder, vocab_size=self._config.vocab_size)
+        return read_text_assets(self._folder, vocab_size=self._stated.vocab_size)
 
     def check(self) -> None:
         """As the protocol says, from the files' headers alone; the tokenizer's files are read too."""
-        tensors = self._tensors
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        faults = shape_faults(self._config, shapes)
+        tensors = self._weights
+        expected = expected_tensors(self.config)
+        needed = [tensors[name] for name in expected if name in tensors]
+        # A bias or a norm's weight is a vector of floats; whatever else no weight asks for is a buffer.
+        vectors = [tensor for tensor in tensors.values() if tensor.dtype in DTYPES and len(tensor.shape) == 1]
+        faults = shape_faults(self.config, {tensor.name: tensor.shape for tensor in (*needed, *vectors)})
         faults += [
-            f"{name} in {tensor.path.name} is stored as {tensor.dtype} (only {', '.join(DTYPES)} can be read)"
-            for name, tensor in tensors.items()
+            f"{tensor.name} in {tensor.path.name} is stored as {tensor.dtype} (only {', '.join(DTYPES)} can be read)"
+            for tensor in needed
             if tensor.dtype not in DTYPES
         ]
         raise_faults(self._source, faults, REMEDY)
         _ = self.text
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._config, sorted({tensor.path for tensor in self._tensors.values()}))
+        return fingerprint_of(self.config, sorted({tensor.path for tensor in self._tensors.values()}))
 
     def read(self, name: str) -> NDArray[np.float32]:
         return self.rows(name, 0, self._stored(name).shape[0])
@@ -74,21 +87,27 @@ class HuggingFaceCheckpoint:
         return None
 
     def _stored(self, name: str) -> StoredTensor:
-        if name not in self._tensors:
+        if name not in self._weights:
             raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
-        return self._tensors[name]
+        return self._weights[name]
+
+    @cached_property
+    def _weights(self) -> dict[str, StoredTensor]:
+        """The stored tensors; of a tied model whose file holds the lm_head alone, that one is the embedding too."""
+        if not self.config.tie_word_embeddings:
+            return self._tensors
+        weights = {name: tensor for name, tensor in self._tensors.items() if name != LM_HEAD_WEIGHT}
+        if EMBEDDING_WEIGHT not in weights and LM_HEAD_WEIGHT in self._tensors:
+            weights[EMBEDDING_WEIGHT] = replace(self._tensors[LM_HEAD_WEIGHT], name=EMBEDDING_WEIGHT)
+        return weights
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
         if (self._folder / SINGLE).is_file():  # before an index that an older save left there, as in transformers
-            tensors = read_header(self._folder / SINGLE)
-        elif (self._folder / INDEX).is_file():
-            tensors = _read_shards(self._folder, self._source)
-        else:
-            raise CheckpointError(_no_weights(self._folder))
-        if self._config.tie_word_embeddings:
-            tensors.pop("lm_head.weight", None)
-        return tensors
+            return read_header(self._folder / SINGLE)
+        if (self._folder / INDEX).is_file():
+            return _read_shards(self._folder, self._source)
+        raise CheckpointError(_no_weights(self._folder))
 
 
 def _read_shards(folder: Path, source: str) -> dict[str, StoredTensor]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from megrez.runtime.errors import CheckpointError
 
+DEEPEST = 100  # far below what Python's own recursion takes, wherever the values are shown or walked later
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in `path`; raises CheckpointError when it cannot be read or is something else."""
@@ -17,8 +19,18 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name} is not JSON ({error}): download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path.name} holds a {type(data).__name__}, not an object: download it again")
+    if _is_deep(data):
+        raise CheckpointError(f"{path.name} is nested more than {DEEPEST} deep: download it again")
     return data
 
 
 def read_object_if_there(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
+
+
+def _is_deep(data: dict[str, Any]) -> bool:
+    level: list[Any] = [data]
+    for _ in range(DEEPEST):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    return bool(level)

@@ -16,7 +16,8 @@ class TextAssets:
     """How the model reads and writes text.
 
     tokenizer_json: the bytes of a `tokenizers` file. chat_template: Jinja source, or None for a base model.
-    bos_token, eos_token: the strings a template may ask for by these names.
+    bos_token, eos_token: the strings a template may ask for by these names. ignored: what the checkpoint recommends for
+    generating and the runtime does not follow, each as "min_length 3".
     """
 
     tokenizer_json: bytes
@@ -25,6 +26,7 @@ class TextAssets:
     eos_token: str | None
     tokens: Tokens
     sampling: SamplingDefaults
+    ignored: tuple[str, ...] = ()
 
 
 class Checkpoint(Protocol):

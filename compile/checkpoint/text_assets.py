@@ -18,7 +18,7 @@ TURN_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|turn_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"),
     *("<|endoftext|>", "<|eos|>", "<eos>", "</s>"),
 )
-GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +36,12 @@ class TextFacts:
     stop_ids: tuple[int, ...]
     add_bos: bool | None
     sampling: SamplingDefaults
+    ignored: tuple[str, ...]
 
 
 def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> TextAssets:
     """Raises CheckpointError when the tokenizer or the template cannot be read or no stop token is known."""
-    tokenizer = _parse(tokenizer_json)
+    tokenizer = parse_tokenizer(tokenizer_json)
     if facts.chat_template is not None:
         _check_template(facts.chat_template)
     bos, pad = (_known(_id(tokenizer, token), vocab_size) for token in (facts.bos_token, facts.pad_token))
@@ -55,10 +56,12 @@ def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> Tex
             bos=bos, pad=pad, stop=stop, add_bos=bos is not None and (led if facts.add_bos is None else facts.add_bos)
         ),
         sampling=facts.sampling,
+        ignored=facts.ignored,
     )
 
 
-def _parse(tokenizer_json: bytes) -> "Tokenizer":
+def parse_tokenizer(tokenizer_json: bytes) -> "Tokenizer":
+    """Raises CheckpointError for bytes that are no tokenizer.json."""
     from tokenizers import Tokenizer
 
     try:

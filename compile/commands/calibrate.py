@@ -7,11 +7,13 @@ import click
 
 from megrez.calibration.results.record import Record
 from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
+from megrez.compile.calibrate.space import check_space_to_calibrate
 from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
-from megrez.compile.commands.calibration_options import calibration_options, text_request
+from megrez.compile.commands.calibration_options import CALIBRATION, calibration_options, text_request
 from megrez.compile.commands.console_report import ConsoleReport
+from megrez.compile.commands.sections import sectioned
 from megrez.compile.graph.precision import fit_blocks
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
@@ -19,14 +21,24 @@ from megrez.runtime.errors import UsageError
 SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "trt-nvfp4"}
 
 
-@click.command("calibrate")
+@click.command(
+    "calibrate",
+    cls=sectioned({"Common": ("--scheme", "--target", "--output", "--quantize-head"), "Calibration": CALIBRATION}),
+)
 @click.argument("model")
 @click.option(
-    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Formats of the GPU targets trt-int8, trt-fp8, and so on."
+    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Calibrate for the formats of trt-int8, trt-fp8, and so on."
 )
-@click.option("--target", metavar="NAME", help="Formats of this target, in place of --scheme.")
-@click.option("-o", "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="scales.json")
-@click.option("--quantize-head", is_flag=True, help="Round the lm_head to 8 bits too.")
+@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target, in place of --scheme.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the scales to this file.",
+)
+@click.option("--quantize-head", is_flag=True, help="Quantise the lm_head to 8 bits too.")
 @calibration_options
 def calibrate_command(
     model: str,
@@ -39,7 +51,7 @@ def calibrate_command(
 ) -> None:
     """Calibrate MODEL and write its scales, which `megrez-compile --scales FILE` builds from.
 
-    FILE is readable JSON; the rounded matrices lie in a folder beside it and belong to it.
+    FILE is readable JSON; the quantised matrices lie in a folder beside it and belong to it.
     """
     if (scheme is None) == (target is None):
         raise UsageError(
@@ -58,6 +70,7 @@ def calibrate_command(
             raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
         longest = checkpoint.config.max_position_embeddings
+        check_space_to_calibrate(checkpoint, row, request, longest, output, bundle=False)
         ids = calibration_text(checkpoint, row, request, longest, output, report)
         chosen = algorithm or row.algorithm
         report.stage(f"calibrating for {row.name} by {chosen} on {ids.tokens.size} tokens of {ids.source}")

@@ -11,32 +11,59 @@ from megrez.compile.calibrate.text import WINDOW, TextRequest
 
 Command = Callable[..., Any]
 DEFAULT = TextRequest()
+CALIBRATION = (
+    "--algorithm",
+    "--calib",
+    "--calib-samples",
+    "--calib-tokens",
+    "--calib-seed",
+    "--fidelity-tokens",
+)
 
 
 def calibration_options(command: Command) -> Command:
-    """Add --algorithm, --calib… and --fidelity-tokens; they arrive under the names that `text_request` takes."""
+    """Add the options CALIBRATION; they arrive under the names that `text_request` takes, and as `algorithm`."""
     for option in reversed(
         (
             click.option(
-                "--algorithm", type=click.Choice(tuple(ALGORITHMS)), help="How weights are rounded [the target's]."
+                "--algorithm",
+                type=click.Choice(tuple(ALGORITHMS)),
+                help="Quantise the weights by this algorithm.  [default: the target's]",
             ),
             click.option(
                 "--calib",
                 metavar="FILE",
                 type=click.Path(path_type=Path),
-                help="Text or .jsonl to calibrate on [the model's own words, or for trt-* Python's documentation].",
+                help="Calibrate on this text or .jsonl file.  "
+                "[default: text sampled from the model itself; for trt-* and qnn-* Python's documentation]",
             ),
             click.option(
-                "--calib-samples", type=int, default=DEFAULT.samples, show_default=True, help="Samples to read."
+                "--calib-samples",
+                type=int,
+                metavar="N",
+                default=DEFAULT.samples,
+                show_default=True,
+                help="Calibrate on N samples.",
             ),
-            click.option("--calib-tokens", type=int, help=f"Tokens of a sample [{WINDOW}]."),
-            click.option("--calib-seed", type=int, help="Draw samples at random [the first ones, in order]."),
+            click.option(
+                "--calib-tokens",
+                type=int,
+                metavar="N",
+                help=f"Read N tokens in each sample.  [default: {WINDOW}, or the context]",
+            ),
+            click.option(
+                "--calib-seed",
+                type=int,
+                metavar="SEED",
+                help="Draw the samples at random with this seed.  [default: the first samples, in order]",
+            ),
             click.option(
                 "--fidelity-tokens",
                 type=int,
+                metavar="N",
                 default=DEFAULT.fidelity_tokens,
                 show_default=True,
-                help="Further tokens on which fidelity is measured; 0 for none.",
+                help="Measure fidelity on N further tokens; 0 skips it.",
             ),
         )
     ):

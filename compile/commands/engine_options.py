@@ -9,46 +9,66 @@ from megrez.compile.backends.options import ANY_DEVICE, EngineOptions
 from megrez.engines.tensorrt.library import EXTRAS
 
 Command = Callable[..., Any]
+ENGINE = (
+    "--arch",
+    "--batch",
+    "--builder",
+    "--workspace-mib",
+    "--version-compatible",
+    "--hardware-compatible",
+)
+NPU = ("--chunk", "--share-weights")
+# The names under which they arrive.
+ENGINE_OPTIONS = tuple(name.removeprefix("--").replace("-", "_") for name in (*ENGINE, *NPU))
 
 
 def engine_options(command: Command) -> Command:
-    """Add --arch, --batch and the builders' limits; they arrive under the names that `engine_request` takes."""
+    """Add the options ENGINE and NPU; they arrive under the names ENGINE_OPTIONS, which `engine_request` takes."""
     for option in reversed(
         (
             click.option(
-                "--arch", metavar="NAMES", help="Devices, as rtx-4090,sm_120 or native [all the target can]; one chip."
+                "--arch",
+                metavar="NAMES",
+                help="Build for these GPUs, such as rtx-4090,sm_120 or native, or for one NPU chip.  "
+                "[default: every GPU that the library builds for]",
             ),
             click.option(
-                "--batch", type=int, default=ANY_DEVICE.batch, show_default=True, help="Most sequences of an engine."
+                "--batch",
+                type=int,
+                metavar="N",
+                default=ANY_DEVICE.batch,
+                show_default=True,
+                help="Let a TensorRT engine run up to N sequences at once.",
             ),
             click.option(
-                "--builder", type=click.Choice(tuple(EXTRAS)), help="Which TensorRT builds [what is installed]."
+                "--builder",
+                type=click.Choice(tuple(EXTRAS)),
+                help="Build with this TensorRT library.  [default: the installed one]",
             ),
             click.option(
                 "--workspace-mib",
                 type=click.IntRange(1, 1 << 30),
-                help="Most memory for intermediate results [no limit].",
+                metavar="MIB",
+                help="Limit TensorRT's memory for intermediate results.  [default: no limit]",
             ),
-            click.option("--version-compatible", is_flag=True, help="The engine opens in later TensorRT releases too."),
-            click.option("--hardware-compatible", is_flag=True, help="The engine runs on SM80 and later (TensorRT)."),
-            click.option("--chunk", type=int, metavar="N", help="Tokens of a prompt in one step of an NPU [64]."),
-            click.option("--share-weights", is_flag=True, help="One copy of an NPU's weights: half the size."),
+            click.option(
+                "--version-compatible", is_flag=True, help="Build an engine that later TensorRT releases open too."
+            ),
+            click.option(
+                "--hardware-compatible",
+                is_flag=True,
+                help="Build an engine for SM80 and all later GPUs; TensorRT only, not TensorRT-RTX.",
+            ),
+            click.option("--chunk", type=int, metavar="N", help="Process N prompt tokens in each step.  [default: 64]"),
+            click.option(
+                "--share-weights",
+                is_flag=True,
+                help="Store one copy of the weights for prefill and decode, which the emulator cannot open.",
+            ),
         )
     ):
         command = option(command)
     return command
-
-
-ENGINE_OPTIONS = (
-    "arch",
-    "batch",
-    "builder",
-    "workspace_mib",
-    "version_compatible",
-    "hardware_compatible",
-    "chunk",
-    "share_weights",
-)
 
 
 def engine_request(workspace_mib: int | None, **options: Any) -> EngineOptions:

@@ -40,6 +40,7 @@ class ModelConfig:
 
 # What fields mean that config.json leaves out; a family's own defaults come first.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _UNKNOWN = Family(architecture="unknown", model_type="unknown")
 
 
@@ -111,6 +112,9 @@ def _refuse_variants(data: dict[str, Any], faults: list[str]) -> None:
                 f"it is quantized already ({key}, method {method or 'unnamed'!r}), which is not supported yet: "
                 "take the model's unquantized checkpoint"
             )
+    for key in SWITCHES:
+        if not isinstance(data.get(key, False), bool):
+            faults.append(f"{key} is {data[key]!r}, not true or false")
     if data["hidden_act"] != "silu":
         faults.append(f"hidden_act is {data['hidden_act']!r}, only 'silu' is supported")
 

@@ -1,5 +1,6 @@
 """The rotary embedding's parameters in one form, from configs of transformers 4 and 5; computes no angle."""
 
+import math
 from typing import Any
 
 _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -50,4 +51,4 @@ def _refuse_partial_rotary(data: dict[str, Any], rope: dict[str, Any], faults: l
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

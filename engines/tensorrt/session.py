@@ -3,6 +3,7 @@
 Knows the engine's inputs by name; knows no GPU, see megrez.engines.tensorrt.device.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,7 +38,12 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     room = choose_capacity(capacity, shape.capacity, bundle.path)
     from megrez.engines.tensorrt.cuda import open_device
 
-    return TensorRtSession(open_device(bundle, session_bytes(shape, slots)), shape, slots=slots, capacity=room)
+    with contextlib.ExitStack() as opened:  # a session that cannot be opened gives its device back
+        device = open_device(bundle, session_bytes(shape, slots))
+        opened.callback(device.close)
+        session = TensorRtSession(device, shape, slots=slots, capacity=room)
+        opened.pop_all()
+    return session
 
 
 class TensorRtSession:

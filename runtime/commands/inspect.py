@@ -68,7 +68,7 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
         f"vocabulary {a.vocab_size}",
         "context": f"{m.context_length} tokens, KV cache {m.kv_cache.dtype}, {cache_mib:.1f} MiB a slot",
         "stop ids": ", ".join(map(str, m.tokens.stop)) or "none",
-        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, "
+        "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, min-p {s.min_p:g}, "
         f"repetition penalty {s.repetition_penalty:g}",
         "device": _device(m.device),
         "fidelity": _fidelity(m.measured),

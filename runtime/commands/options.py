@@ -36,14 +36,20 @@ json_file_option = click.option(
 _GIVEN = "megrez.sampling"
 _BIAS = "--logit-bias"
 _SAMPLING = {
-    "--temperature": (float, "0 is greedy."),
-    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off."),
-    "--top-p": (float, "Draw from the likeliest tokens that hold this share; 1 is off."),
-    "--min-p": (float, "Drop tokens less likely than this share of the likeliest; 0 is off."),
-    "--repetition-penalty": (float, "Weaken tokens of prompt and output; 1 is off."),
-    "--presence-penalty": (float, "Subtract this from tokens of the output; 0 is off."),
-    "--frequency-penalty": (float, "Subtract this per occurrence in the output; 0 is off."),
-    "--seed": (int, "Draw the same text each time."),
+    "--temperature": (float, "Divide the logits by this; 0 takes the likeliest token.  [default: the bundle's]"),
+    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off.  [default: the bundle's]"),
+    "--top-p": (
+        float,
+        "Draw from the fewest tokens whose probabilities sum to this; 1 is off.  [default: the bundle's]",
+    ),
+    "--min-p": (float, "Drop tokens less probable than this times the likeliest one; 0 is off."),
+    "--repetition-penalty": (float, "Penalise tokens of the prompt and the output; 1 is off.  [default: the bundle's]"),
+    "--presence-penalty": (float, "Subtract this from the logits of tokens in the output; 0 is off.  [default: 0]"),
+    "--frequency-penalty": (
+        float,
+        "Subtract this from a token's logit for each occurrence in the output; 0 is off.  [default: 0]",
+    ),
+    "--seed": (int, "Seed of the random draws.  [default: a new one each time]"),
 }
 
 

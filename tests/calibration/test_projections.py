@@ -1,4 +1,4 @@
-"""QuantizedGroup projections beside a simulation in float64: the input rounded, the matrix as stored, the product."""
+"""Quantised projections beside a simulation in float64: the input quantised, the matrix as stored, the product."""
 
 import ml_dtypes
 import numpy as np

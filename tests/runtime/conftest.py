@@ -85,7 +85,7 @@ def plain_manifest() -> Manifest:
         ),
         kv_cache=KvCache(dtype="float32", bytes_per_token=32),
         tokens=Tokens(bos=None, pad=None, stop=(264, 261), add_bos=False),
-        sampling=SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0),
+        sampling=SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
         provenance=Provenance(
             source="tiny", weights="dummy", quantization=None, calibration=None, tools={"torch": "2"}
         ),

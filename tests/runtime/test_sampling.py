@@ -236,9 +236,9 @@ def test_all_faults_are_reported_at_once():
 
 
 def test_defaults_come_from_the_manifest():
-    defaults = SamplingDefaults(temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.02)
+    defaults = SamplingDefaults(temperature=0.7, top_k=5, top_p=0.9, min_p=0.05, repetition_penalty=1.02)
     assert SamplingParams.from_defaults(defaults) == SamplingParams(
-        temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.02
+        temperature=0.7, top_k=5, top_p=0.9, min_p=0.05, repetition_penalty=1.02
     )
 
 

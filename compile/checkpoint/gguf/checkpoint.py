@@ -1,6 +1,7 @@
 """A .gguf file as a Checkpoint, its tensors under Hugging Face names; writes nothing and maps no page."""
 
 import math
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -14,14 +15,19 @@ from megrez.compile.checkpoint.floats import read_floats, refuse_non_finite
 from megrez.compile.checkpoint.gguf.blocks import FORMATS, unpack_blocks
 from megrez.compile.checkpoint.gguf.config import read_gguf_config
 from megrez.compile.checkpoint.gguf.file import GgufTensor, read_header
+from megrez.compile.checkpoint.gguf.metadata import check_metadata
 from megrez.compile.checkpoint.gguf.names import ROPE_FACTORS, huggingface_name, row_order
 from megrez.compile.checkpoint.gguf.tokenizer import read_gguf_text
 from megrez.compile.checkpoint.gguf.types import FLOATS, can_dequantize, dequantize
 from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.families.config import ModelConfig
 from megrez.runtime.errors import CheckpointError
 
 CHUNK = 1 << 20  # values dequantised at a time
+# Of tensors that no weight of ours asks for, those that another decoder would use; the rest are buffers.
+LAYER_PART = re.compile(r"blk\.(\d+)\..*(\.bias|norm\.weight|sinks\.weight|scale)")
+AROUND_THE_LAYERS = ("token_", "position_", "output", "rope_")
 REMEDY = "take another .gguf file of the model, or its safetensors checkpoint"
 
 
@@ -32,9 +38,8 @@ class GgufCheckpoint:
         self._path = path
         self._source = source
         self._header = read_header(path)
-        self._config = read_gguf_config(
-            self._header, lambda name: self._read_stored(self._header.tensors[name]).reshape(-1), source=source
-        )
+        check_metadata(self._header.metadata, source=source, remedy=REMEDY)
+        self._config = read_gguf_config(self._header, self._factors, source=source)
         named = {huggingface_name(name, self._config): tensor for name, tensor in self._header.tensors.items()}
         self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
 
@@ -53,13 +58,19 @@ class GgufCheckpoint:
     def check(self) -> None:
         """As the protocol says, from the header alone."""
         faults = [
-            f"{name} is a tensor of no known use"
-            for name in self._header.tensors
-            if huggingface_name(name, self._config) is None and name != ROPE_FACTORS
+            f"{name} is a tensor of no known use" for name in self._header.tensors if self._changes_the_model(name)
         ]
         faults += shape_faults(self._config, {name: tensor.shape for name, tensor in self._tensors.items()})
-        kinds = sorted({tensor.kind for tensor in self._tensors.values()})
-        faults += [f"{kind}, which tensors are stored as, cannot be read" for kind in kinds if not can_dequantize(kind)]
+        needed = [self._tensors[name] for name in expected_tensors(self._config) if name in self._tensors]
+        first = {tensor.kind: tensor.name for tensor in reversed(needed)}
+        faults += [
+            f"{kind}, which {name} is stored as, cannot be read"
+            for kind, name in sorted(first.items())
+            if not can_dequantize(kind)
+        ]
+        factors = self._header.tensors.get(ROPE_FACTORS)
+        if factors is not None and factors.shape != (self._config.head_dim // 2,):
+            faults.append(f"{ROPE_FACTORS} is {list(factors.shape)}, not [head_dim / 2]")
         raise_faults(self._source, faults, REMEDY)
         _ = self.text
 
@@ -88,10 +99,24 @@ class GgufCheckpoint:
                 refuse_non_finite(values, tensor=name, path=self._path)
         return found
 
+    def _changes_the_model(self, name: str) -> bool:
+        """Whether a tensor that no weight asks for is one that the decoder would have to use."""
+        if huggingface_name(name, self._config) is not None or name == ROPE_FACTORS:
+            return False
+        layer = LAYER_PART.fullmatch(name)
+        inside = layer is not None and int(layer[1]) < self._config.num_hidden_layers
+        return inside or name.startswith(AROUND_THE_LAYERS)
+
     def _stored(self, name: str) -> GgufTensor:
         if name not in self._tensors:
             raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
         return self._tensors[name]
+
+    def _factors(self, name: str) -> NDArray[np.float32]:
+        tensor = self._header.tensors[name]
+        if not math.prod(tensor.shape):
+            raise CheckpointError(f"{name} in {self._source} is empty: {REMEDY}")
+        return self._read_stored(tensor).reshape(-1)
 
     def _read_stored(self, tensor: GgufTensor) -> NDArray[np.float32]:
         if tensor.kind in FLOATS:

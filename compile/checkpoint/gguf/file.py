@@ -4,6 +4,7 @@ The gguf package's reader maps the file and makes an array of every string, whic
 megabytes on a large vocabulary; this one reads the header once and keeps plain values.
 """
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+MAX_DIMS = 4  # the format's own limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """A tensor's place. shape: rows first, as numpy has it, the reverse of what the file says. size: bytes."""
+    """A tensor's place.
+
+    kind: the storage type's name, or "GGML type 99" for a number that the gguf package does not know, whose size is
+    unknown and counts as 0. shape: rows first, as numpy has it, the reverse of what the file says. size: bytes.
+    """
 
     name: str
     kind: str
@@ -44,16 +50,31 @@ def read_header(path: Path) -> GgufHeader:
         tensors_count, metadata_count = _read_preamble(reader, path)
         metadata = {}
         for _ in range(metadata_count):
-            key = reader.string()
+            key = reader.name()
             metadata[key] = reader.value(reader.scalar("<I"))
-        entries = [_read_entry(reader) for _ in range(tensors_count)]
-        alignment = max(int(metadata.get("general.alignment", 32)), 1)
+        entries = [_read_entry(reader, path) for _ in range(tensors_count)]
+        alignment = _alignment(metadata, path)
         base = -(-file.tell() // alignment) * alignment
     tensors = {name: _locate(name, dims, kind, base + offset) for name, dims, kind, offset in entries}
-    expected = max((tensor.start + tensor.size for tensor in tensors.values()), default=base)
+    _check_places(list(tensors.values()), path, base, found)
+    return GgufHeader(metadata=metadata, tensors=tensors)
+
+
+def _alignment(metadata: dict[str, Any], path: Path) -> int:
+    found = metadata.get("general.alignment", 32)
+    if type(found) is not int or found < 1 or found & (found - 1):
+        raise CheckpointError(f"{path.name} has general.alignment {found!r}, not a power of two: download it again")
+    return found
+
+
+def _check_places(tensors: list[GgufTensor], path: Path, base: int, found: int) -> None:
+    expected = max((tensor.start + tensor.size for tensor in tensors), default=base)
     if expected > found:
         raise CheckpointError(f"{path.name} is cut: expected {expected} bytes, found {found}: download it again")
-    return GgufHeader(metadata=metadata, tensors=tensors)
+    ordered = sorted(tensors, key=lambda tensor: (tensor.start, tensor.size))
+    for one, other in itertools.pairwise(ordered):
+        if one.start + one.size > other.start:
+            raise CheckpointError(f"{path.name} is damaged: {one.name} overlaps {other.name}: download it again")
 
 
 class _Reader:
@@ -66,9 +87,7 @@ class _Reader:
         # The header is small: comparing with the whole size bounds what a damaged length can ask for.
         data = self._file.read(count) if count <= self._size else b""
         if len(data) != count:
-            raise CheckpointError(
-                f"{self._path.name} is cut or damaged inside its header ({self._size} bytes): download it again"
-            )
+            raise self._damaged()
         return data
 
     def scalar(self, form: str) -> Any:
@@ -76,6 +95,12 @@ class _Reader:
 
     def string(self) -> str:
         return self.take(self.scalar("<Q")).decode("utf-8", errors="replace")
+
+    def name(self) -> str:
+        found = self.string()
+        if not found or not found.isprintable():  # zeros would read as one nameless entry after the other
+            raise self._damaged()
+        return found
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -85,10 +110,19 @@ class _Reader:
         return self.scalar(self._form(kind))
 
     def _array(self, item: int, count: int) -> list[Any]:
+        if count > self._size:  # an item takes a byte at least
+            raise self._damaged()
         if item == STRING:
             return [self.string() for _ in range(count)]
+        if item == ARRAY:
+            raise CheckpointError(f"{self._path.name} has an array of arrays in its metadata, which is not supported")
         form = self._form(item)[1]
         return list(struct.unpack(f"<{count}{form}", self.take(count * struct.calcsize(f"<{form}"))))
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path.name} is cut or damaged inside its header ({self._size} bytes): download it again"
+        )
 
     def _form(self, kind: int) -> str:
         if kind not in SCALARS:
@@ -108,14 +142,21 @@ def _read_preamble(reader: _Reader, path: Path) -> tuple[int, int]:
     return reader.scalar("<Q"), reader.scalar("<Q")
 
 
-def _read_entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
-    name = reader.string()
-    dims = tuple(reader.scalar("<Q") for _ in range(reader.scalar("<I")))
-    return name, dims, reader.scalar("<I"), reader.scalar("<Q")
+def _read_entry(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    name = reader.name()
+    count = reader.scalar("<I")
+    if count > MAX_DIMS:
+        raise CheckpointError(f"{path.name} is damaged: {name} has {count} dimensions: download it again")
+    return name, tuple(reader.scalar("<Q") for _ in range(count)), reader.scalar("<I"), reader.scalar("<Q")
 
 
 def _locate(name: str, dims: tuple[int, ...], number: int, start: int) -> GgufTensor:
-    kind, values, size = block_sizes(number, tensor=name)
-    if not dims or dims[0] % values:
-        raise CheckpointError(f"{name} has rows of {dims[:1]} values, not whole {kind} blocks of {values}: rebuild it")
-    return GgufTensor(name=name, kind=kind, shape=dims[::-1], start=start, size=math.prod(dims) // values * size)
+    shape = dims[::-1]
+    found = block_sizes(number)
+    if found is None:
+        return GgufTensor(name=name, kind=f"GGML type {number}", shape=shape, start=start, size=0)
+    kind, values, size = found
+    if dims and dims[0] % values:
+        raise CheckpointError(f"{name} has rows of {dims[0]} values, not whole {kind} blocks of {values}: rebuild it")
+    blocks = math.prod(dims) // values if dims else 1
+    return GgufTensor(name=name, kind=kind, shape=shape, start=start, size=blocks * size)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # GGUF's token types
+SAMPLING = "general.sampling."
+# What turns each of the other samplers off; the rest only shapes one of these, or says in which order they come.
+OFF = {"xtc_probability": 0, "mirostat": 0}
 STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -61,7 +64,7 @@ def _added(facts: dict[str, Any], wanted: tuple[int, ...], *, special: bool) -> 
 def _facts(metadata: dict[str, Any], facts: dict[str, Any]) -> TextFacts:
     def token(key: str) -> str | None:
         at = facts.get(key)
-        return facts["tokens"][at] if isinstance(at, int) and at < len(facts["tokens"]) else None
+        return facts["tokens"][at] if isinstance(at, int) and 0 <= at < len(facts["tokens"]) else None
 
     by_default = facts["model"] == "llama" or facts.get("pre") in LEADS_WITH_BOS
     return TextFacts(
@@ -73,18 +76,24 @@ def _facts(metadata: dict[str, Any], facts: dict[str, Any]) -> TextFacts:
         stop_ids=tuple(facts[key] for key in STOP_KEYS if key in facts),
         add_bos=bool(facts.get("add_bos_token", by_default)),
         sampling=_sampling(metadata),
+        ignored=_ignored(metadata),
     )
 
 
 def _sampling(metadata: dict[str, Any]) -> SamplingDefaults:
     """The file's own recommendation; greedy where it has none that could be followed."""
-    prefix = "general.sampling."
-    if f"{prefix}temp" not in metadata:
+    if f"{SAMPLING}temp" not in metadata:
         return GREEDY
     found = SamplingDefaults(
-        temperature=round(float(metadata[f"{prefix}temp"]), 6),
-        top_k=max(int(metadata.get(f"{prefix}top_k", 0)), 0),
-        top_p=round(float(metadata.get(f"{prefix}top_p", 1.0)), 6),
-        repetition_penalty=round(float(metadata.get(f"{prefix}penalty_repeat", 1.0)), 6),
+        temperature=round(float(metadata[f"{SAMPLING}temp"]), 6),
+        top_k=max(int(metadata.get(f"{SAMPLING}top_k", 0)), 0),
+        top_p=round(float(metadata.get(f"{SAMPLING}top_p", 1.0)), 6),
+        min_p=round(float(metadata.get(f"{SAMPLING}min_p", 0.0)), 6),
+        repetition_penalty=round(float(metadata.get(f"{SAMPLING}penalty_repeat", 1.0)), 6),
     )
     return GREEDY if found.faults() else found
+
+
+def _ignored(metadata: dict[str, Any]) -> tuple[str, ...]:
+    found = {f"{SAMPLING}{name}": metadata.get(f"{SAMPLING}{name}", off) for name, off in OFF.items()}
+    return tuple(f"{key} {value:g}" for key, value in found.items() if value != OFF[key.removeprefix(SAMPLING)])

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.runtime.errors import CheckpointError, MissingExtraError
+from megrez.runtime.errors import MissingExtraError
 
 try:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -14,22 +14,21 @@ except ImportError as error:
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def block_sizes(number: int, *, tensor: str) -> tuple[str, int, int]:
-    """A type's name, the values in one of its blocks, and a block's bytes; CheckpointError for an unknown number."""
+def block_sizes(number: int) -> tuple[str, int, int] | None:
+    """A type's name, the values in one of its blocks, and a block's bytes; None for an unknown number."""
     try:
         kind = GGMLQuantizationType(number)
         values, size = GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{tensor} is stored as GGML type {number}, which the installed gguf does not know: "
-            "upgrade with  pip install -U gguf"
-        ) from error
+    except (ValueError, KeyError):
+        return None
     return kind.name, values, size
 
 
 def can_dequantize(kind: str) -> bool:
     if kind in FLOATS:
         return True
+    if kind not in GGMLQuantizationType.__members__:
+        return False
     _, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     try:
         _dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType[kind])

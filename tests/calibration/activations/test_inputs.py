@@ -83,15 +83,15 @@ def test_fake_quantisation_gives_the_nearest_value_times_the_scale(inputs: str) 
     x = activations(3)
     kept = x.copy()
     scale = float(np.float32(np.abs(x).max() * 0.3 / VALUES[inputs].max()))
-    rounded = fake_quantize(x, scale, inputs)
-    assert rounded.dtype == np.float32 and rounded.shape == x.shape
+    quantized = fake_quantize(x, scale, inputs)
+    assert quantized.dtype == np.float32 and quantized.shape == x.shape
     np.testing.assert_array_equal(x, kept)
-    np.testing.assert_allclose(np.abs(rounded - x.astype(np.float64)), errors(x, scale, inputs), rtol=1e-3, atol=1e-5)
-    assert np.abs(rounded).max() == pytest.approx(scale * VALUES[inputs].max())  # saturated
+    np.testing.assert_allclose(np.abs(quantized - x.astype(np.float64)), errors(x, scale, inputs), rtol=1e-3, atol=1e-5)
+    assert np.abs(quantized).max() == pytest.approx(scale * VALUES[inputs].max())  # saturated
 
 
 def test_aligned_channels_lie_where_their_steps_are_fine() -> None:
-    """A channel that keeps to one magnitude becomes exact; no channel gets worse, by enumeration in float64."""
+    """A channel of one magnitude loses nothing; no channel gets worse, by enumeration in float64."""
     random = np.random.default_rng(0)
     x = activations(1)
     x[:, 3] = random.choice([-1, 1], len(x)) * 1.06  # between 1 and 1.125, the worst place in the octave

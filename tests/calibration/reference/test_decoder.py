@@ -36,9 +36,9 @@ MODELS = {
 def test_logits_are_transformers(name: str, checkpoint_of: Make) -> None:
     folder = checkpoint_of(**MODELS[name])
     model, tokens = open_model(folder, LENGTH), random_tokens(SAMPLES, LENGTH)
-    told: list[int] = []
-    hidden = reference_hidden_states(model, tokens, told.append)
-    assert told == [1, 2] and hidden.dtype == np.float32
+    calls: list[int] = []
+    hidden = reference_hidden_states(model, tokens, calls.append)
+    assert calls == [1, 2] and hidden.dtype == np.float32
     for sample, ids in zip(hidden, tokens, strict=True):
         found = model.lm_head()(sample)
         np.testing.assert_allclose(found, reference.logits(folder, ids.tolist()), rtol=0, atol=1e-4)

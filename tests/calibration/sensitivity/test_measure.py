@@ -40,7 +40,7 @@ def logits(model: Any) -> np.ndarray:
 
 
 def coarse(weight: torch.Tensor, importance: np.ndarray) -> torch.Tensor:
-    """QuantizedGroup by the product: what rounding does is tested elsewhere, here only which weights are."""
+    """Quantised by the product itself, which is tested elsewhere: here, only which weights are."""
     return torch.from_numpy(quantize_nearest(weight.numpy(), INT4, WeightedSearch(importance)).dequantize())
 
 

@@ -28,15 +28,17 @@ def erroneous_inputs(seed: int = 0) -> tuple[Float32, Float32, Float32, Float32]
     """A weight, its inputs in the full-precision model and in the quantised one, and the residual error."""
     random = np.random.default_rng(seed)
     weight = random.normal(size=(N, K)).astype(np.float32)
-    exact = (random.normal(size=(TOKENS, K)) * random.uniform(0.1, 3, K)).astype(np.float32)
-    quantized = (exact + 0.3 * exact @ random.normal(size=(K, K)) / np.sqrt(K)).astype(np.float32)
+    full_precision = (random.normal(size=(TOKENS, K)) * random.uniform(0.1, 3, K)).astype(np.float32)
+    quantized = (full_precision + 0.3 * full_precision @ random.normal(size=(K, K)) / np.sqrt(K)).astype(np.float32)
     residual_error = (quantized @ random.normal(size=(K, N)) * 0.1).astype(np.float32)
-    return weight, exact, quantized, residual_error
+    return weight, full_precision, quantized, residual_error
 
 
-def least_squares(weight: Float32, exact: Float32, quantized: Float32, residual_error: Float32 | None) -> Float64:
-    """argmin |W' quantised - (W exact + residual)|^2 / tokens + ridge |W' - W|^2: the ridge as K more equations."""
-    w, x, y = (array.astype(np.float64) for array in (weight, quantized, exact))
+def least_squares(
+    weight: Float32, full_precision: Float32, quantized: Float32, residual_error: Float32 | None
+) -> Float64:
+    """argmin |W' x~ - (W x + residual)|^2 / tokens + ridge |W' - W|^2: the ridge as K more equations."""
+    w, x, y = (array.astype(np.float64) for array in (weight, quantized, full_precision))
     ridge = np.square(x).sum(axis=1).mean() / K * asymmetric.RIDGE
     wanted = y @ w.T + (0 if residual_error is None else residual_error)
     rows = np.concatenate([x / np.sqrt(TOKENS), np.eye(K) * np.sqrt(ridge)])
@@ -46,29 +48,32 @@ def least_squares(weight: Float32, exact: Float32, quantized: Float32, residual_
 
 @pytest.mark.parametrize("to_residual", [False, True])
 def test_weights_are_the_least_squares_solution(to_residual: bool) -> None:
-    weight, exact, quantized, residual_error = erroneous_inputs()
+    weight, full_precision, quantized, residual_error = erroneous_inputs()
     residual = residual_error if to_residual else None
     found = asymmetric_correction(
-        FullPrecision(inputs=exact, residual_error=residual), quantized, gram_matrix(quantized)
+        FullPrecision(inputs=full_precision, residual_error=residual), quantized, gram_matrix(quantized)
     )(weight)
     assert found.dtype == np.float32
-    expected = least_squares(weight, exact, quantized, residual)
+    expected = least_squares(weight, full_precision, quantized, residual)
     assert np.abs(expected - weight).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_without_an_input_error_weights_stay_as_they_are() -> None:
-    weight, exact, _, _ = erroneous_inputs()
+    weight, full_precision, _, _ = erroneous_inputs()
     np.testing.assert_array_equal(
-        asymmetric_correction(FullPrecision(inputs=exact), exact, gram_matrix(exact))(weight), weight
+        asymmetric_correction(FullPrecision(inputs=full_precision), full_precision, gram_matrix(full_precision))(
+            weight
+        ),
+        weight,
     )
 
 
 def test_inputs_of_zeros_change_nothing() -> None:
-    weight, exact, quantized, residual_error = erroneous_inputs()
+    weight, full_precision, quantized, residual_error = erroneous_inputs()
     quantized = np.zeros_like(quantized)
     found = asymmetric_correction(
-        FullPrecision(inputs=exact, residual_error=residual_error), quantized, gram_matrix(quantized)
+        FullPrecision(inputs=full_precision, residual_error=residual_error), quantized, gram_matrix(quantized)
     )(weight)
     np.testing.assert_array_equal(found, weight)
 
@@ -82,13 +87,13 @@ def test_the_cross_gram_matrix_is_the_mean_of_all_pairs() -> None:
 @pytest.mark.parametrize("gptq", [False, True])
 @pytest.mark.parametrize("weight_format", [INT8, None])
 def test_only_gptq_corrects_and_only_what_it_quantises(gptq: bool, weight_format: WeightFormat | None) -> None:
-    weight, exact, quantized, _ = erroneous_inputs()
+    weight, full_precision, quantized, _ = erroneous_inputs()
     one = Projection(name="p", weight=weight, bias=None, weight_format=weight_format)
     other = dataclasses.replace(one, name="o", weight_format=INT8)
     recipe = Recipe(smoothing=None, gptq=gptq, input_type=None, weight_format=lambda name: INT8)
-    found = quantize_group(quantized, [one, other], recipe, reference=FullPrecision(inputs=exact))
+    found = quantize_group(quantized, [one, other], recipe, reference=FullPrecision(inputs=full_precision))
     corrected = gptq and weight_format is not None
-    expected = least_squares(weight, exact, quantized, None) if corrected else weight
+    expected = least_squares(weight, full_precision, quantized, None) if corrected else weight
     np.testing.assert_allclose(found.projections[0].weight, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
         found(quantized)[:, :N], quantized @ expected.T, rtol=0, atol=0.01 * np.abs(found(quantized)).max()
@@ -97,11 +102,13 @@ def test_only_gptq_corrects_and_only_what_it_quantises(gptq: bool, weight_format
 
 def test_aligned_inputs_are_compared_with_aligned_ones() -> None:
     """FP8 inputs are multiplied by factors first: without an input error, weights are divided by them and no more."""
-    weight, exact, _, _ = erroneous_inputs()
-    exact = exact * np.geomspace(0.1, 10, K).astype(np.float32)
+    weight, full_precision, _, _ = erroneous_inputs()
+    full_precision = full_precision * np.geomspace(0.1, 10, K).astype(np.float32)
     one = Projection(name="p", weight=weight, bias=None, weight_format=FP8)
     recipe = Recipe(smoothing=None, gptq=True, input_type="fp8", weight_format=lambda name: FP8)
-    found = quantize_group(exact, [one], recipe, alignable=True, reference=FullPrecision(inputs=exact))
+    found = quantize_group(
+        full_precision, [one], recipe, alignable=True, reference=FullPrecision(inputs=full_precision)
+    )
     assert found.factors is not None and np.ptp(found.factors) > 0.1
     aligned = weight / found.factors
     assert np.abs(found.projections[0].weight - aligned).max() < 0.05 * np.abs(aligned).max()
@@ -110,10 +117,10 @@ def test_aligned_inputs_are_compared_with_aligned_ones() -> None:
 def test_a_layer_brings_an_erroneous_stream_back(checkpoint_of: Make) -> None:
     """Against the layer's own weights on the same stream: 8 bits lose little, so the gain is the correction's."""
     model = open_model(checkpoint_of(), 24)
-    exact = model.embed(random_tokens(8, 24, seed=1))
+    full_precision = model.embed(random_tokens(8, 24, seed=1))
     random = np.random.default_rng(2)
-    mixed = exact @ random.normal(size=(exact.shape[-1],) * 2).astype(np.float32)
-    quantized = exact + np.float32(0.2 * exact.std() / mixed.std()) * mixed
+    mixed = full_precision @ random.normal(size=(full_precision.shape[-1],) * 2).astype(np.float32)
+    quantized = full_precision + np.float32(0.2 * full_precision.std() / mixed.std()) * mixed
     layer = model.layer(0)
     recipe = Recipe(smoothing=None, gptq=True, input_type=None, weight_format=lambda name: INT8)
     streams, _ = calibrate_layer(
@@ -122,7 +129,7 @@ def test_a_layer_brings_an_erroneous_stream_back(checkpoint_of: Make) -> None:
         model.shape,
         None,
         recipe,
-        Streams(reference=exact, quantized=quantized, calibration_samples=6),
+        Streams(reference=full_precision, quantized=quantized, calibration_samples=6),
     )
     left = forward(quantized, layer, model.shape, None, linear_of(layer))
     for samples, share in ((slice(0, 6), 0.95), (slice(6, 8), 1.0)):

@@ -17,7 +17,7 @@ def matrix(bits: int, offsets: NDArray[np.float32], scales: NDArray[np.float32])
     return BlockQuantized(bits=bits, block=BLOCK, codes=codes, scales=scales, zero_points=zeros, offsets=offsets)
 
 
-def exact(quantized: BlockQuantized) -> NDArray[np.float64]:
+def decoded(quantized: BlockQuantized) -> NDArray[np.float64]:
     """The formula in BlockQuantized's docstring, in float64."""
     n, k = quantized.codes.shape
     w = np.empty((n, k))
@@ -46,7 +46,7 @@ def test_the_product_is_that_of_the_matrix(bits: int, blocks: int) -> None:
     assert folded.codes.shape[1] == folded_columns(blocks * BLOCK, BLOCK) == blocks * (BLOCK + 1)
     np.testing.assert_array_equal(folded.codes[:, : blocks * BLOCK], whole.codes)
     x = random.normal(size=(5, blocks * BLOCK))
-    error = np.abs(widened(x) @ exact(folded).T - x @ exact(whole).T)
+    error = np.abs(widened(x) @ decoded(folded).T - x @ decoded(whole).T)
     # A zero point leaves at most half a step of a minimum. Codes of that are off by half of their own step, which is
     # the largest among 32 neighbours / (2**(bits - 1) - 1); and 32 times a mean of x is a sum.
     groups = np.maximum.reduceat(scales, np.arange(0, blocks, BLOCK), axis=1)
@@ -69,7 +69,7 @@ def test_blocks_that_do_not_span_zero(offset: float) -> None:
     x = np.random.default_rng(2).normal(size=(3, 128))
     rest = np.abs(offsets + scales * (15 if offset < 0 else 0)).max()
     sums = np.abs(x.reshape(3, -1, BLOCK).sum(axis=-1)).sum(axis=-1, keepdims=True)
-    error = np.abs(widened(x) @ exact(folded).T - x @ exact(whole).T)
+    error = np.abs(widened(x) @ decoded(folded).T - x @ decoded(whole).T)
     assert (error <= sums * rest / 14 * (1 + 1e-5)).all()
 
 
@@ -80,8 +80,8 @@ def test_minima_on_the_grid_need_no_rest() -> None:
     folded = fold_offsets(whole)
     assert folded.zero_points is not None
     np.testing.assert_array_equal(folded.zero_points, [[0, 3, 8, 15, 8]] * 3)
-    np.testing.assert_array_equal(exact(folded)[:, :128], exact(whole))
-    np.testing.assert_array_equal(exact(folded)[:, 128:], 0)
+    np.testing.assert_array_equal(decoded(folded)[:, :128], decoded(whole))
+    np.testing.assert_array_equal(decoded(folded)[:, 128:], 0)
 
 
 def test_constant_blocks_of_scale_zero() -> None:
@@ -89,10 +89,10 @@ def test_constant_blocks_of_scale_zero() -> None:
     offsets = np.array([[0.7, -2.0]], np.float32)
     whole = matrix(4, offsets, scales)
     x = np.random.default_rng(2).normal(size=(3, 64))
-    np.testing.assert_allclose(widened(x) @ exact(fold_offsets(whole)).T, x @ exact(whole).T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(widened(x) @ decoded(fold_offsets(whole)).T, x @ decoded(whole).T, rtol=0, atol=1e-5)
 
 
 def test_decoding_follows_the_documented_formula() -> None:
     random = np.random.default_rng(5)
     whole = matrix(4, random.normal(size=(3, 2)).astype(np.float32), random.normal(size=(3, 2)).astype(np.float32))
-    np.testing.assert_allclose(whole.dequantize(), exact(whole), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(whole.dequantize(), decoded(whole), rtol=0, atol=1e-5)

@@ -66,12 +66,6 @@ def test_reads_float64_and_a_range_of_rows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(checkpoint.rows("model.embed_tokens.weight", 5, 9), stored[5:9].float().numpy())
 
 
-def test_a_tied_model_may_carry_a_head_that_is_ignored(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, tied=True)
-    edit_weights(tmp_path, lm_head__weight=torch.zeros(3, 3))
-    open_folder(tmp_path).check()
-
-
 def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, tied=True)
     edit_json(tmp_path / "config.json", tie_word_embeddings=False)

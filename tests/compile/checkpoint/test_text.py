@@ -9,9 +9,8 @@ import tokenizers
 import transformers
 
 from megrez.compile.checkpoint.protocol import TextAssets
-from megrez.compile.checkpoint.text import read_sampling, read_text_assets
+from megrez.compile.checkpoint.text import read_text_assets
 from megrez.runtime.errors import CheckpointError
-from megrez.runtime.manifest import SamplingDefaults
 from tests.models import CHAT_TEMPLATE, write_tokenizer
 
 MEGREZ_SPECIALS = ["<|eos|>", "<|unk|>", "<|pad|>", "<|role_start|>", "<|role_end|>", "<|turn_end|>"]
@@ -107,19 +106,25 @@ def test_add_bos(tmp_path: Path, processor: bool, flag: bool | None) -> None:
         tokenizer.save(str(tmp_path / "tokenizer.json"))
     assets = read(tmp_path)
     assert (assets.tokens.bos, assets.bos_token) == (256, "<|endoftext|>")
-    assert assets.tokens.add_bos is (processor if flag is None else flag)
-    if flag is None:
-        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-        assert (theirs("a").input_ids[0] == 256) is assets.tokens.add_bos
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (theirs("a").input_ids[0] == 256) is assets.tokens.add_bos is processor
 
 
-def test_chat_template_files_come_before_the_tokenizer_config(tmp_path: Path) -> None:
+def test_the_chat_template_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
+    def theirs() -> Any:
+        return transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template
+
     write_tokenizer(tmp_path)
-    assert read(tmp_path).chat_template == CHAT_TEMPLATE
     write(tmp_path, "chat_template.json", chat_template="from json")
-    assert read(tmp_path).chat_template == "from json"
+    assert read(tmp_path).chat_template == theirs() == CHAT_TEMPLATE
     (tmp_path / "chat_template.jinja").write_text("from jinja")
-    assert read(tmp_path).chat_template == "from jinja"
+    assert read(tmp_path).chat_template == theirs() == "from jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("with tools")
+    assert read(tmp_path).chat_template == theirs()["default"] == "from jinja"
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match=r"no chat template is named 'default', found \['tools'\]"):
+        read(tmp_path)
 
 
 def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
@@ -156,39 +161,3 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("generation", "expected"),
-    [
-        ({}, (0.0, 0, 1.0, 1.0)),
-        ({"temperature": 0.7, "repetition_penalty": 1.02}, (0.0, 0, 1.0, 1.02)),
-        ({"do_sample": True}, (1.0, 50, 1.0, 1.0)),
-        ({"do_sample": True, "top_p": 0.0}, (1.0, 1, 1.0, 1.0)),
-        ({"do_sample": True, "top_k": -1, "temperature": 0}, (0.0, 0, 1.0, 1.0)),
-        (
-            {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.02},
-            (0.7, 0, 0.9, 1.02),
-        ),
-    ],
-)
-def test_sampling(generation: dict[str, Any], expected: tuple[float, int, float, float]) -> None:
-    temperature, top_k, top_p, penalty = expected
-    assert read_sampling(generation) == SamplingDefaults(
-        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty
-    )
-
-
-@pytest.mark.parametrize(
-    ("generation", "told"),
-    [
-        ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot', not a number"),
-        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which samples nothing"),
-        ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
-        ({"repetition_penalty": -2}, "repetition_penalty is -2.0"),
-        ({"repetition_penalty": True}, "repetition_penalty is True, not a number"),
-    ],
-)
-def test_sampling_that_nothing_can_follow(generation: dict[str, Any], told: str) -> None:
-    with pytest.raises(CheckpointError, match=f"^generation_config.json: {told}.*: mend it or remove it$"):
-        read_sampling(generation)

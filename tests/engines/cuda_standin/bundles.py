@@ -24,13 +24,16 @@ def make_bundle(folder: Path, library: str, **changes: Any) -> Bundle:
         library=library,
         version=tensorrt_rtx.__version__,
         capabilities=("sm_89", "sm_120"),
-        slots=2,
+        slots=3,
         chunk=4,
         rows=3,
         memory_bytes=MEMORY,
         version_compatible=False,
     )
-    manifest = replace(plain_manifest(), engine="tensorrt", device=replace(device, **changes))
+    plain = plain_manifest()
+    architecture = replace(plain.architecture, num_key_value_heads=2)
+    changed = {"engine": "tensorrt", "architecture": architecture, "device": replace(device, **changes)}
+    manifest = replace(plain, **changed)
     return Bundle(path=folder, manifest=manifest)
 
 

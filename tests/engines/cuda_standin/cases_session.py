@@ -110,6 +110,40 @@ def test_all_memory_is_accounted_for(library: Library, tmp_path: Path, name: str
     session.close()
 
 
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_cached_tokens_are_copied_and_rows_brought_together(library: Library, tmp_path: Path, name: str) -> None:
+    """Of three slots, the first and the last decode: their rows are made neighbours. Then one is a copy of another."""
+    session, fake = opened(tmp_path, name, slots=3), FakeSession(vocab_size=267, capacity=64, slots=3)
+    for one in (session, fake):
+        one.step([3, 1, 4, 1, 5, 9, 2, 6, 5], [0, 0, 0], [], counts=[4, 2, 3])
+    for start in range(3):
+        step = ([7, 8], [4 + start, 3 + start], [0, 1])
+        assert session.step(*step, slots=[0, 2]).tolist() == fake.step(*step, slots=[0, 2]).tolist()
+    for one in (session, fake):
+        one.copy(2, 1, 5)
+    assert library.gpu.calls("cudaMemcpy2DAsync") > 2
+    for slot, start in ((1, 5), (2, 6), (0, 7)):
+        step = ([11], [start], [0])
+        assert session.step(*step, slots=[slot]).tolist() == fake.step(*step, slots=[slot]).tolist()
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc"])
+def test_out_of_memory_at_any_allocation_gives_all_back(
+    library: Library, tmp_path: Path, name: str, function: str
+) -> None:
+    gpu = library.gpu
+    opened(tmp_path, name).close()
+    asked = gpu.calls(function)
+    assert asked >= 4
+    for nth in range(2 if function == "cudaMalloc" else 1, asked + 1):  # the engine's weights are its own affair
+        gpu.fail(function, ERRORS.cudaErrorMemoryAllocation, first=nth)
+        with pytest.raises(EngineError, match=rf"^CUDA's {function} says cudaErrorMemoryAllocation$"):
+            opened(tmp_path, name)
+        assert gpu.report() == [], nth
+
+
 @pytest.mark.parametrize("name", ["tensorrt"])
 def test_a_copy_that_fails_and_one_that_loses_the_device(library: Library, tmp_path: Path, name: str) -> None:
     session, gpu = opened(tmp_path, name), library.gpu

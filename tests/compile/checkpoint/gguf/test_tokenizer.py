@@ -56,16 +56,18 @@ def test_a_byte_level_tokenizer_survives_the_round_trip(tmp_path: Path) -> None:
     assert assets.chat_template == CHAT_TEMPLATE
     assert assets.eos_token == "<|im_end|>"
     assert (assets.tokens.bos, assets.tokens.pad, assets.tokens.stop) == (None, 259, (258, 256))
-    assert assets.sampling == SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+    assert assets.sampling == SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
 def test_a_file_may_recommend_a_sampling(tmp_path: Path) -> None:
-    metadata = {"general.sampling.temp": 0.7, "general.sampling.top_p": 0.9, "general.sampling.top_k": 20}
+    stated = {"temp": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "mirostat": 2, "penalty_last_n": 64}
+    metadata = {f"general.sampling.{key}": value for key, value in stated.items()}
     assets = open_checkpoint(
         str(make_gguf(tmp_path / "t.gguf", make_checkpoint(tmp_path / "hf"), metadata=metadata))
     ).text
     assert assets is not None
-    assert assets.sampling == SamplingDefaults(temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.0)
+    assert assets.sampling == SamplingDefaults(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.0)
+    assert assets.ignored == ("general.sampling.mirostat 2",)
 
 
 def test_a_file_without_vocabulary_has_no_text(tmp_path: Path) -> None:

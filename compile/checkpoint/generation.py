@@ -1,0 +1,93 @@
+"""What generation_config.json recommends, read as transformers' generate reads it; knows no tokenizer."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from megrez.compile.checkpoint.text_assets import GREEDY
+from megrez.runtime.errors import CheckpointError
+from megrez.runtime.manifest import SamplingDefaults
+
+GENERATION = "generation_config.json"
+# Keys that change which tokens generate chooses and that the runtime does not follow, each with the values that turn
+# it off beside null. The keys for samplers count only with do_sample.
+OFF: dict[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "sequence_bias": ([], {}),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "dola_layers": (),
+    "stop_strings": ([], ""),
+}
+SAMPLERS_OFF: dict[str, tuple[object, ...]] = {
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (),
+}
+SHOWN = 40
+
+
+def read_sampling(generation: dict[str, Any]) -> SamplingDefaults:
+    """The sampling of generation_config.json.
+
+    Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
+    either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
+    Raises CheckpointError for what is no number or can sample nothing.
+    """
+    penalty = _number(generation, "repetition_penalty", 1.0) or 1.0
+    if generation.get("do_sample") is not True:
+        return _usable(replace(GREEDY, repetition_penalty=penalty))
+    top_k, top_p = max(int(_number(generation, "top_k", 50)), 0), _number(generation, "top_p", 1.0)
+    found = SamplingDefaults(
+        temperature=_number(generation, "temperature", 1.0),
+        top_k=top_k if top_p else 1,
+        top_p=top_p or 1.0,
+        min_p=_number(generation, "min_p", 0.0),
+        repetition_penalty=penalty,
+    )
+    return _usable(found)
+
+
+def ignored_keys(generation: dict[str, Any]) -> tuple[str, ...]:
+    """Each key that is on and that the runtime does not follow, with its value: "no_repeat_ngram_size 3"."""
+    off = {**OFF, **(SAMPLERS_OFF if generation.get("do_sample") is True else {})}
+    found = {key: generation[key] for key in off if generation.get(key) is not None}
+    return tuple(f"{key} {_shown(value)}" for key, value in found.items() if value not in off[key])
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _number(generation: dict[str, Any], key: str, default: float) -> float:
+    value = generation.get(key)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise CheckpointError(f"{GENERATION}: {key} is {value!r}, not a number: mend it or remove it")
+    return float(value)
+
+
+def _usable(found: SamplingDefaults) -> SamplingDefaults:
+    if faults := found.faults():
+        raise CheckpointError(f"{GENERATION}: {', '.join(faults)}, which samples nothing: mend it or remove it")
+    return found

@@ -1,0 +1,28 @@
+"""A command whose `--help` lists its options in named groups; knows no option."""
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+
+def sectioned(sections: Mapping[str, Sequence[str]]) -> type[click.Command]:
+    """The class of a click command whose options are listed by group: a title, and its options by their long names.
+
+    Options that no group names, such as --help, come last, under "Other".
+    """
+
+    class Sectioned(click.Command):
+        def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+            left = {option.opts[-1]: option for option in self.get_params(context) if isinstance(option, click.Option)}
+            for title, names in sections.items():
+                _write(context, formatter, title, [left.pop(name) for name in names])
+            _write(context, formatter, "Other", list(left.values()))
+
+    return Sectioned
+
+
+def _write(context: click.Context, formatter: click.HelpFormatter, title: str, options: list[click.Option]) -> None:
+    records = [record for option in options if (record := option.get_help_record(context)) is not None]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)
