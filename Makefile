@@ -3,6 +3,7 @@
 # make slow   the tests that need minutes: SmolLM2 against transformers
 # make gpu-check  every trt-* and cuda-* target on this machine's GPU, in pieces of ten minutes: until nothing is left
 # make check  ruff and mypy --strict
+# make docs   docs/targets.md, from the table of targets
 # All of them work in an environment of their own, .venv; name another with VENV=.
 
 VENV ?= .venv
@@ -15,7 +16,7 @@ TYPING := build/typing/megrez
 KERNELS := $(wildcard engines/ort/kernels/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: demo test slow gpu-check check format
+.PHONY: demo test slow gpu-check check docs format
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -36,6 +37,9 @@ check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	MYPYPATH=build/typing $(BIN)/python -m mypy -p megrez
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/generate.py
 
 format: $(VENV)/dev
 	$(BIN)/python -m ruff check --fix .

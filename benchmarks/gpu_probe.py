@@ -55,16 +55,30 @@ def compute(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
 
 def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
     """Three sequences read the prompt and then each decodes one of its tokens again, at a length of its own, for one
-    row of logits, for all and for some: recorded steps must follow every length.
+    row of logits, for all and for some: recorded steps must follow every length. Then slots are left out, so that rows
+    of the caches are swapped, one reads a prompt while two decode, and one goes on from a copy.
     """
     with contextlib.closing(opener(bundle, threads=None, slots=len(RAGGED))) as session:
         prompt, lengths = np.array(checked_ids(session.vocab_size)), np.array(RAGGED, np.int32)
         found, positions = [], []
+        fill = np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64)
         for rows in ([0, 1, 2], [1], [2, 0], [0, 1, 2]):
-            session.step(np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64))
+            session.step(*fill)
             found.append(np.array(session.step(prompt[lengths][:, None], lengths, np.array(rows))))
             positions += [int(lengths[row]) for row in rows]
             lengths = lengths[[1, 2, 0]]
+        session.step(*fill)
+        for slots in ([0, 2], [2], [1, 0], [0, 1, 2]):
+            starts = lengths[slots]
+            found.append(np.array(session.step(prompt[starts], starts, np.arange(len(slots)), slots=slots)))
+            positions += starts.tolist()
+        mixed = np.concatenate([prompt[:CHECKED], prompt[lengths[1:]]])
+        starts, counts = np.array([0, *lengths[1:]]), np.array([CHECKED, 1, 1])
+        found.append(np.array(session.step(mixed, starts, CHECKED - 1 + np.arange(3), counts=counts)))
+        positions += [CHECKED - 1, *lengths[1:].tolist()]
+        session.copy(0, 1, CHECKED - 1)
+        found.append(np.array(session.step(prompt[-1:], [CHECKED - 1], [0], slots=[1])))
+        positions.append(CHECKED - 1)
         np.save(folder / "ragged.npy", np.concatenate(found))
         return {"ragged_positions": positions}
 

@@ -17,10 +17,11 @@ from megrez.compile.commands.console_report import ConsoleReport
 from megrez.compile.commands.default_output import default_output, output_of_staged
 from megrez.compile.commands.engine_options import ENGINE, ENGINE_OPTIONS, NPU, engine_options, engine_request
 from megrez.compile.commands.sections import sectioned
+from megrez.compile.commands.targets_table import as_text
 from megrez.compile.graph.precision import fit_blocks
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
-from megrez.engines.targets import BLOCK_SIZES, CHANNEL, TARGETS, Target, find_target
+from megrez.engines.targets import BLOCK_SIZES, CHANNEL, Target, find_target
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.console import run_cli
@@ -29,19 +30,9 @@ from megrez.runtime.measure import peak_rss_bytes
 
 
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if not wanted:
-        return
-    rows: list[tuple[str, ...]] = [
-        ("TARGET", "WEIGHTS", "THE MOST SENSITIVE", "EMBEDDING", "HEAD", "ACTIVATIONS", "DEVICES")
-    ]
-    for target in TARGETS:
-        forms = (target.weights, target.sensitive, target.embedding, target.head)
-        formats = (str(form or target.kv_dtype) for form in forms)
-        rows.append((target.name, *formats, target.activations, target.devices))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    context.exit()
+    if wanted:
+        click.echo(as_text())
+        context.exit()
 
 
 SECTIONS = {

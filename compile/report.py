@@ -1,4 +1,4 @@
-"""Who is told how far a build is; knows no stage and no screen."""
+"""How a build reports its progress; knows no stage and no screen."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,17 +14,17 @@ class Report(Protocol):
         ...
 
     def text(self, lines: str) -> None:
-        """Something to read."""
+        """Lines to show as they are."""
         ...
 
     def weights(self, total: int) -> Progress:
-        """Weights will be written, `total` bytes of them; the answer is called with each tensor's bytes."""
+        """Weights will be written, `total` bytes of them; call what is returned with each tensor's bytes."""
         ...
 
     def layers(self, total: int) -> Progress:
-        """Layers will be walked, `total` of them; the answer is called with how many are done so far."""
+        """Layers will be walked, `total` of them; call what is returned with how many are done so far."""
         ...
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A tool of others has done so many steps of a phase that it names."""
+        """A library that builds has done so many steps of a phase, by its own name of it."""
         ...

@@ -199,45 +199,43 @@ QNN = Target(
     default_context=1024,
 )
 
+CPU = Target(
+    name="cpu-fp32",
+    engine="ort",
+    dialect="ort",
+    weights=None,
+    sensitive=None,
+    head=None,
+    embedding=None,
+    activations="float32",
+    kv_dtype="float32",
+    devices="any CPU",
+)
+CPU_INT8 = replace(
+    CPU,
+    name="cpu-int8",
+    weights=INT8,
+    sensitive=INT8,
+    head=INT8,
+    embedding=INT8,
+    activations="int8 per block, at run time",
+)
+CPU_INT4 = replace(
+    CPU_INT8,
+    name="cpu-int4",
+    weights=INT4_COARSE,
+    sensitive=INT8_COARSE,
+    head=INT4_COARSE,
+    embedding=INT8_COARSE,
+    algorithm="gptq",
+    rotated=True,
+)
+
 TARGETS = (
-    Target(
-        name="cpu-fp32",
-        engine="ort",
-        dialect="ort",
-        weights=None,
-        sensitive=None,
-        head=None,
-        embedding=None,
-        activations="float32",
-        kv_dtype="float32",
-        devices="any CPU",
-    ),
-    Target(
-        name="cpu-int8",
-        engine="ort",
-        dialect="ort",
-        weights=INT8,
-        sensitive=INT8,
-        head=INT8,
-        embedding=INT8,
-        activations="int8 per block, at run time",
-        kv_dtype="float32",
-        devices="any CPU",
-    ),
-    Target(
-        name="cpu-int4",
-        engine="ort",
-        dialect="ort",
-        weights=INT4_COARSE,
-        sensitive=INT8_COARSE,
-        head=INT4_COARSE,
-        embedding=INT8_COARSE,
-        activations="int8 per block, at run time",
-        kv_dtype="float32",
-        devices="any CPU",
-        algorithm="gptq",
-        rotated=True,
-    ),
+    CPU,
+    CPU_INT8,
+    CPU_INT4,
+    replace(CPU_INT4.with_block(32), name="cpu-int4-b32"),  # nearer to the checkpoint, and larger
     CUDA,
     replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8, embedding=INT8),
     replace(

@@ -1,4 +1,4 @@
-"""One prompt over a session, in the caller's thread: the engine's loop as an iterator; knows neither text nor bundles."""
+"""One prompt over a session, in the caller's thread: the engine's loop as an iterator; knows no bundle."""
 
 import dataclasses
 import time

@@ -34,6 +34,13 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where tests.graphs keeps what all processes of this test run share; those of pytest-xdist have folders beside."""
+    own = tmp_path_factory.getbasetemp()
+    os.environ["MEGREZ_TEST_RUN"] = str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever traces gets a copy of an earlier graph of the same shape: what is tested lies behind the tracing."""

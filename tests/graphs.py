@@ -1,7 +1,10 @@
-"""Graphs to test on onnxruntime: small ones from text, canonical ones traced once per shape and process."""
+"""Graphs to test on onnxruntime: small ones from text, canonical ones traced once per shape and test run."""
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxruntime
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -24,6 +28,7 @@ HEADER = '<ir_version: 11, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
 IDS: list[list[int]] = np.random.default_rng(7).integers(0, 320, (2, 16)).tolist()
 # (tokens per row, tokens of each row that are valid): the rest of a row is rubbish that the next step writes over.
 CHUNKS = ((7, (7, 3)), (4, (4, 4)), (1, (1, 1)), (2, (2, 2)), (2, (2, 1)))
+WITHOUT_VALUES = ("model.", "lm_head.")
 _traced: dict[str, ir.Model] = {}
 
 
@@ -34,10 +39,50 @@ def traced(config: ModelConfig, context: int = CONTEXT) -> ir.Model:
     """
     key = repr(replace(config, model_type="", rope={}, max_position_embeddings=1))
     if key not in _traced:
-        _traced[key] = trace(config, CONTEXT)
+        _traced[key] = _shared(key, config)
     model = _traced[key].clone()
     for name in ("model.rotary_cos", "model.rotary_sin"):
         model.graph.initializers[name].shape = ir.Shape([context, config.head_dim // 2])
+    return model
+
+
+def _shared(key: str, config: ModelConfig) -> ir.Model:
+    """Traced by whichever process of this test run asks first, which takes 7 s; the others read its file."""
+    path = Path(os.environ["MEGREZ_TEST_RUN"]) / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            _save_without_values(trace(config, CONTEXT), path)
+    return _load_without_values(path)
+
+
+def _save_without_values(model: ir.Model, path: Path) -> None:
+    """ONNX knows no initializer without a value: such ones become inputs."""
+    for name in [name for name in model.graph.initializers if name.startswith(WITHOUT_VALUES)]:
+        model.graph.inputs.append(model.graph.initializers.pop(name))
+    ir.save(model, path)
+
+
+def _load_without_values(path: Path) -> ir.Model:
+    """The graph as it was before it was saved, with what onnx_ir keeps in memory alone."""
+    model = ir.load(path)
+    constants = dict(model.graph.initializers)
+    model.graph.initializers.clear()
+    for value in [value for value in model.graph.inputs if str(value.name).startswith(WITHOUT_VALUES)]:
+        model.graph.inputs.remove(value)
+        model.graph.initializers.add(value)
+    for value in constants.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+        model.graph.initializers.add(value)
+    for node in model.graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.FLOAT:
+                # The shortest decimal of the float32 that the file holds is what was traced: 1e-05.
+                node.attributes[name] = ir.AttrFloat32(name, float(str(np.float32(attribute.as_float()))))
+        if node.op_type == "Constant":
+            tensor = ir.tensor(node.attributes["value"].as_tensor().numpy())
+            node.attributes["value"] = ir.AttrTensor("value", tensor)
+            node.outputs[0].const_value = tensor
     return model
 
 

@@ -52,6 +52,45 @@ def test_the_runtime_names_no_library_of_the_compiler():
     assert faults == {}
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the product by its name."""
+    found = {}
+    for layer in LAYERS:
+        for path in (ROOT / layer).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(("megrez", *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The largest sets of modules that each import one another, by way of others too."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = set(imports[start])
+        while left:
+            seen |= left
+            left = {further for name in left for further in imports[name]} - seen
+        return seen
+
+    behind = {name: reached(name) for name in imports}
+    return {
+        frozenset(other for other in behind[name] if name in behind[other]) for name in imports if name in behind[name]
+    }
+
+
+def test_no_modules_import_one_another_lazily_either():
+    files = modules()
+    assert "megrez.runtime.session" in files and "megrez.engines.ort" in files
+    imports = {name: imported(path.read_text()) & files.keys() - {name} for name, path in files.items()}
+    assert circles(imports) == set()
+
+
+def test_a_circle_is_seen_by_way_of_others_too():
+    imports = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a", "e"}}
+    assert circles(imports) == {frozenset("abc"), frozenset("de")}
+
+
 @pytest.mark.parametrize(
     ("source", "layer", "found"),
     [

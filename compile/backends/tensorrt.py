@@ -20,6 +20,7 @@ from megrez.runtime.manifest import Device, KvCache
 
 # Prompt tokens of one step, and most logits that it returns: memory for speed.
 CHUNK, LOGITS = 512, 64
+LEAST_CONTEXT = 2
 # The largest memory of a GPU that TensorRT knows today: a B300's.
 LARGEST_MEMORY = 288 * 10**9
 
@@ -33,6 +34,11 @@ class TensorRt:
         capabilities = () if options.arch in (None, NATIVE) else find_capabilities(options.arch)
         if options.arch is not None:
             target.check_capabilities(capabilities)
+        if context < LEAST_CONTEXT:
+            raise UsageError(
+                f"--context is {context}: TensorRT leaves out the mask of a cache of one token, so that its engine "
+                f"cannot be audited: choose {LEAST_CONTEXT} or more"
+            )
         _check_batch(options.batch, context, cache)
         name = choose_library(options.builder)
         if options.hardware_compatible and name == RTX:

@@ -1,4 +1,4 @@
-"""The text that calibration reads, and the text beside it that tells how well it went; knows no weights."""
+"""The text that calibration reads, and the text beside it that fidelity is measured on; knows no weights."""
 
 import hashlib
 from collections.abc import Iterator

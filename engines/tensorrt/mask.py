@@ -20,7 +20,8 @@ def mask_fault(model: ir.Model, mask: ir.Value | None) -> str | None:
 
     A sliding window is right where it is the same for every token.
     """
-    capacity, width = _capacity(model), 3
+    capacity = _capacity(model)
+    width = min(3, capacity)
     starts = np.array([0, capacity - width], np.int64)
     found = _evaluate(model, mask, starts, width, capacity)
     if found is None:

@@ -1,4 +1,4 @@
-"""`megrez bench`: speed of one stream and memory of the process, as medians over repeats."""
+"""`megrez bench`: speed of one stream or several and memory of the process, as medians over repeats."""
 
 import contextlib
 import json
@@ -15,6 +15,10 @@ from megrez.runtime.commands.options import bundle_argument, json_file_option, j
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt length.")
 @click.option("--output-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to generate.")
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs after one warm-up.")
+@click.option(
+    "--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Streams that are decoded together."
+)
+@click.option("--context", type=click.IntRange(min=1), help="Tokens that a stream holds.  [default: the bundle's]")
 @threads_option
 @json_option
 @json_file_option
@@ -23,11 +27,13 @@ def bench_command(
     prompt_tokens: int,
     output_tokens: int,
     repeat: int,
+    slots: int,
+    context: int | None,
     threads: int | None,
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure prefill and decode speed on random tokens, with one stream and no stop token."""
+    """Measure prefill and decode speed on random tokens, without a stop token. Speeds add up those of all streams."""
     from megrez.runtime.bundle import open_bundle
     from megrez.runtime.engines import open_session
     from megrez.runtime.measure import measure, peak_rss_bytes
@@ -35,7 +41,7 @@ def bench_command(
 
     opened = open_bundle(bundle)
     used = threads or default_threads()
-    with contextlib.closing(open_session(opened, threads=used)) as session:
+    with contextlib.closing(open_session(opened, threads=used, slots=slots, capacity=context)) as session:
         runs = measure(session, prompt_tokens=prompt_tokens, output_tokens=output_tokens, repeat=repeat)
     figures = {
         "prefill_tokens_per_s": statistics.median(run.prefill_tokens_per_s for run in runs),
@@ -44,6 +50,7 @@ def bench_command(
         "peak_rss_bytes": peak_rss_bytes(),
         "bundle_bytes": opened.size,
         "threads": used,
+        "slots": slots,
     }
     show(_table(figures), json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
 
@@ -56,5 +63,6 @@ def _table(figures: dict[str, float]) -> str:
         "peak memory": f"{figures['peak_rss_bytes'] / 2**20:10.1f} MiB",
         "bundle": f"{figures['bundle_bytes'] / 2**20:10.1f} MiB",
         "threads": f"{figures['threads']:10d}",
+        "slots": f"{figures['slots']:10d}",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())

@@ -3,6 +3,7 @@
 Requests join and leave between steps. What a sequence gets depends on its own tokens alone.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -24,6 +25,7 @@ CHUNK, MIXED_CHUNK = 512, 32
 # Prompt tokens of a step that returns the logits of each: they take chunk * vocab_size * 4 bytes.
 LOGPROBS_CHUNK = 64
 
+log = logging.getLogger(__name__)
 NewDetokenizer = Callable[[Sequence[int]], TokenText | None]
 
 
@@ -100,9 +102,9 @@ class Engine:
 
     def end(self, error: MegrezError) -> None:
         """Drop all requests and tell their sinks why."""
-        for number, sink in {one.request.number: one.request.sink for one in (*self.running, *self.waiting)}.items():
-            self.cancel(number)
-            sink(error)
+        for request in {one.request.number: one.request for one in (*self.running, *self.waiting)}.values():
+            self.cancel(request.number)
+            self._tell(request, error)
 
     def _admit(self) -> None:
         while self.waiting and self.slots.free:
@@ -149,7 +151,7 @@ class Engine:
             token, logprobs = one.sampler.next(logits[-1], blocked=self._blocked(one))
         except MegrezError as error:
             self.cancel(one.request.number)
-            one.request.sink(error)
+            self._tell(one.request, error)
             return
         one.ids.append(token)
         reason = self._reason(one, token)
@@ -171,7 +173,7 @@ class Engine:
         one.since = now
         if reason:
             self._leave(one)
-        one.request.sink(found)
+        self._tell(one.request, found)
 
     def _note_prompt(self, one: Generation, logits: Logits) -> None:
         count = one.request.params.prompt_logprobs
@@ -205,9 +207,17 @@ class Engine:
             assert one.slot is not None
             self._leave(one)
             self.slots.forget(one.slot)
-        for number, sink in {one.request.number: one.request.sink for one in failed}.items():
-            self.cancel(number)
-            sink(error)
+        for request in {one.request.number: one.request for one in failed}.values():
+            self.cancel(request.number)
+            self._tell(request, error)
+
+    def _tell(self, request: Request, found: Token | Exception) -> None:
+        """Hand over to the sink; one that fails ends its own request and no other."""
+        try:
+            request.sink(found)
+        except Exception:
+            log.exception("the sink of request %d failed: it is cancelled", request.number)
+            self.cancel(request.number)
 
 
 def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:

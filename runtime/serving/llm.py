@@ -1,6 +1,7 @@
 """Many prompts at once, for programs: `LLM` with vLLM's calls; one thread drives the engine for all callers."""
 
 import asyncio
+import contextlib
 import queue
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -48,10 +49,18 @@ class LLM:
         self._set_up(bundle, session, text, template, queue_limit)
 
     @classmethod
-    def over(cls, bundle: Bundle, session: Session, text: Text, template: ChatTemplate | None) -> "LLM":
+    def over(
+        cls,
+        bundle: Bundle,
+        session: Session,
+        text: Text,
+        template: ChatTemplate | None,
+        *,
+        queue_limit: int | None = None,
+    ) -> "LLM":
         """Serve a session that is open already."""
         llm = cls.__new__(cls)
-        llm._set_up(bundle, session, text, template, None)
+        llm._set_up(bundle, session, text, template, queue_limit)
         return llm
 
     def _set_up(
@@ -111,9 +120,12 @@ class LLM:
         """The tokens of one request as they come, for asyncio programs; leaving the loop cancels the request."""
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Token | Exception]()
         params = params or self.default_params
-        request = self.submit(
-            self._encode(prompt), params, lambda found: loop.call_soon_threadsafe(tokens.put_nowait, found)
-        )
+
+        def sink(found: Token | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the program's event loop has ended
+                loop.call_soon_threadsafe(tokens.put_nowait, found)
+
+        request = self.submit(self._encode(prompt), params, sink)
         finished = 0
         try:
             while finished < params.n:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.cli import compile_command
 from megrez.compile.families.registry import families
 from megrez.engines.targets import TARGETS
 from megrez.runtime.bundle import open_bundle
@@ -80,6 +82,59 @@ def test_context(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, asked:
     assert open_bundle(tmp_path / "b").manifest.context_length == given
 
 
+@pytest.mark.parametrize("target", ["cpu-int8", "cuda-int4", "qnn-w8a16"])
+def test_a_context_too_short_to_calibrate_on(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, target: str
+) -> None:
+    chip = ("--arch", "v79") if target.startswith("qnn") else ()
+    done = megrez_compile(checkpoint_of(), "--target", target, "-o", tmp_path / "b", "--context", 1, *chip)
+    assert_one_error(done, 2, "--context is 1: calibration and fidelity read samples of 2 tokens or more: choose 2")
+    assert names(tmp_path) == []
+
+
+def test_a_context_of_two_tokens_answers_as_transformers_does(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path
+) -> None:
+    folder = checkpoint_of()
+    for context in (1, 2):
+        output = tmp_path / str(context)
+        assert megrez_compile(folder, "--target", "cpu-fp32", "-o", output, "--context", context).code == 0
+    with Model.open(tmp_path / "2", threads=1) as model:
+        pieces = list(model.stream_ids([7], SamplingParams(), max_tokens=1))
+        assert [piece.token for piece in pieces] == greedy(folder, [7], 1)
+
+
+def test_the_output_is_named_after_model_and_target(
+    checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{checkpoint_of().name}-cpu-fp32"
+    assert megrez_compile(checkpoint_of(), "--target", "cpu-fp32").code == 0
+    assert names(tmp_path) == [name] and open_bundle(tmp_path / name).manifest.target == "cpu-fp32"
+    before = (tmp_path / name / "manifest.json").stat().st_mtime_ns
+    done = megrez_compile(checkpoint_of(), "--target", "cpu-fp32")
+    assert_one_error(done, 2, f"{name} exists already: name it with  -o {name}  to replace it, or choose another -o")
+    assert (tmp_path / name / "manifest.json").stat().st_mtime_ns == before and names(tmp_path) == [name]
+
+
+def test_help_lists_every_option_once_in_a_section_with_one_sentence(megrez_compile: Any) -> None:
+    done = megrez_compile("--help")
+    assert done.code == 0
+    titles = ["Common", "Model", "Precision", "Calibration", "Engine", "NPU", "Other"]
+    assert [line[:-1] for line in done.out.splitlines() if line.endswith(":") and line[0] != " "] == titles
+    for option in (one for one in compile_command.params if isinstance(one, click.Option)):
+        assert done.out.count(f"  {option.opts[-1]} ") + done.out.count(f", {option.opts[-1]} ") == 1, option.name
+        sentence = str(option.help).partition("  [default: ")[0]
+        assert sentence[0].isupper() and sentence.endswith("."), option.name
+        assert (
+            option.is_flag
+            or option.required
+            or "[default:" in f"{option.help}"
+            or option.show_default
+            or (option.name in ("target", "stage", "max_kl", "scales"))
+        ), option.name
+
+
 @pytest.mark.parametrize("asked", [0, -1, 513])
 def test_a_context_the_model_was_not_made_for(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, asked: int
@@ -113,7 +168,7 @@ def test_dummy_weights_by_seed_and_layers(checkpoint_of: Any, megrez_compile: An
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["model"], ["model", "--target", "cpu-int4"], ["m", "--target", "cpu-int4", "-o", "x", "--what"]]
+    "arguments", [[], ["--target", "cpu-int4"], ["m", "--target", "cpu-int4", "-o", "x", "--what"]]
 )
 def test_misuse_of_the_command_line(megrez_compile: Any, arguments: list[str]) -> None:
     done = megrez_compile(*arguments)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from megrez.runtime.commands.inspect import quantization_line
 from megrez.runtime.manifest import Calibration, Quantization
 
+HEAVY = {"numpy", "jinja2", "tokenizers", "onnxruntime", "onnx", "onnx_ir", "torch", "transformers"}
 MAIN = str(Path(__file__).with_name("fake_main.py"))
 
 
@@ -149,22 +149,19 @@ def test_a_wrong_command_line_exits_2(args):
     assert "Traceback" not in done.stderr and done.stderr
 
 
-def test_help_and_version_are_quick_and_load_nothing_heavy():
+@pytest.mark.parametrize(
+    ("option", "said"), [("--help", ("run", "chat", "bench", "inspect", "eval")), ("--version", ())]
+)
+def test_help_and_version_load_nothing_heavy(option, said):
     code = (
-        "import sys; sys.argv = ['megrez', '--help']\n"
+        f"import sys; sys.argv = ['megrez', '{option}']\n"
         "from megrez.runtime.cli import main\n"
         "try: main()\n"
-        "finally: print(sorted({'numpy', 'jinja2', 'tokenizers', 'onnxruntime', 'torch'} & set(sys.modules)))"
+        f"finally: print(sorted({HEAVY} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("\n[]\n")
-    assert all(verb in done.stdout for verb in ("run", "chat", "bench", "inspect", "eval"))
-    took = []
-    for option in ("--help", "--version", "--help"):
-        start = time.perf_counter()
-        assert megrez(option).returncode == 0
-        took.append(time.perf_counter() - start)
-    assert min(took) < 0.6
+    assert all(verb in done.stdout for verb in said)
 
 
 def test_a_reader_that_leaves_early_sees_no_complaint(bundle):
@@ -267,12 +264,13 @@ def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
         "peak_rss_bytes",
         "bundle_bytes",
         "threads",
+        "slots",
     ]
     assert 50 < measured["decode_tokens_per_s"] <= 100
     assert 500 < measured["prefill_tokens_per_s"] <= 2000
     assert measured["bundle_bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
     assert measured["peak_rss_bytes"] > 10 << 20
-    assert measured["threads"] == 1
+    assert (measured["threads"], measured["slots"]) == (1, 1)
     assert "tokens/s" in done.stdout and "MiB" in done.stdout
 
 

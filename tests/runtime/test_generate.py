@@ -1,4 +1,4 @@
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,18 +85,19 @@ def test_an_engines_error_passes_through():
         next(generate(Dead(vocab_size=9), [1], GREEDY, stop_ids=()))
 
 
-def test_timings_hold_the_engines_time_and_not_the_readers():
+def test_timings_hold_the_engines_time_and_not_the_readers(monkeypatch):
     class Slow(FakeSession):
         def step(self, tokens, *batch, **named):
-            time.sleep(0.02 * len(tokens))
+            clock.now += 0.5 * len(tokens)
             return super().step(tokens, *batch, **named)
 
+    clock = SimpleNamespace(now=64.0)
+    monkeypatch.setattr("megrez.runtime.generate.time", SimpleNamespace(perf_counter=lambda: clock.now))
     seconds = []
     for step in generate(Slow(vocab_size=9), [1, 2, 3], GREEDY, stop_ids=(), max_tokens=3):
         seconds.append(step.seconds)
-        time.sleep(0.1)
-    assert 0.06 <= seconds[0] < 0.15
-    assert all(0.02 <= later < 0.08 for later in seconds[1:])
+        clock.now += 8
+    assert seconds == [1.5, 0.5, 0.5]
 
 
 def test_a_seeded_draw_repeats():

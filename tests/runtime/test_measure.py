@@ -1,9 +1,10 @@
-import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from megrez.runtime.errors import UsageError
-from megrez.runtime.measure import measure, peak_rss_bytes
+from megrez.runtime.measure import Run, measure, peak_rss_bytes
 from megrez.runtime.session import FakeSession
 
 
@@ -11,22 +12,37 @@ class Slow(FakeSession):
     def __init__(self) -> None:
         super().__init__(vocab_size=50)
         self.fed: list[int] = []
+        self.now = 64.0
 
     def step(self, tokens, *batch, **named):
         self.fed.append(len(tokens))
-        time.sleep(0.01)
+        self.now += 0.25
         return super().step(tokens, *batch, **named)
 
 
-def test_speeds_are_tokens_over_the_time_of_their_phase():
+def test_speeds_are_tokens_over_the_time_of_their_phase(monkeypatch):
     session = Slow()
+    monkeypatch.setattr("megrez.runtime.generate.time", SimpleNamespace(perf_counter=lambda: session.now))
     runs = measure(session, prompt_tokens=20, output_tokens=5, repeat=2)
-    assert len(runs) == 2
     assert session.fed == [20, 1, 1, 1, 1] * 3
-    for run in runs:
-        assert 0.01 <= run.ttft_s < 0.03
-        assert run.prefill_tokens_per_s == pytest.approx(20 / run.ttft_s)
-        assert 40 < run.decode_tokens_per_s <= 100
+    assert runs == [Run(ttft_s=0.25, prefill_tokens_per_s=80, decode_tokens_per_s=4)] * 2
+
+
+def test_several_slots_read_their_prompts_one_by_one_and_decode_together():
+    class Noted(FakeSession):
+        def step(self, tokens, starts, logits_index, *, slots=None, counts=None):
+            asked.append((np.size(tokens), np.asarray(starts).tolist(), None if slots is None else list(slots)))
+            return super().step(tokens, starts, logits_index, slots=slots, counts=counts)
+
+    asked = []
+    session = Noted(vocab_size=50, slots=3)
+    (run,) = measure(session, prompt_tokens=20, output_tokens=4, repeat=1)
+    expected = [(20, [0], [slot]) for slot in range(3)] + [(3, [20 + at] * 3, None) for at in range(3)]
+    assert asked == expected * 2
+    prompt = session.cache[0, :20]
+    for held in session.cache:  # all streams are the same one
+        assert held[20:23].tolist() == [prompt.sum() * 2**at % 50 for at in range(3)]
+    assert run.prefill_tokens_per_s == pytest.approx(60 / run.ttft_s)
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers():

@@ -173,7 +173,7 @@ def fake_engine(monkeypatch):
     module.opened = []
 
     def open_session(bundle, *, threads, slots=1, capacity=None):
-        module.opened.append((bundle.path, threads, slots))
+        module.opened.append((bundle.path, threads, slots, capacity))
         return FakeSession(vocab_size=267)
 
     module.open_session = open_session
@@ -187,8 +187,14 @@ def test_open_finds_the_engine_by_the_manifests_name(make_bundle, byte_level, fa
     with Model.open(folder, threads=3) as model:
         assert model.template is None
         assert model.generate("hello", max_tokens=2).output_tokens == 2
-    assert fake_engine.opened == [(folder, 3, 1)]
+    assert fake_engine.opened == [(folder, 3, 1, None)]
     assert model.session.cache.shape[1] == 0
+
+
+def test_slots_and_capacity_are_the_engines(make_bundle, byte_level, fake_engine):
+    folder = make_bundle(tokenizer=byte_level)
+    Model.open(folder, threads=1, slots=4, capacity=32).close()
+    assert fake_engine.opened == [(folder, 1, 4, 32)]
 
 
 def test_an_unknown_engine_is_refused_with_those_known(make_bundle, byte_level):

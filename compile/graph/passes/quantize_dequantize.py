@@ -25,7 +25,7 @@ ZEROS = {"int8": np.array(0, np.int8), "fp8": np.array(0, ml_dtypes.float8_e4m3f
 class QuantizeDequantize(ir.passes.InPlacePass):
     """MatMul(x, w)  ->  MatMul(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(codes)).
 
-    In NVFP4 scales of blocks are E4M3 numbers that are dequantised first, and the scales of an input's blocks are found
+    In NVFP4 scales of blocks are E4M3 values that are dequantised first, and the scales of an input's blocks are found
     as it is rounded, by TensorRT's own TRT_FP4DynamicQuantize: no other engine runs such a graph.
 
     The codes stay [K, N] in their own type. Products of the same x with the same scale share its rounding. The
@@ -93,7 +93,7 @@ class QuantizeDequantize(ir.passes.InPlacePass):
         return nodes[-1].outputs[0]
 
     def _rounded(self, model: ir.Model, x: ir.Value, step: ir.Value) -> list[ir.Node]:
-        """With a zero point that tells the type."""
+        """With a zero point, whose data type is that of the codes."""
         zero_name = f"zero_{self.inputs}"
         zero = model.graph.initializers.get(zero_name)
         if zero is None:

@@ -1,4 +1,4 @@
-"""Symbolic dimensions become the numbers that an engine is built for; knows no engine."""
+"""Symbolic dimensions become the sizes that an engine is built for; knows no engine."""
 
 from collections.abc import Mapping
 

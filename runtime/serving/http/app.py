@@ -119,7 +119,7 @@ def build_app(served: Served, limits: Limits) -> ASGIApp:
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
     }
-    gets = tokens.gets(served, limits)
+    gets = tokens.gets(served, lambda request: check_key(request.scope, limits.api_key))
     routes = [Route(path, Endpoint(answer, served, limits), methods=["POST"]) for path, answer in posts.items()]
     routes += [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]
     return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})

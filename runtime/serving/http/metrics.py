@@ -41,7 +41,7 @@ class Metrics:
             registry=self._registry,
         )
         self._model = model
-        self._registry.register(_Gauges(llm, model))  # type: ignore[arg-type]
+        self._registry.register(_Gauges(llm, model))
 
     def observe(self, token: Token, *, first: bool) -> None:
         self.generation_tokens.inc()

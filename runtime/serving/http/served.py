@@ -1,6 +1,7 @@
 """What all endpoints share: the model, its name, and what is counted."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Served:
     name: str
     metrics: Metrics
     draining: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
     _spelling: dict[int, str] = field(default_factory=dict)
 
     def check_model(self, fields: Fields) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Send
 
@@ -46,7 +46,7 @@ class Tokens:
         self._open = 0
 
     def submit(self, prompt_ids: list[int], params: SamplingParams) -> Request:
-        """Raises UsageError or QueueFullError; requests of this HTTP call that were queued before are then cancelled."""
+        """Raises UsageError or QueueFullError, and then cancels the earlier requests of this HTTP call."""
         loop, at = asyncio.get_running_loop(), len(self._requests)
 
         def sink(found: Token | Exception) -> None:
@@ -112,6 +112,3 @@ class EventStream:
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-SendEvent = Callable[[object], None]

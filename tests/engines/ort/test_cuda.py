@@ -26,6 +26,7 @@ from megrez.runtime.errors import EngineError, MissingExtraError, UsageError
 from tests.graphs import IDS, ragged
 from tests.reference import logits
 from tests.runtime.conftest import plain_manifest
+from tests.session_contract import Contract, alone, check_session
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -54,6 +55,23 @@ def test_ragged_chunks_agree_with_transformers_whatever_lies_in_unwritten_slots(
     soil(session)
     for row, ids in zip(ragged(lambda *args: step(session, *args)), IDS, strict=True):
         np.testing.assert_allclose(row, logits(folder, ids[: len(row)]), rtol=0, atol=HALF)
+
+
+def test_the_contract_of_every_session(bundle_of: Any) -> None:
+    folder, bundle = bundle_of("cuda-fp16", **FAMILIES["mistral-window"])
+
+    def soiled(slots: int) -> Any:
+        session = open_on_cpu(open_bundle(bundle), threads=1, slots=slots)
+        soil(session)
+        return session
+
+    def transformers(ids: list[int]) -> NDArray[np.float32]:
+        return logits(folder, ids)
+
+    reference = alone(soiled(1))
+    check_session(
+        Contract(open=soiled, reference=reference, tolerance=HALF, truth=(transformers, HALF), vocab_size=320)
+    )
 
 
 def test_the_graph_is_float16_throughout_and_logits_are_not(bundle_of: Any) -> None:

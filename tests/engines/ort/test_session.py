@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from megrez.engines.ort import custom_ops
 from megrez.engines.ort.bound import OrtSession
 from megrez.engines.ort.session import open_session
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import EngineError, UsageError
+from tests.engines.ort.own_kernels import RUN
 from tests.graphs import IDS, ragged
 from tests.reference import logits
+from tests.session_contract import Contract, alone, check_session
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -51,6 +54,49 @@ def test_ragged_slots_agree_with_transformers_whatever_lies_in_unwritten_ones(bu
     soil(session, np.nan)
     for row, ids in zip(ragged(lambda *step_args: step(session, *step_args)), IDS, strict=True):
         np.testing.assert_allclose(row, logits(folder, ids[: len(row)]), rtol=0, atol=1e-4)
+
+
+def test_the_contract_of_every_session(bundle_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ONNX Runtime's kernels, and with ours where they run."""
+    folder, bundle = bundle_of(**FAMILIES["mistral-window"])
+
+    def soiled(slots: int) -> OrtSession:
+        session = opened(bundle, slots)
+        soil(session, np.nan)
+        return session
+
+    def transformers(ids: list[int]) -> NDArray[np.float32]:
+        return logits(folder, ids)
+
+    for setting in ("0", "1") if RUN else ("0",):
+        monkeypatch.setenv(custom_ops.SETTING, setting)
+        contract = Contract(
+            open=soiled, reference=alone(soiled(1)), tolerance=1e-5, truth=(transformers, 1e-4), vocab_size=320
+        )
+        check_session(contract)
+        assert any(moved(session) for session in contract.opened)
+
+
+def moved(session: Any) -> bool:
+    rows = session._rows.rows_of(np.arange(session.slots))
+    return rows.tolist() != sorted(rows)
+
+
+def test_idle_slots_are_not_run(bundle_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run for all that decode, one for each other count; a swap when one leaves, and none while none does."""
+    session: Any = opened(bundle_of()[1], slots=4)
+    shapes: list[tuple[int, ...]] = []
+    run = session._model.run
+    monkeypatch.setattr(session._model, "run", lambda group: shapes.append(group.tokens.shape) or run(group))
+    session.step(IDS[0][:9], [0, 0, 0], [], slots=[0, 1, 2], counts=[1, 7, 1])
+    session.step(IDS[0][:8], [0], [7], slots=[3])
+    assert shapes == [(2, 1), (1, 7), (1, 8)]
+    places = []
+    for at in range(3):
+        session.step([1, 2, 3], [1 + at, 1 + at, 8 + at], [0, 1, 2], slots=[0, 2, 3])
+        places.append(session._rows.rows_of(np.arange(4)).tolist())
+    assert shapes[3:] == [(3, 1)] * 3 and places[0] == places[1] == places[2]
+    assert sorted(places[0]) == [0, 1, 2, 3] and len(session._model._kept) == 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)

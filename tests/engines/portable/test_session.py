@@ -16,6 +16,7 @@ from megrez.runtime.errors import UsageError
 from tests.graphs import IDS, ragged
 from tests.portable import FLOAT32, stage
 from tests.reference import logits
+from tests.session_contract import Contract, alone, check_session
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -65,6 +66,23 @@ def test_ragged_chunks_agree_with_transformers_whatever_lies_in_unwritten_slots(
     soil(session)
     for row, ids in zip(ragged(lambda *arguments: step(session, *arguments)), IDS, strict=True):
         np.testing.assert_allclose(row, logits(folder, ids[: len(row)]), rtol=0, atol=1e-4)
+
+
+def test_the_contract_of_every_session(bundle_of: Any) -> None:
+    folder, bundle = bundle_of(**FAMILIES["mistral-window"])
+
+    def soiled(slots: int) -> OrtSession:
+        session = opened(bundle, slots)
+        soil(session)
+        return session
+
+    def transformers(ids: list[int]) -> NDArray[np.float32]:
+        return logits(folder, ids)
+
+    reference = alone(soiled(1))
+    check_session(
+        Contract(open=soiled, reference=reference, tolerance=1e-5, truth=(transformers, 1e-4), vocab_size=320)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

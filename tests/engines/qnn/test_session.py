@@ -80,7 +80,7 @@ def test_the_contract_of_every_session() -> None:
         assert slots == 1
         return pair()[0]
 
-    check_session(Contract(open=opened, references=[(one_hot_sum(VOCAB), 0)], vocab_size=VOCAB, most=1))
+    check_session(Contract(open=opened, reference=one_hot_sum(VOCAB), tolerance=0, vocab_size=VOCAB, most=1))
 
 
 def test_chunks_rests_and_single_tokens_share_one_cache() -> None:

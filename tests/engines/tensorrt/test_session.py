@@ -47,7 +47,7 @@ def test_the_contract_of_every_session(head_dim: int, alignment: int, capturable
             device.view(address, (shape.cache_bytes(slots) // 2,), np.float16)[:] = 99
         return session
 
-    contract = Contract(open=opened, references=[(one_hot_sum(17), 0)], vocab_size=17)
+    contract = Contract(open=opened, reference=one_hot_sum(17), tolerance=0, vocab_size=17)
     check_session(contract)
     rows = [session._slot_rows.rows_of(np.arange(session.slots)).tolist() for session in contract.opened]  # type: ignore[attr-defined]
     assert any(one != sorted(one) for one in rows)

@@ -207,3 +207,15 @@ def test_a_prompt_that_fills_the_context_gets_one_token() -> None:
     client = Client(engine, [1] * 8)
     drain(engine)
     assert client.tokens() == [8] and client.reasons == ["length"]
+
+
+def test_a_sink_that_fails_ends_its_own_request_alone() -> None:
+    engine = Engine(Recorder(slots=2, capacity=64), stop_ids=())
+
+    def broken(found: Token | Exception) -> None:
+        raise RuntimeError("gone")
+
+    engine.add(Request(prompt_ids=[1], params=SamplingParams(max_tokens=9), sink=broken))
+    other = Client(engine, [2], max_tokens=3)
+    drain(engine)
+    assert other.tokens() == alone([2], 3) and engine.slots.free == 2

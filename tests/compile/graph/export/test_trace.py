@@ -1,5 +1,6 @@
 """The canonical graph computes what transformers computes, from standard ops, and tracing it reads no weight."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,10 @@ def test_the_interface_is_named_and_shaped_as_the_docstring_says(checkpoint_of: 
 
 
 def test_a_graph_that_other_tests_copy_is_the_one_that_is_traced(checkpoint_of: Any) -> None:
+    """But for the names of constants' tensors, which are not those of their values."""
     config = open_checkpoint(str(checkpoint_of())).config
-    assert str(traced(config, context=7)) == str(trace(config, 7))
+    copied, anew = (re.sub(r", name=[^)]*", "", str(model)) for model in (traced(config, context=7), trace(config, 7)))
+    assert copied == anew
 
 
 class Unreadable(HuggingFaceCheckpoint):
