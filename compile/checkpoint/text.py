@@ -1,6 +1,6 @@
 """How a Hugging Face folder's model reads and writes text: tokenizer, template, stop tokens, sampling; no weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from megrez.compile.checkpoint.generation import GENERATION, ignored_keys, read_
 from megrez.compile.checkpoint.json_file import read_object_if_there
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.text_assets import TextFacts, assemble, parse_tokenizer
-from megrez.compile.checkpoint.tokenizer_checks import check_template_variables, check_tokens_have_embeddings
+from megrez.compile.checkpoint.tokenizer_checks import check_template_variables, check_tokens_have_embeddings, cleans_up
 from megrez.compile.checkpoint.tokenizer_class import load_with_transformers, takes_the_file_as_it_is
 from megrez.runtime.errors import CheckpointError
 
@@ -39,8 +39,10 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
             "turn it off, or take another tokenizer"
         )
     tokenizer_json, named = _tokenizer(folder, stated)
-    assets = assemble(tokenizer_json, _facts(folder, stated, named), vocab_size=vocab_size)
     tokenizer = parse_tokenizer(tokenizer_json)
+    assets = assemble(tokenizer_json, _facts(folder, stated, named), vocab_size=vocab_size)
+    if cleans_up(tokenizer, stated.tokenizer):
+        assets = replace(assets, ignored=(*assets.ignored, "clean_up_tokenization_spaces True"))
     check_tokens_have_embeddings(tokenizer, vocab_size, padding=named.get("pad_token"))
     check_template_variables(assets, tokenizer, named)
     return assets
@@ -72,6 +74,8 @@ def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
 
 
 def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
+    # Without generation_config.json, transformers 5 takes what config.json says of generating.
+    recommended = (stated.generation, GENERATION) if (folder / GENERATION).is_file() else (stated.config, "config.json")
     ends = (named.get("eos_token"), *(_spelling(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
     return TextFacts(
         chat_template=_chat_template(folder, stated.tokenizer),
@@ -81,8 +85,8 @@ def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
         stop_tokens=tuple(name for name in ends if name is not None),
         stop_ids=(*_ids(stated.generation.get("eos_token_id")), *_ids(stated.config.get("eos_token_id"))),
         add_bos=None,  # beside a tokenizer.json, transformers 5 takes no add_bos_token: the post-processor decides
-        sampling=read_sampling(stated.generation),
-        ignored=ignored_keys(stated.generation),
+        sampling=read_sampling(recommended[0], source=recommended[1]),
+        ignored=ignored_keys(recommended[0]),
     )
 
 

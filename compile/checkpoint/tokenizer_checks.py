@@ -1,7 +1,7 @@
 """What a tokenizer does that a bundle cannot repeat, refused by name; knows no folder."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.runtime.chat import ChatTemplate, Message
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SHOWN = 6
+FORCED_CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 CONVERSATIONS: tuple[tuple[Message, ...], ...] = ((USER,), (USER, ANSWER, USER), (SYSTEM, USER, ANSWER, USER))
@@ -35,6 +36,13 @@ def leading_token(tokenizer: "Tokenizer") -> int | None:
         f"tokenizer.json's post-processor makes {found!r} of the text 'a', and a bundle can add a leading token only: "
         "take the others out of its post_processor, if the model is to continue text"
     )
+
+
+def cleans_up(tokenizer: "Tokenizer", tokenizer_config: Mapping[str, Any]) -> bool:
+    """Whether transformers takes spaces before punctuation out of decoded text: of BPE only where it is forced to."""
+    if not tokenizer_config.get("clean_up_tokenization_spaces"):
+        return False
+    return type(tokenizer.model).__name__ != "BPE" or bool(tokenizer_config.get(FORCED_CLEAN_UP))
 
 
 def check_tokens_have_embeddings(tokenizer: "Tokenizer", vocab_size: int, *, padding: str | None) -> None:
