@@ -1,6 +1,6 @@
-"""CUDA's runtime, for whoever runs on an NVIDIA GPU: devices, their memory and errors; knows no engine.
+"""CUDA's runtime API: devices, memory and errors; independent of engines.
 
-Not run on a GPU yet. Tests run every line of it through the real cuda.bindings, on a stand-in for CUDA's runtime.
+Not run on a GPU yet. Tests run every line through the real cuda.bindings, on a stub of CUDA's runtime.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from megrez.runtime.errors import EngineError, MissingExtraError
 
 
 class Cuda:
-    """CUDA's runtime API, every status checked. extra: what installs it."""
+    """CUDA's runtime API, with every status checked. extra: the one that installs it."""
 
     def __init__(self, extra: str) -> None:
         try:
@@ -20,15 +20,19 @@ class Cuda:
         try:
             count = self("cudaGetDeviceCount")
         except EngineError as error:
-            raise EngineError(f"no NVIDIA GPU can be used here ({error}): run this bundle where one is") from error
+            raise EngineError(
+                f"no NVIDIA GPU can be used here ({error}): run this bundle on a machine with one"
+            ) from error
         if count == 0:
-            raise EngineError("no NVIDIA GPU was found: run this bundle where one is, or compile for a cpu-* target")
+            raise EngineError(
+                "no NVIDIA GPU was found: run this bundle on a machine with one, or compile for a cpu-* target"
+            )
 
     def __call__(self, function: str, *args: Any) -> Any:
-        """What `function` returns beside its status; raises EngineError with CUDA's name of what went wrong."""
+        """Call `function` and return its results without the status; raises EngineError with CUDA's error name."""
         status, *values = getattr(self.runtime, function)(*args)
         if status != self.runtime.cudaError_t.cudaSuccess:
-            raise EngineError(f"CUDA's {function} says {status.name}")
+            raise EngineError(f"{function} failed with {status.name}")
         return values[0] if len(values) == 1 else tuple(values)
 
     def capability(self) -> int:
@@ -44,7 +48,7 @@ class Cuda:
 
 
 def check_memory(needed: int, free: int, remedy: str) -> None:
-    """Raise EngineError where a device has too little memory left; `remedy` is what to do beside freeing some."""
+    """Raise EngineError if the device has too little free memory; remedy: advice for the message."""
     if needed > free:
         raise EngineError(
             f"the model and its KV cache need {needed / 2**20:.0f} MiB, the GPU has {free / 2**20:.0f} MiB free: "

@@ -1,4 +1,4 @@
-"""The table of NVIDIA devices: common names and compute capabilities; knows no target."""
+"""The table of NVIDIA devices: common names and compute capabilities; independent of targets."""
 
 import difflib
 import re
@@ -40,7 +40,7 @@ NUMBERED = re.compile(r"sm_?(\d+)")
 def find_capabilities(text: str) -> tuple[int, ...]:
     """Compute capabilities of a comma-separated list, "rtx-4090,sm_120" → (89, 120): sorted, without duplicates.
 
-    Raises UsageError with the nearest name for an unknown device.
+    Raises UsageError for an unknown device, with the most similar name.
     """
     return tuple(sorted({_capability(word) for word in text.lower().replace(" ", "").split(",")}))
 

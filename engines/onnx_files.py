@@ -1,6 +1,6 @@
-"""Write an ONNX model: the graph in one file, its weights streamed into another; knows no checkpoint and no engine.
+"""Writes an ONNX model: the graph to one file, its weights as external data to another; independent of checkpoints.
 
-At any moment one weight is in memory: the one being written.
+Only one weight at a time is in memory.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from megrez.engines.ort import MODEL_FILE
 
 DATA_FILE = "{}.data"
-# Below this a tensor stays inside the graph, where ONNX Runtime's shape inference can see it.
+# Tensors up to this size are stored in the graph, where ONNX Runtime's shape inference can read them.
 EMBEDDED_BYTES = 1024
-# External data is mapped into memory: every tensor starts on a page.
+# External data is memory-mapped: every tensor starts at a page boundary.
 PAGE = 4096
 
 Progress = Callable[[int], None]
@@ -26,10 +26,9 @@ Progress = Callable[[int], None]
 def write_onnx(
     model: ir.Model, folder: Path, *, file: str = MODEL_FILE, progress: Progress = lambda written: None
 ) -> None:
-    """Write `model` into `folder` as `file` and its data; its initializers are replaced by references to them.
+    """Write `model` to `folder` as `file` and its external data; its initializers become references to the data.
 
-    Tensors that lie in a file of `folder` already stay there. `progress` is told of every tensor's bytes once they are
-    written.
+    Tensors already stored in a file of `folder` stay there. progress: called with the bytes of each tensor written.
     """
     with contextlib.ExitStack() as stack:
         data: BinaryIO | None = None
@@ -37,7 +36,7 @@ def write_onnx(
             if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder:
                 continue
             if tensor.nbytes <= EMBEDDED_BYTES:
-                # Made here and not by ir.save, which would wrap the checkpoint's own errors.
+                # Evaluated here: ir.save would wrap errors of the checkpoint in its own.
                 value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
                 continue
             if data is None:
@@ -48,14 +47,14 @@ def write_onnx(
 
 
 def data_bytes(model: ir.Model) -> int:
-    """How large the weights' file will be, from shapes alone."""
+    """The size of the external data in bytes, computed from shapes."""
     sizes = [tensor.nbytes for _, tensor in _tensors(model)]
     return sum(-(-size // PAGE) * PAGE for size in sizes if size > EMBEDDED_BYTES)
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for value in model.graph.initializers.values():
-        assert value.const_value is not None, f"{value.name} has no recipe"
+        assert value.const_value is not None, f"{value.name} has no value"
         yield value, value.const_value
 
 
@@ -77,5 +76,5 @@ def _append(data: BinaryIO, tensor: ir.TensorProtocol, folder: Path) -> ir.Exter
 
 
 def _stored(array: NDArray[np.generic], dtype: ir.DataType) -> memoryview | bytes:
-    """The bytes of a contiguous array as ONNX stores them: of two 4-bit numbers, which numpy gives a byte each, one."""
+    """The bytes of a contiguous array as ONNX stores them: two 4-bit values per byte, where numpy uses a byte each."""
     return ir.Tensor(array).tobytes() if dtype.bitwidth < 8 else array.view(np.uint8).data

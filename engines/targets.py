@@ -23,16 +23,16 @@ from megrez.runtime.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One way to compile a model; None as a format leaves `kv_dtype`, which is also the type of the caches.
+    """One way to compile a model. A weight format of None is not quantised: data type `kv_dtype`, that of the KV cache.
 
-    weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.graph.precision.
-    head: the lm_head. embedding: the table that tokens are looked up in, and a coarser head's most common rows.
-    inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
-    calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate.stage; "rtn"
-    rounds to nearest. finer: the tensors that get `sensitive`; None leaves that to megrez.compile.graph.precision.
+    weights: of the projections. sensitive: of those that quantisation affects most, see megrez.compile.graph.precision.
+    head: of the lm_head. embedding: of the embedding table, and of the most common tokens' rows of a coarser head.
+    inputs: "int8", "fp8" or "fp4" if the inputs of projections are quantised too, with one calibrated scale per
+    tensor. algorithm: the default calibration algorithm, see megrez.compile.calibrate.stage; "rtn" rounds to nearest.
+    finer: the tensors with format `sensitive`; None: as megrez.compile.graph.precision chooses.
     rotated: whether the residual stream is rotated first, see megrez.compile.checkpoint.rotated.
-    min_capability: the oldest of the NVIDIA devices that have the data types it needs; None for other devices.
-    default_context: tokens, where a user asks for none.
+    min_capability: the lowest NVIDIA compute capability with the needed data types; None for other devices.
+    default_context: the context length in tokens without --context.
     """
 
     name: str
@@ -54,25 +54,25 @@ class Target:
 
     @property
     def dequantizes(self) -> bool:
-        """Whether its weights are stored for DequantizeLinear: whole blocks, symmetric, with positive scales."""
+        """Whether its weights are stored for DequantizeLinear: no partial blocks, symmetric, with positive scales."""
         return self.dialect in ("portable", "qnn")
 
     @property
     def observes(self) -> bool:
-        """Whether every value of its graph is rounded, to a range that a text shows."""
+        """Whether all activations of its graph are quantised, with ranges observed on calibration data."""
         return self.dialect == "qnn"
 
     @property
     def half(self) -> bool:
-        """Whether the graph itself is of float16; TensorRT's becomes so when its engine is built."""
+        """Whether the graph itself is float16; TensorRT's is converted when its engine is built."""
         return self.engine == "ort-cuda"
 
     @property
     def judge(self) -> str | None:
-        """The engine by which a bundle's fidelity is measured on a CPU; None where calibration's simulation has to do.
+        """The engine that measures a bundle's fidelity on a CPU; None if calibration has to simulate it.
 
-        An "ort-cuda" graph is computed by "ort", with CPU kernels of float16. No CPU computes NVFP4, whose operators
-        are TensorRT's own, nor what is built for a device.
+        "ort" runs "ort-cuda" graphs, with float16 CPU kernels. No CPU runs NVFP4, whose operators are TensorRT's own,
+        nor engines that are built for a device.
         """
         if self.engine in STAGED or self.inputs == "fp4":
             return None
@@ -84,16 +84,14 @@ class Target:
         return self.judge == self.engine
 
     def staged(self) -> "Target":
-        """This target without its engine: the calibrated graph, which any CPU runs as a reference."""
+        """This target without its engine: the calibrated graph, which any CPU can run as a reference."""
         if self.engine not in STAGED:
-            raise UsageError(
-                f"--stage onnx stops before an engine is built, {self.name} has no such step: leave it out"
-            )
+            raise UsageError(f"--stage onnx stops before an engine is built, {self.name} builds none: leave it out")
         reference = STAGED[self.engine]
         return replace(self, engine=reference, kv_dtype="float32" if reference == "portable" else self.kv_dtype)
 
     def check_capabilities(self, capabilities: Collection[int]) -> None:
-        """Raise UsageError for devices that lack the data types this target multiplies, saying which have them."""
+        """Raise UsageError for devices without the data types that this target needs, and list those with them."""
         least = self.min_capability
         if least is None:
             raise UsageError(f"--arch names NVIDIA devices, {self.name} is for {self.devices}: leave it out")
@@ -105,43 +103,43 @@ class Target:
         if lacking := sorted(capability for capability in capabilities if capability < least):
             able = sorted({capability for capability in CAPABILITIES.values() if capability >= least})
             raise UsageError(
-                f"{self.name} needs sm_{least} or later, {devices_of(lacking)} ({spell(lacking)}) cannot do it: choose "
+                f"{self.name} needs sm_{least} or later, not {devices_of(lacking)} ({spell(lacking)}): choose "
                 f"another target, or among {devices_of(able)}"
             )
 
     @property
     def finer_format(self) -> WeightFormat | None:
-        """What a budget may spend on a projection: 8 bits in place of 4, none of either in place of 8 or of E2M1."""
+        """The format in which --max-kl may keep a projection: 8 bits for 4; not quantised (None) for 8 or E2M1."""
         if self.weights is None or self.weights.bits == 8 or self.weights.floating:
             return None
         return INT8_CHANNELS if self.dequantizes else INT8
 
     def with_finer(self, names: frozenset[str]) -> "Target":
-        """This target with the projections `names`, and no others, in its finer format; the head is the embedding's."""
+        """This target with just the projections `names` in its finer format, and the head in the embedding's format."""
         return replace(self, sensitive=self.finer_format, finer=names, head=self.embedding or self.head)
 
     def with_head(self) -> "Target":
-        """This target with its projections' format for the lm_head too, but int8 in place of int4."""
+        """This target with a quantised lm_head: in its projections' format, or int8 for int4."""
         if self.head is not None or self.weights is None:
             raise UsageError(
-                f"--quantize-head is for targets whose head stays as it is, {self.name} is none: leave it out"
+                f"--quantize-head is for targets with an unquantised LM head, {self.name} has none: leave it out"
             )
         return replace(self, head=self.weights if self.weights.bits == 8 or self.weights.floating else INT8_CHANNELS)
 
     def with_block(self, block: int | None) -> "Target":
-        """This target with other blocks: larger ones are smaller and faster, and further from the checkpoint.
+        """This target with another block size: larger blocks are smaller and faster, but less faithful.
 
-        None: one scale per output channel, which NPUs alone take for 4 bits.
+        None: one scale per output channel, which for 4 bits only NPUs support.
         """
         if self.weights is None:
             raise UsageError(f"--block-size is for quantised weights, {self.name} keeps {self.kv_dtype}: leave it out")
         if self.weights.block is None or self.weights.floating:
             raise UsageError(
-                f"--block-size is for weights in blocks to choose, {self.name} has {self.weights}: leave it out"
+                f"--block-size is for targets with a choice of blocks, {self.name} has {self.weights}: leave it out"
             )
 
         if block is None and self.dialect != "qnn":
-            raise UsageError(f"--block-size {CHANNEL} is for NPUs, {self.name} has blocks: choose a number")
+            raise UsageError(f"--block-size {CHANNEL} is for NPUs only: choose a number for {self.name}")
 
         def resized(form: WeightFormat | None) -> WeightFormat | None:
             nested = form is not None and form.nested and block is not None
@@ -151,10 +149,10 @@ class Target:
         return replace(self, weights=weights, sensitive=sensitive, head=head, embedding=embedding)
 
 
-# Engines that are built from a graph, and the engine that runs the graph itself.
+# Engines that are built from a graph → the engine that runs the graph itself.
 STAGED = {"tensorrt": "portable", "qnn": "qdq"}
 CHANNEL = "channel"
-# `--arch` of the GPU at hand.
+# The value of --arch for this machine's GPU.
 NATIVE = "native"
 BLOCK_SIZES = tuple(map(str, BLOCKS))
 CUDA = Target(
@@ -235,7 +233,7 @@ TARGETS = (
     CPU,
     CPU_INT8,
     CPU_INT4,
-    replace(CPU_INT4.with_block(32), name="cpu-int4-b32"),  # nearer to the checkpoint, and larger
+    replace(CPU_INT4.with_block(32), name="cpu-int4-b32"),  # more faithful, and larger
     CUDA,
     replace(CUDA, name="cuda-int8", weights=INT8, sensitive=INT8, head=INT8, embedding=INT8),
     replace(
@@ -295,7 +293,7 @@ TARGETS = (
 
 
 def find_target(name: str) -> Target:
-    """The row called `name`; raises UsageError with the nearest name when there is none."""
+    """The target called `name`; raises UsageError with the most similar name if there is none."""
     names = [target.name for target in TARGETS]
     if name in names:
         return TARGETS[names.index(name)]

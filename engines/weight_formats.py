@@ -1,18 +1,18 @@
-"""How weights are rounded: the formats that targets choose among; knows no target."""
+"""The weight formats of the targets: bits, block size, symmetry; independent of targets."""
 
 from dataclasses import dataclass, replace
 
-# What MatMulNBits takes, the finest first, and its scales.
+# Block sizes that MatMulNBits supports, and the bits of its scales.
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BITS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """Unsigned codes of `bits`, with a float32 scale per `block` of in_features and, unless symmetric, a zero point.
+    """Unsigned integers of `bits`, with a float32 scale per `block` input channels and, unless symmetric, a zero point.
 
-    block: None for one scale per output channel. floating: the codes are bit patterns of E4M3, or of E2M1 (4 bits),
-    whose scales are E4M3 numbers. nested: the scales of a channel's blocks are 1 .. 16 times one scale of the channel.
+    block: None for one scale per output channel. floating: FP8 E4M3, or with 4 bits FP4 E2M1 with scales in E4M3.
+    nested: the scales of an output channel's blocks are 1 .. 16 times one scale of the channel.
     """
 
     bits: int
@@ -27,9 +27,9 @@ class WeightFormat:
         return f"{kind}{self.bits} {share}{'' if self.symmetric else ' with zero points'}"
 
     def fitted(self, columns: int) -> "WeightFormat":
-        """This format in the blocks, of its size or a half, a quarter … of it, that store such rows in the fewest bits.
+        """This format with the block size, at most its own, that stores rows of `columns` weights in the fewest bits.
 
-        A row's last block is stored whole: 576 columns in blocks of 256 would take as much as 768.
+        A row's last block is padded: 576 columns in blocks of 256 would take as much as 768.
         """
         if self.block is None:
             return self
@@ -41,16 +41,16 @@ class WeightFormat:
         return replace(self, block=min(sizes, key=row_bits))
 
 
-# Blocks of 32 also bound how far an outlier spoils the int8 activations around it: at 64 the loss is 1.7 times as much.
+# Activations are quantised to int8 in the same blocks: with blocks of 64, outliers make the loss 1.7 times as large.
 INT8 = WeightFormat(bits=8, block=32, symmetric=True)
-# A float32 scale and ONNX Runtime's sum for every 32 weights would be a third of what a step reads, for 256 a 17th.
+# A float32 scale and ONNX Runtime's sum per 32 weights would be a third of the bytes that a step reads, per 256 a 17th.
 INT4 = WeightFormat(bits=4, block=128, symmetric=False)
 INT4_COARSE = WeightFormat(bits=4, block=256, symmetric=False)
 INT8_COARSE = WeightFormat(bits=8, block=128, symmetric=True)
-# What TensorRT multiplies natively: symmetric, the scales of a matrix per output channel, or in blocks for 4 bits.
+# What TensorRT multiplies natively: symmetric, with a scale per output channel, or per block for 4 bits.
 INT8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True)
 FP8_CHANNELS = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 NVFP4_BLOCKS = WeightFormat(bits=4, block=16, symmetric=True, floating=True)
 INT4_BLOCKS = WeightFormat(bits=4, block=128, symmetric=True)
-# What Hexagon NPUs multiply: the scales of a matrix per output channel, or such a scale times 1 .. 16 per block.
+# What Hexagon NPUs multiply: a scale per output channel, or that times 1 .. 16 per block.
 LPBQ = WeightFormat(bits=4, block=64, symmetric=True, nested=True)

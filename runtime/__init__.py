@@ -1,6 +1,6 @@
-"""Runs bundles: text in, text out. Knows no torch, no transformers, no onnx, and not how a bundle was made.
+"""Runs bundles: text in, text out. Independent of torch, transformers, onnx and of how a bundle was compiled.
 
-The names below are imported when they are used, so that `import megrez.runtime` costs nothing.
+The public names are imported on first use, so that `import megrez.runtime` is cheap.
 """
 
 import importlib

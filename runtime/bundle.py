@@ -1,4 +1,4 @@
-"""Open a bundle folder and prove that it is whole; knows no engine and does not read what the files hold."""
+"""Opens a bundle folder and checks that its files are complete; independent of engines."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A folder whose files have the sizes its manifest states."""
+    """A folder whose files have the sizes that its manifest lists."""
 
     path: Path
     manifest: Manifest
 
     def find(self, name: str) -> Path | None:
-        """The file `name` of the bundle, or None where the manifest does not list it."""
+        """The file `name` of the bundle, or None if the manifest does not list it."""
         listed = any(file.path == name for file in self.manifest.files)
         return self.path / name if listed else None
 
@@ -31,7 +31,7 @@ class Bundle:
 def open_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     """Read the manifest and check every file's size; with `verify`, its SHA-256 too.
 
-    Raises BundleError, one line that names every file at fault.
+    Raises BundleError, one line that names every faulty file.
     """
     folder = Path(path)
     manifest = Manifest.from_json(_read_manifest(folder))
@@ -59,7 +59,7 @@ def _read_manifest(folder: Path) -> str:
         return (folder / FILE_NAME).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BundleError(
-            f"{folder} has no {FILE_NAME}: it is no bundle, or its build did not finish; compile it again"
+            f"{folder} has no {FILE_NAME}: it is not a bundle, or its build did not finish; compile it again"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{folder / FILE_NAME} cannot be read ({error}): copy or compile the bundle again") from error

@@ -1,7 +1,7 @@
-"""Messages to a prompt, through the model's own Jinja template; knows no tokens.
+"""Messages to a prompt, by the model's own Jinja chat template; independent of tokens.
 
-A template comes from whoever made the checkpoint: it runs in a sandbox, and what it cannot do there is an error.
-Renders what transformers' apply_chat_template renders.
+Templates are untrusted, since they come with the checkpoint: they run in a sandbox (runtime/sandbox.py).
+The result equals that of transformers' apply_chat_template.
 """
 
 import json
@@ -24,9 +24,9 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A template, compiled when it is first used: text that is continued as it stands needs none.
+    """A template, compiled on first use, since prompts that are plain text need none.
 
-    source: its text, or the file that holds it. variables: strings that a template may ask for, such as `bos_token`.
+    source: its text, or the file with it. variables: strings that a template may use, such as `bos_token`.
     """
 
     def __init__(self, source: str | Path, variables: Mapping[str, str] | None = None) -> None:
@@ -36,11 +36,11 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The template's text; BundleError where its file cannot be read."""
+        """The template's text; BundleError if its file cannot be read."""
         return _read(self._source) if isinstance(self._source, Path) else self._source
 
     def check(self) -> None:
-        """Compile the template now; raises BundleError where it cannot be read or is not valid Jinja."""
+        """Compile the template now; raises BundleError if it cannot be read or is not valid Jinja."""
         self._template()
 
     def _template(self) -> "Template":
@@ -68,9 +68,9 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.
 
-        tools: JSON descriptions of functions, for templates that know tools.
+        tools: JSON descriptions of functions, for templates that support tools.
 
-        Raises UsageError for messages that are malformed or that the template refuses, BundleError when it fails.
+        Raises UsageError for messages that are malformed or that the template rejects, BundleError if it fails.
         """
         from jinja2 import TemplateError, TemplateRuntimeError
 
@@ -91,15 +91,15 @@ class ChatTemplate:
         try:
             return template.render(variables)
         except TemplateRuntimeError as error:
-            raise BundleError(f"the chat template failed ({error}): it may not suit these messages") from error
+            raise BundleError(f"the chat template failed ({error}): it may not support these messages") from error
         except TemplateError as error:
-            raise UsageError(f"the chat template refuses these messages: {error}") from error
-        except Exception as error:  # a template is a program of its own: it can fail in any way
+            raise UsageError(f"the chat template rejects these messages: {error}") from error
+        except Exception as error:  # a template is a program: it can fail in any way
             raise BundleError(f"the chat template failed ({type(error).__name__}: {error})") from error
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as plain JSON values, so that a template meets no object of ours, and without None fields."""
+    """The messages as plain JSON values, so that templates get no Python objects, and without None fields."""
     if not messages:
         raise UsageError("there are no messages: give at least one, with a role and content")
     for at, message in enumerate(messages):
@@ -133,10 +133,10 @@ def _compile(source: str) -> "Template":
     except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
-        raise BundleError(f"the chat template is not valid Jinja{where} ({error}): mend {FILE_NAME}") from error
+        raise BundleError(f"the chat template is not valid Jinja{where} ({error}): correct {FILE_NAME}") from error
 
 
 def _strftime_now(form: str) -> str:
     if len(form) > _LONGEST_DATE:
-        raise ValueError(f"a date's format has {len(form)} characters, more than {_LONGEST_DATE}")
+        raise ValueError(f"the date format has {len(form)} characters, more than {_LONGEST_DATE}")
     return datetime.now().strftime(form)

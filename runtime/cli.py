@@ -1,4 +1,4 @@
-"""The `megrez` command: a table of verbs, each imported when it is asked for."""
+"""The `megrez` command: a table of verbs, each imported on use."""
 
 import sys
 
@@ -24,13 +24,13 @@ VERBS = {
         extra="export",
     ),
 }
-# Those that decode for long: huge pages can make opening slower, which a single answer would not earn back.
-LASTING = frozenset({"chat", "bench"})
+# Verbs that decode for long. Huge pages can make opening a bundle slower, which one answer alone does not make up for.
+LONG_RUNNING = frozenset({"chat", "bench"})
 
 
 def program() -> None:
-    """The installed command. It may start its process anew, so other programs call `main`."""
-    if LASTING.intersection(sys.argv[1:2]):
+    """The entry point of the installed command. It may restart its process: other programs call `main`."""
+    if LONG_RUNNING.intersection(sys.argv[1:2]):
         restart_with_huge_pages()
     main()
 

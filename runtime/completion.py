@@ -1,4 +1,4 @@
-"""What a caller sees of a generation: pieces of text as they come, and the whole with its timings."""
+"""The results of a generation: pieces of text while it streams, and the complete text with its timings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,10 @@ from megrez.runtime.serving.text_stream import FinishReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One token and the text that became certain with it, which may be none, or that of earlier tokens too."""
+    """One token and the text that it completed: perhaps none, perhaps that of earlier tokens too.
+
+    seconds: from the caller's request for this token until it was there.
+    """
 
     text: str
     token: int
@@ -20,8 +23,8 @@ class Piece:
 class Completion:
     """A finished generation.
 
-    token_ids: all that was generated, the stop token included, whose text is not. ttft_s: seconds to the first token.
-    decode_tokens_per_s: of the tokens after the first; None where there are none.
+    token_ids: all generated tokens, including the stop token, whose text is left out. ttft_s: seconds to the first
+    token. decode_tokens_per_s: of the tokens after the first; None if there are none.
     """
 
     text: str
@@ -34,7 +37,7 @@ class Completion:
 
     @classmethod
     def of(cls, pieces: Iterable[Piece], *, prompt_tokens: int) -> "Completion":
-        """Sum up at least one piece; finish_reason is None where the stream was left before its end."""
+        """Join one or more pieces; finish_reason is None if the stream was interrupted."""
         seen = list(pieces)
         decode_s = sum(piece.seconds for piece in seen[1:])
         return cls(

@@ -1,4 +1,4 @@
-"""What both command lines share: verbs imported when used, errors turned into exit codes; knows no verb."""
+"""Shared by both command lines: lazily imported verbs, and errors mapped to exit codes."""
 
 import importlib
 import io
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """target: "module:name" of a click command. extra: the optional extra that its imports need, if any."""
+    """target: "module:name" of a click command. extra: the optional extra that installs what it imports, if any."""
 
     target: str
     help: str
@@ -26,7 +26,7 @@ class Verb:
 
 
 class VerbGroup(click.Group):
-    """A click group over a table of verbs; `--help` imports none of them."""
+    """A click group of verbs; `--help` imports none of them."""
 
     def __init__(self, name: str, verbs: Mapping[str, Verb], *, help: str) -> None:
         super().__init__(name, help=help, context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,13 +46,13 @@ class VerbGroup(click.Group):
 
 
 def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `command` on `arguments`, by default sys.argv, and leave the process.
+    """Run `command` on `arguments`, by default sys.argv, and exit the process.
 
-    Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
     """
     _end_on_signals()
     if sys.stdout is None:
-        click.echo("error: standard output is closed: leave it open or send it to a file", err=True)
+        click.echo("error: standard output is closed: keep it open or redirect it to a file", err=True)
         sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a "?", not a traceback.
@@ -73,21 +73,21 @@ def run_cli(command: click.Command, arguments: Sequence[str] | None = None) -> N
         sys.exit(1)
     except (OSError, MemoryError) as error:
         _mute_stdout()  # its last flush would fail again where it is what failed
-        click.echo(f"error: {_told(error)}", err=True)
+        click.echo(f"error: {_describe(error)}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(error: OSError | MemoryError) -> str:
-    """What the machine refused, which is no bug of ours."""
+def _describe(error: OSError | MemoryError) -> str:
+    """A failure of the operating system, such as a full disk."""
     if isinstance(error, MemoryError):
         return f"the machine has too little memory{f' ({error})' if str(error) else ''}: free some or ask for less"
     where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}: see to it and try again"
+    return f"{where}{error.strerror or error}: fix this and try again"
 
 
 def _end_on_signals() -> None:
-    """Let what was begun be cleaned up when the process is asked to end, as Ctrl-C does."""
+    """Exit through Python's cleanup on SIGTERM and SIGHUP, as on Ctrl-C."""
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
@@ -103,10 +103,10 @@ def _load(asked: str, verb: Verb) -> click.Command:
             raise
         raise MissingExtraError(needed_for=asked, library=library, extra=verb.extra) from error
     if not isinstance(found, click.Command):
-        raise TypeError(f"{verb.target} is no click command")
+        raise TypeError(f"{verb.target} is not a click command")
     return found
 
 
 def _mute_stdout() -> None:
-    """Let the interpreter's last flush succeed: the reader, as in `| head`, has gone."""
+    """Let the interpreter's final flush succeed after the reader has gone, as in `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Which module opens which engine's bundles; knows their names only and imports one when it is asked for."""
+"""Maps the name of an engine to the module that opens its bundles, imported on use."""
 
 import importlib
 from typing import Protocol, cast
@@ -18,7 +18,7 @@ MODULES = {
 
 
 class OpenSession(Protocol):
-    """The verb that every engine's module offers under the name `open_session`."""
+    """The signature of the function `open_session` of every engine's module."""
 
     def __call__(
         self, bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None
@@ -26,10 +26,10 @@ class OpenSession(Protocol):
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """Open the bundle with the engine its manifest names; BundleError where this version knows no such engine.
+    """Open the bundle with the engine that its manifest names.
 
-    slots: sequences held at once. capacity: tokens that each of them holds, by default the bundle's context.
-    UsageError for more of either than the bundle has.
+    slots: sequences in the KV cache. capacity: tokens per slot, by default the bundle's context length.
+    Raises BundleError for an unknown engine, UsageError for more slots or tokens than the bundle allows.
     """
     engine = bundle.manifest.engine
     if engine not in MODULES:

@@ -1,13 +1,13 @@
-"""The one tree of errors that users meet; it knows no library's own exceptions.
+"""The exceptions for users, in one hierarchy.
 
-A message says, on one line, what was asked, what was found and what to do. The CLIs print it after "error: " and
-exit with `exit_code`. What the machine refuses (a file, a disk, memory) is one line too; anything else that reaches a
-CLI is a bug of ours and keeps its traceback.
+A message is one line: what was requested, what was found and what to do. The CLIs print it after "error: " and
+exit with `exit_code`. Failures of the operating system (files, disk, memory) are one line too; any other exception
+that reaches a CLI is a bug and keeps its traceback.
 """
 
 
 class MegrezError(Exception):
-    """What was asked cannot be done; `str(error)` is one line for the user."""
+    """The request failed; `str(error)` is one line for the user."""
 
     exit_code = 1
 
@@ -19,19 +19,19 @@ class UsageError(MegrezError):
 
 
 class CheckpointError(MegrezError):
-    """A model to compile is missing, damaged or of a kind that is not supported."""
+    """The model to compile is missing, damaged or not supported."""
 
 
 class BundleError(MegrezError):
-    """A bundle cannot be opened as it stands, or cannot be written."""
+    """A bundle cannot be opened or written."""
 
 
 class EngineError(MegrezError):
-    """An engine refused a graph or failed while it ran."""
+    """An engine rejected a graph or failed at run time."""
 
 
 class MissingExtraError(MegrezError):
-    """A library that an optional extra installs is not there."""
+    """A library that an optional extra installs is missing."""
 
     def __init__(self, *, needed_for: str, library: str, extra: str) -> None:
         super().__init__(
@@ -40,5 +40,5 @@ class MissingExtraError(MegrezError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library said, without what follows: our messages are one line."""
+    """The first line of a library's message, since ours are one line."""
     return str(error).strip().split("\n", 1)[0]

@@ -1,6 +1,6 @@
-"""What an engine's kernels were found to do: `fusion.json` of a bundle, written by the audit of its build.
+"""`fusion.json` of a bundle: the kernels of its engine, as the audit after the build found them.
 
-Knows JSON; knows no engine.
+Independent of engines.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ FUSION_FILE = "fusion.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """The kernels of one step. attention_kernels: counts by kernel. cache_copies: kernels that copy a cache.
+    """The kernels of one step. attention_kernels: counts by kernel name. cache_copies: kernels that copy a cache.
 
-    gemm_types: counts of projections by the numbers they multiply, "fp8", or "int4" for weights alone. unfused: the
-    projections and attentions that run otherwise than the graph asks.
+    gemm_types: counts of projections by the data type of the multiplication: "fp8", or "int4" for weights only.
+    unfused: projections and attentions that do not run as the graph specifies.
     """
 
     attention_kernels: dict[str, int]

@@ -1,4 +1,4 @@
-"""One prompt over a session, in the caller's thread: the engine's loop as an iterator; knows no bundle."""
+"""Generate from one prompt in the caller's thread: the engine's loop as an iterator; independent of bundles."""
 
 import dataclasses
 import time
@@ -20,10 +20,10 @@ def generate(
     max_tokens: int | None = None,
     chunk: int = CHUNK,
 ) -> Iterator[Token]:
-    """Continue `prompt_ids` until a stop id, `max_tokens` or the context's end; the stop id itself is yielded last.
+    """Continue `prompt_ids` until a stop id, `max_tokens` or the end of the context; the stop id is yielded last.
 
-    chunk: prompt tokens of a step.
-    Raises UsageError for a prompt that is empty, does not fit or holds unknown ids, EngineError when the engine fails.
+    chunk: prompt tokens per step.
+    Raises UsageError for a prompt that is empty, too long or has unknown ids, EngineError if the engine fails.
     """
     engine = Engine(session, stop_ids=stop_ids, chunk=chunk)
     return follow(engine, list(prompt_ids), dataclasses.replace(params, max_tokens=max_tokens))
@@ -32,28 +32,28 @@ def generate(
 def follow(
     engine: Engine, prompt_ids: list[int], params: SamplingParams, *, reuse_prefix: bool = False
 ) -> Iterator[Token]:
-    """Queue a request of one sequence, and step the engine for each token that is asked for.
+    """Queue a request for one sequence, and run the engine each time the caller asks for the next token.
 
-    A token's seconds are from when it was asked for. Leaving the iterator cancels the request. Raises as `generate`.
+    A token's seconds count from that call. Closing the iterator cancels the request. Raises as `generate`.
     """
-    heard: deque[Token | Exception] = deque()
+    received: deque[Token | Exception] = deque()
     request = Request(
-        prompt_ids=prompt_ids, params=dataclasses.replace(params, n=1), sink=heard.append, reuse_prefix=reuse_prefix
+        prompt_ids=prompt_ids, params=dataclasses.replace(params, n=1), sink=received.append, reuse_prefix=reuse_prefix
     )
     engine.add(request)
-    return _tokens(engine, request, heard)
+    return _tokens(engine, request, received)
 
 
-def _tokens(engine: Engine, request: Request, heard: "deque[Token | Exception]") -> Iterator[Token]:
+def _tokens(engine: Engine, request: Request, received: "deque[Token | Exception]") -> Iterator[Token]:
     try:
         while True:
-            asked = time.perf_counter()
-            while not heard:
+            started = time.perf_counter()
+            while not received:
                 engine.step()
-            found = heard.popleft()
+            found = received.popleft()
             if isinstance(found, Exception):
                 raise found
-            yield dataclasses.replace(found, seconds=time.perf_counter() - asked)
+            yield dataclasses.replace(found, seconds=time.perf_counter() - started)
             if found.finish_reason:
                 return
     finally:

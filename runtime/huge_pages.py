@@ -1,8 +1,8 @@
-"""Huge pages for the weights that a program reads token by token: fewer misses in the translation of addresses.
+"""Transparent huge pages for the weights, which every token reads: fewer TLB misses.
 
-Linux mostly gives them to whoever asks ("madvise"). glibc asks for its large blocks, in which ONNX Runtime keeps the
-weights, if a tunable says so as a program starts: it is too late for that in `main`. Source: glibc's manual, "Memory
-Allocation Tunables". Knows no engine.
+Most Linux systems give huge pages on request only ("madvise"). glibc requests them for its large blocks, where ONNX
+Runtime keeps the weights, if a tunable is set when the program starts: too early for `main` to set it. Source: glibc's
+manual, "Memory Allocation Tunables". Independent of engines.
 """
 
 import contextlib
@@ -13,29 +13,29 @@ from pathlib import Path
 
 _TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SINCE = (2, 35)
-# Bytes. Kernels of 64 KiB pages have huge ones of 512 MiB, and glibc would round its heap up to them.
+# Bytes. Kernels with 64 KiB pages have huge pages of 512 MiB, to which glibc would round its heap up.
 _LARGEST = 2 << 20
 
 
 def restart_with_huge_pages() -> None:
-    """Start this program anew, in this very process, where that gives it huge pages; else return.
+    """Restart this program in the same process if that gives it huge pages; otherwise return.
 
-    Before anything is read, printed or imported that costs time: all of it would happen twice.
+    Call it before anything is read, printed or imported: all of that would happen twice.
     """
     environment = wanted_environment(os.environ, _libc())
     if environment is not None and sys.executable:
-        with contextlib.suppress(OSError):  # slower is all that it is without
+        with contextlib.suppress(OSError):  # without huge pages it is slower, nothing more
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def wanted_environment(environment: Mapping[str, str], libc: str, root: Path = Path("/")) -> dict[str, str] | None:
-    """The environment that asks for huge pages; None where it would change nothing, or somebody has decided already.
+    """The environment that requests huge pages; None if it has no effect here, or the user has set the tunable.
 
     libc: its name and version, as in "glibc 2.36". root: where /sys is found.
     """
     tunables = [text for text in environment.get(_TUNABLES, "").split(":") if text]
     decided = any(text.partition("=")[0] == _TUNABLE for text in tunables)
-    if decided or not _takes_tunable(libc) or not _gives_who_asks(root):
+    if decided or not _takes_tunable(libc) or not _gives_on_request(root):
         return None
     return {**environment, _TUNABLES: ":".join([*tunables, f"{_TUNABLE}=1"])}
 
@@ -53,8 +53,8 @@ def _takes_tunable(libc: str) -> bool:
     return name == "glibc" and all(map(str.isdecimal, numbers)) and tuple(map(int, numbers)) >= _SINCE
 
 
-def _gives_who_asks(root: Path) -> bool:
-    """The kernel gives huge pages of a fair size to whoever asks, and neither to all nor to nobody."""
+def _gives_on_request(root: Path) -> bool:
+    """Whether the kernel's mode is "madvise" and its huge pages are not too large."""
     folder = root / "sys/kernel/mm/transparent_hugepage"
     with contextlib.suppress(OSError, ValueError):
         chosen, size = ((folder / name).read_text(encoding="ascii") for name in ("enabled", "hpage_pmd_size"))

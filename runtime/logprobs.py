@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, from the logits as the model gave them: before penalties and temperature."""
+"""Log-probabilities of tokens, from the raw logits of the model: before penalties and temperature."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """token: the one chosen, or the prompt's. rank: 1 for the likeliest. top: the likeliest tokens, best first."""
+    """token: the sampled one, or the prompt's. rank: 1 for the likeliest. top: the likeliest tokens, in that order."""
 
     token: int
     logprob: float
@@ -17,7 +17,7 @@ class TokenLogprobs:
 
 
 def top_logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
-    """Of one row of logits [vocab_size], in float32 as torch's log_softmax; ties go to the smaller id."""
+    """From the logits [vocab_size] of one position, in float32 as torch's log_softmax; ties go to the smaller id."""
     shifted = logits - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum(dtype=np.float32))
     best: NDArray[np.int64] = np.zeros(0, np.int64)

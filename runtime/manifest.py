@@ -1,6 +1,6 @@
-"""The contract between the compiler and the runtime: `manifest.json`, the first file of a bundle.
+"""The contract between the compiler and the runtime: `manifest.json` of a bundle.
 
-Knows JSON and shapes; knows no engine, no checkpoint and no file but its own.
+Independent of engines and checkpoints.
 """
 
 import dataclasses
@@ -34,7 +34,10 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCache:
-    """Every cache tensor is [slots, num_key_value_heads, context_length, head_dim]; a key and a value per layer."""
+    """One key and one value cache per layer, each [slots, num_key_value_heads, context_length, head_dim].
+
+    bytes_per_token: of all layers.
+    """
 
     dtype: str
     bytes_per_token: int
@@ -42,7 +45,7 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Token ids with a meaning. Generation ends on any of `stop`; `add_bos` says whether text is led by `bos`."""
+    """Special token ids. Generation ends at any of `stop`; add_bos: whether plain text gets a leading `bos`."""
 
     bos: int | None
     pad: int | None
@@ -52,9 +55,9 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """told: what `holds` asks of a value, as a message puts it."""
+    """rule: the condition `holds` in words, as messages state it."""
 
-    told: str
+    rule: str
     holds: Callable[[float], bool]
 
 
@@ -69,7 +72,7 @@ SAMPLING_BOUNDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """What the model's authors recommend; temperature 0 is greedy."""
+    """The sampling parameters that the model's authors recommend; temperature 0 is greedy."""
 
     temperature: float
     top_k: int
@@ -78,7 +81,7 @@ class SamplingDefaults:
     repetition_penalty: float
 
     def faults(self) -> list[str]:
-        """What no sampler can use, as short phrases; empty when there is none."""
+        """Values out of range, as short phrases; empty if there are none."""
         given = ((name, getattr(self, name)) for name in SAMPLING_BOUNDS)
         return [f"{name} is {value}" for name, value in given if not SAMPLING_BOUNDS[name].holds(value)]
 
@@ -94,9 +97,9 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What the weights' formats were fitted to: `samples` windows of `tokens` tokens of the text `source`.
+    """The calibration data: `samples` windows of `tokens` tokens of the text `source`.
 
-    sha256: of the tokens. seed: None where the text was read from its start.
+    sha256: of the tokens. seed: of the windows' positions, None if the text was read from its start.
     """
 
     source: str
@@ -108,11 +111,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """How the weights are stored. A format is None where they are not quantised, but have the data type of the engine.
+    """How the weights are stored. A format of None is not quantised: it has the data type of the engine.
 
     algorithm: "rtn", "gptq", "awq+gptq", … projections, sensitive: the decoder layers' matrices, and those of them that
-    lose most by it. inputs: of the projections, with one static scale per tensor. activations: of the whole graph,
-    where all of them are quantised. keeps_blocks: blocks of the checkpoint's own are carried over, code for code.
+    quantisation affects most. inputs: of the projections, with one static scale per tensor. activations: of the whole
+    graph, if all of them are quantised. keeps_blocks: the checkpoint's own quantised blocks are stored unchanged.
     rotated: the residual stream was rotated first (QuaRot, Ashkboos et al., 2024).
     """
 
@@ -131,7 +134,7 @@ class Quantization:
 class Provenance:
     """Where the bundle came from. `weights`: "checkpoint", or "dummy" for seeded random ones.
 
-    quantization: None for weights that are not quantised. calibration: None where no text was needed for that.
+    quantization: None for weights that are not quantised. calibration: None if no calibration data was used.
     """
 
     source: str
@@ -143,7 +146,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """Of `tokens` positions: perplexities of the next token, KL(reference || model) in nats, agreement of argmax."""
+    """Over `tokens` positions: perplexities, KL(reference || model) in nats, and how often both argmax agree."""
 
     perplexity: float
     reference_perplexity: float
@@ -155,10 +158,10 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The fidelity to the checkpoint in float32, on a part of `text` that was not calibrated on.
+    """The fidelity to the checkpoint in float32, on a part of `text` that is not calibration data.
 
-    of: "bundle" as its own engine ran it, or "simulation" where a CPU computed the quantised model in its place,
-    because the engine needs a device.
+    of: "bundle" if its own engine ran it, or "simulation" if a CPU simulated the quantised model because the engine
+    needs a device.
     """
 
     of: str
@@ -168,13 +171,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What an engine built ahead of time runs on, and what it can take; other engines have no such limits.
+    """The device and the limits of an engine that is built ahead of time; other engines have none.
 
-    library, version: what built it and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", or
+    library, version: built the engine and must run it, such as "tensorrt_rtx" "1.7.1.116". capabilities: "sm_89", or
     "sm_80+" for it and all later ones, …
-    slots: most sequences at once. chunk: most tokens of each in a step. rows: most logits that a step gives.
-    memory_bytes: of the device, for weights and intermediate results, without the KV cache. version_compatible: later
-    versions of the library run it too.
+    slots: most sequences of a step. chunk: most tokens per sequence of a step. max_logits: most tokens whose logits a
+    step returns. memory_bytes: device memory for weights and intermediate results, without the KV cache.
+    version_compatible: later versions of the library run it too.
     """
 
     library: str
@@ -182,7 +185,7 @@ class Device:
     capabilities: tuple[str, ...]
     slots: int
     chunk: int
-    rows: int
+    max_logits: int
     memory_bytes: int
     version_compatible: bool
 
@@ -195,7 +198,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All that a runtime needs to know of a bundle before it opens an engine file."""
+    """All that the runtime needs to know about a bundle before it opens the engine's files."""
 
     schema_version: int
     target: str
@@ -215,7 +218,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Parse and check `text`; raises BundleError that names every fault at once."""
+        """Parse and check `text`; raises BundleError, which names every fault."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -239,7 +242,7 @@ class Manifest:
         return typing.cast(Manifest, manifest)
 
     def faults(self) -> list[str]:
-        """Every contradiction between the fields, as short sentences; empty when there is none."""
+        """Inconsistencies between the fields, as short sentences; empty if there are none."""
         a = self.architecture
         counts = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.type is int}
         counts["context_length"] = self.context_length
@@ -256,7 +259,7 @@ class Manifest:
 
 
 def stated_files(text: str) -> set[str] | None:
-    """The paths that a manifest of any schema lists; None where `text` is no manifest of ours."""
+    """The paths that a manifest of any schema version lists; None if `text` is not a manifest."""
     try:
         data = json.loads(text)
         if not isinstance(data["schema_version"], int):

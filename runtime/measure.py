@@ -1,4 +1,4 @@
-"""How fast a session is and how much memory the process took; knows neither text nor bundles."""
+"""Measures the speed of a session and the memory of the process; independent of text and bundles."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One measured generation; ttft_s is the time from the request to the first token, of the last stream."""
+    """One measured generation; ttft_s is the time from the start to the first token, of the last of several streams."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
@@ -30,8 +30,8 @@ class Run:
 def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat: int) -> list[Run]:
     """Generate `output_tokens` (2 or more) after a random prompt, greedily, `repeat` times after a warm-up.
 
-    A session of several slots generates in all of them: prompt after prompt, then decoding together; speeds count the
-    tokens of all. Raises UsageError where prompt and output do not fit the context.
+    A session with several slots generates in all of them: prefill one after the other, then decode together; speeds are
+    totals. Raises UsageError if prompt and output do not fit the context.
     """
     if prompt_tokens + output_tokens - 1 > session.capacity:
         raise UsageError(
@@ -74,8 +74,8 @@ def _run_together(session: Session, prompt_ids: list[int], output_tokens: int) -
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held, memory-mapped weights included."""
-    # getrusage also counts what the parent held before it became this program; /proc does not.
+    """Peak resident memory of this process, memory-mapped weights included."""
+    # getrusage also counts the memory of the process before exec; /proc does not.
     with contextlib.suppress(OSError):
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
         if found:

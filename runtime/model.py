@@ -1,4 +1,4 @@
-"""A bundle ready to write text: bundle, session, tokenizer and chat template joined; knows no engine."""
+"""Text generation from one bundle: session, tokenizer and chat template together; independent of engines."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ from megrez.runtime.threads import default_threads
 
 @dataclass(slots=True, kw_only=True)
 class Model:
-    """One stream of text from one bundle. Use it as a context manager, or call `close`.
+    """A bundle that generates one stream of text at a time. Use it as a context manager, or call `close`.
 
-    template is None for a base model, which continues text but holds no conversation.
+    template: None for a base model, which continues text but has no chat template.
     """
 
     bundle: Bundle
@@ -46,11 +46,11 @@ class Model:
         capacity: int | None = None,
     ) -> "Model":
         """Open the bundle at `path`; raises BundleError, EngineError, MissingExtraError, or UsageError for more slots
-        or capacity than it has.
+        or capacity than it allows.
 
-        threads: None takes one per physical core. verify: check every file's SHA-256, not only its size.
-        slots: sequences that its session holds at once, of which streams use the first. capacity: tokens that each of
-        them holds, by default the bundle's context.
+        threads: by default one per physical core. verify: check every file's SHA-256, not only its size.
+        slots: sequences in the KV cache, where `reuse_prefix` finds earlier conversations. capacity: tokens per slot,
+        by default the bundle's context length.
         """
         bundle = open_bundle(path, verify=verify)
         text = Text.open(bundle)
@@ -67,7 +67,7 @@ class Model:
 
     @property
     def sampling(self) -> SamplingParams:
-        """What the model's authors recommend."""
+        """The sampling parameters that the model's authors recommend."""
         return SamplingParams.from_defaults(self.bundle.manifest.sampling)
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
@@ -76,9 +76,9 @@ class Model:
             return self.text.encode(prompt)
         if self.template is None:
             raise UsageError(
-                f"the bundle {self.bundle.path} has no chat template, so it answers no messages: give it plain text"
+                f"the bundle {self.bundle.path} has no chat template, so it cannot answer messages: give it plain text"
             )
-        # The template has written the BOS itself where the model wants one.
+        # The template writes the BOS token itself if the model needs one.
         return self.text.encode(self.template.render(prompt), add_bos=False)
 
     def generate(
@@ -89,7 +89,7 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Completion:
-        """The whole answer; arguments and errors as in `stream_ids`."""
+        """The complete answer; arguments and errors as in `stream_ids`."""
         prompt_ids = self.encode(prompt)
         pieces = self.stream_ids(prompt_ids, params, max_tokens=max_tokens, stop=stop)
         return Completion.of(pieces, prompt_tokens=len(prompt_ids))
@@ -114,13 +114,13 @@ class Model:
         stop: Sequence[str] = (),
         reuse_prefix: bool = False,
     ) -> Iterator[Piece]:
-        """One piece per token as it is known, the last with a finish reason. One stream at a time: they share a cache,
-        and going on with one after another was asked for is a UsageError.
+        """One piece per token, the last with a finish reason. One stream at a time: to continue a stream after another
+        was started is a UsageError.
 
-        params: `sampling` by default. max_tokens: None goes on to the end of the context.
+        params: `sampling` by default. max_tokens: None generates to the end of the context.
         stop: strings that end the text and are left out of it.
-        reuse_prefix: keep what the cache holds of the last prompt and answer: faster, with last-digit differences.
-        Raises UsageError for a prompt that does not fit the context, EngineError when the engine fails.
+        reuse_prefix: do not recompute a cached prefix of an earlier prompt: faster, with rounding differences.
+        Raises UsageError for a prompt that does not fit the context, EngineError if the engine fails.
         """
         if self._is_closed:
             raise UsageError(f"the model of {self.bundle.path} was closed: open it again")
@@ -134,7 +134,7 @@ class Model:
         return self._pieces(tokens, self._streams)
 
     def close(self) -> None:
-        """Free its memory; closing twice is closing once."""
+        """Free the memory; further calls do nothing."""
         if not self._is_closed:
             self._is_closed = True
             self.session.close()
@@ -154,4 +154,6 @@ class Model:
 
     def _check_latest(self, stream: int) -> None:
         if stream != self._streams:
-            raise UsageError("another answer was asked of this model since: read one to its end, then ask for the next")
+            raise UsageError(
+                "another answer was started on this model since: read one answer to its end before the next"
+            )

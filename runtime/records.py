@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON, strictly: a missing, unknown or mistyped field is a fault; knows no particular file."""
+"""Parses JSON into frozen dataclasses, strictly: a missing, unknown or mistyped field is a fault."""
 
 import dataclasses
 import types
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def parse(kind: Any, data: Any, faults: list[str]) -> Any:
-    """`data`, as json gives it, in the dataclass `kind`; None after faults, each added under its dotted name.
+    """Parsed JSON `data` as the dataclass `kind`; None after faults, each added under its dotted name.
 
-    Fields may be records, str, int, float, bool, T | None, tuple[T, ...] and dict[str, T].
+    Fields may be dataclasses, str, int, float, bool, T | None, tuple[T, ...] and dict[str, T].
     """
     return _parse(kind, data, "", faults)
 

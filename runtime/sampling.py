@@ -1,6 +1,6 @@
-"""From one row of logits to one token id; knows neither the model nor the text.
+"""From the logits of one position to a token id; independent of model and text.
 
-Order and meaning follow transformers: logit bias (first, as in vLLM), repetition penalty, presence and frequency
+Order and definitions follow transformers: logit bias (first, as in vLLM), repetition penalty, presence and frequency
 penalties (as OpenAI and vLLM define them), temperature, top-k, top-p, min-p.
 """
 
@@ -17,23 +17,23 @@ from megrez.runtime.manifest import SAMPLING_BOUNDS, SamplingDefaults
 from megrez.runtime.stops import StopStrings
 
 Scores = NDArray[np.float32]
-# OpenAI's bound, and vLLM's default one.
+# OpenAI's limit, and vLLM's default one.
 MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen. The defaults change nothing: greedy, no penalty.
+    """How the next token is chosen. The defaults are greedy, without penalties.
 
     temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     repetition_penalty: over prompt and output, 1 is off.
     presence_penalty, frequency_penalty: over the output only, 0 is off.
-    seed: None draws differently each time; of several sequences, number i draws with seed + i.
-    logit_bias: token id to what is added to its logit before all else, -100 to 100, as OpenAI's.
-    n: sequences to generate for each prompt. max_tokens: None goes on to the end of the context. min_tokens: before so
-    many, no stop token is chosen. stop: strings that end the text and are left out of it. stop_token_ids: beside the
-    model's own stop tokens, which ignore_eos turns off.
-    logprobs, prompt_logprobs: how many of the likeliest tokens to report for each token beside it; None reports none.
+    seed: None is random; with n > 1, sequence i uses seed + i.
+    logit_bias: token id → value added to its logit before all else, -100 to 100, as OpenAI's.
+    n: sequences to generate per prompt. max_tokens: None generates to the end of the context. min_tokens: no stop token
+    is sampled before this many tokens. stop: strings that end the text and are left out of it. stop_token_ids: in
+    addition to the model's own stop tokens, which ignore_eos turns off.
+    logprobs, prompt_logprobs: how many of the likeliest tokens to report with each token; None reports nothing.
     """
 
     temperature: float = 0.0
@@ -55,7 +55,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
+        wanted = {f"{name} {bound.rule}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
         wanted |= {
             "presence_penalty from -2 to 2": -2 <= self.presence_penalty <= 2,
             "frequency_penalty from -2 to 2": -2 <= self.frequency_penalty <= 2,
@@ -78,12 +78,12 @@ class SamplingParams:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, of which a single one may be given as itself."""
+        """The stop strings as a tuple; a single one may be given as a str."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @classmethod
     def from_defaults(cls, defaults: SamplingDefaults) -> "SamplingParams":
-        """What the model's authors recommend, as the manifest carries it."""
+        """What the model's authors recommend, from the manifest."""
         return cls(
             temperature=defaults.temperature,
             top_k=defaults.top_k,
@@ -94,10 +94,10 @@ class SamplingParams:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence, and remembers them for the penalties."""
+    """Samples the tokens of one sequence, and counts them for the penalties."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, *, index: int = 0) -> None:
-        """index: of the sequence among the params.n of one prompt."""
+        """index: which of the params.n sequences of one prompt this is."""
         self._params = params
         self._random = np.random.default_rng(None if params.seed is None else params.seed + index)
         self._seen = np.zeros(vocab_size, np.bool_)
@@ -112,15 +112,15 @@ class Sampler:
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
     def next(self, logits: Scores, *, blocked: Collection[int] = ()) -> tuple[int, TokenLogprobs | None]:
-        """The next token for `logits` [vocab_size], and its log-probabilities where they are asked for."""
+        """The next token for `logits` [vocab_size], and its log-probabilities if params.logprobs is set."""
         token = self.pick(logits, blocked=blocked)
         count = self._params.logprobs
         return token, None if count is None else top_logprobs(logits, token, count)
 
     def pick(self, logits: Scores, *, blocked: Collection[int] = ()) -> int:
-        """The next token for `logits` [vocab_size], which stay as they are, and none of `blocked`.
+        """The next token for `logits` [vocab_size], which are not modified; never one of `blocked`.
 
-        Raises EngineError when they hold a NaN.
+        Raises EngineError if they contain NaN.
         """
         if len(self._bias_ids):
             logits = logits.copy()
@@ -129,7 +129,7 @@ class Sampler:
         if blocked:
             scores = scores.copy()
             scores[list(blocked)] = -np.inf
-        # max() is NaN as soon as one score is, so a whole row is checked at the price of the maximum.
+        # max() is NaN if any score is, so the maximum alone checks all of them.
         if not np.isfinite(scores.max()):
             raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")
         token = int(scores.argmax()) if self._params.temperature == 0 else self._draw(scores)
@@ -145,9 +145,9 @@ class Sampler:
 
 
 def penalized(logits: Scores, params: SamplingParams, *, seen: NDArray[np.bool_], counts: NDArray[np.int32]) -> Scores:
-    """`logits` after the three penalties; the same array where none is on.
+    """`logits` after the three penalties; the same array if none is on.
 
-    seen: [V] whether prompt or output hold the token. counts: [V] how often the output does.
+    seen: [V] whether the prompt or the output contains the token. counts: [V] occurrences in the output.
     """
     scores = logits
     if params.repetition_penalty != 1:
@@ -164,7 +164,7 @@ def penalized(logits: Scores, params: SamplingParams, *, seen: NDArray[np.bool_]
 
 def candidates(scores: Scores, params: SamplingParams) -> tuple[NDArray[np.int64], Scores]:
     """The ids that may be drawn and their weights, the largest of which is 1; temperature must not be 0."""
-    # Shifting by the maximum first keeps a tiny temperature from overflowing; the softmax does not see it.
+    # Subtracting the maximum first avoids overflow at tiny temperatures, and does not change the softmax.
     scaled = (scores - scores.max()) / np.float32(max(params.temperature, 1e-30))
     ids = _top_k(scaled, params.top_k) if 0 < params.top_k < len(scaled) else np.arange(len(scaled))
     weights = np.exp(scaled[ids])
@@ -178,15 +178,15 @@ def candidates(scores: Scores, params: SamplingParams) -> tuple[NDArray[np.int64
 
 
 def _top_k(scaled: Scores, k: int) -> NDArray[np.int64]:
-    """All ids that reach the k-th largest score: ties stay, as in transformers."""
+    """All ids whose score is at least the k-th largest: ties are kept, as in transformers."""
     cut = len(scaled) - k
     return np.flatnonzero(scaled >= np.partition(scaled, cut)[cut])
 
 
 def _top_p(weights: Scores, top_p: float) -> NDArray[np.int64]:
-    """The fewest positions, heaviest first, whose weights reach the share `top_p` of the whole."""
+    """The fewest positions, largest weight first, whose weights sum to at least `top_p` of the total."""
     goal = top_p * float(weights.sum(dtype=np.float64))
-    # Most rows are peaked: a few heavy tokens hold the share, and only those need sorting.
+    # Most distributions are peaked: a few large weights reach top_p, and only those need sorting.
     for floor in (1e-2, 1e-4, 0.0):
         heavy = np.flatnonzero(weights >= floor)
         if float(weights[heavy].sum(dtype=np.float64)) >= goal:

@@ -1,9 +1,9 @@
-"""The Jinja environment in which a stranger's chat template may run; knows nothing of messages.
+"""The Jinja environment for untrusted chat templates; independent of messages.
 
-Beyond Jinja's sandbox it bounds the time and the size of a rendering (runtime/template_limits.py), in its own thread
-and without signals: the parsed template is rewritten so that each loop, comparison and literal reports what it does,
-and calls, filters and operators are intercepted. Between two reports one operation of Python's runs, on values of a
-bounded size: a sort or a copy of a megabyte is the most that a template can add to the limits.
+In addition to Jinja's sandbox it limits the time and size of a rendering (runtime/template_limits.py), in the calling
+thread and without signals: the parsed template is rewritten so that each loop, comparison and literal reports to the
+limits, and calls, filters and operators are intercepted. Between two reports one Python operation runs, on values of
+limited size: a sort or a copy of a megabyte is the most by which a template can exceed the limits.
 """
 
 import inspect
@@ -22,10 +22,10 @@ from jinja2.visitor import NodeTransformer
 
 from megrez.runtime.template_limits import Limits
 
-# The variable of a rendering that holds its Limits, and filters of our own: names that no template can spell.
+# The variable that holds a rendering's Limits, and our own filters: names that a template cannot write.
 LIMITS = "(limits)"
 _TICK, _MADE, _CONCAT = "(tick)", "(made)", "(concat)"
-# Slow beyond their input's size, and for web pages alone.
+# Their time is more than linear in their input, and they are for web pages.
 _LEFT_OUT = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
@@ -44,8 +44,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _bounded(limits, super().call(context, function, *args, **kwargs))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        # Jinja would render such an attribute as nothing, which hides the attempt.
-        raise SecurityError(f"it asks for the internal attribute {attribute} of a {type(obj).__name__}")
+        # Jinja would render such an attribute as empty text, which hides the attempt.
+        raise SecurityError(f"it accesses the internal attribute {attribute} of a {type(obj).__name__}")
 
     def _generate(
         self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
@@ -54,7 +54,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Reporting(NodeTransformer):
-    """Rewrites a template to report what neither calls, filters nor operators do."""
+    """Rewrites a template so that what is not a call, filter or operator reports to the limits too."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -108,7 +108,7 @@ def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
 
 
 def _tick_statement(node: nodes.Node) -> nodes.Node:
-    """Reports one run of a body, which may print all of its plain text."""
+    """Reports one execution of a body, which may print all of its plain text."""
     text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
     return nodes.ExprStmt(_filter(nodes.Const(text), _TICK)).set_lineno(node.lineno)
 
@@ -146,7 +146,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is: Jinja's own filter escapes <, > and & for HTML, which a model was never trained on."""
+    """Plain JSON: Jinja's own filter escapes <, > and & for HTML, which models are not trained on."""
     limits = _limits(context)
     limits.expect(limits.weight(separators) + (indent if isinstance(indent, int) else limits.weight(indent)))
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -158,7 +158,7 @@ def _tojson(
 
 
 def _limited(name: str, function: Any) -> Callable[..., Any]:
-    """The filter or test `function`, which may ask Jinja for its context, with its arguments and result measured."""
+    """The filter or test `function`, which may take Jinja's context, with limits on its arguments and result."""
     asks_for = getattr(function, "jinja_pass_arg", None)
 
     @pass_context
@@ -174,7 +174,7 @@ def _limited(name: str, function: Any) -> Callable[..., Any]:
 
 
 def _counted(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What is joined must have a length: the separators between its items are text too."""
+    """Iterators become lists for `join`, whose result's size depends on the number of items."""
     return (list(args[0]), *args[1:]) if name == "join" and args and isinstance(args[0], Iterator) else args
 
 
@@ -183,7 +183,7 @@ def _bounded(limits: Limits, value: Any) -> Any:
 
 
 class _GuardedNamespace(Namespace):
-    """A namespace in which no name can pass for one of Python's internals."""
+    """A namespace that rejects names of Python's internals."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -191,12 +191,12 @@ class _GuardedNamespace(Namespace):
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
-        # What it holds may hold it in turn.
+        # Its values may contain the namespace itself.
         return "<namespace>"
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; to a runtime it is a plain block."""
+    """`{% generation %}` marks the assistant's text for training; here it is a plain block."""
 
     tags = {"generation"}  # noqa: RUF012, the base class's own form
 
@@ -207,8 +207,8 @@ class _Generation(Extension):
 
 
 def new_environment() -> ImmutableSandboxedEnvironment:
-    """A sandbox with the syntax, names and white space that transformers gives to chat templates."""
-    # Neither filters of constants nor printed ones may be computed as the template is compiled, outside its limits.
+    """A sandbox with the syntax, names and white-space handling of transformers' chat templates."""
+    # Without this, Jinja would evaluate constant expressions while it compiles the template, outside the limits.
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], optimized=False, finalize=_made
     )
@@ -239,5 +239,5 @@ def _namespace(*pairs: Any, **attributes: Any) -> _GuardedNamespace:
 
 
 def _dict(*pairs: Any, **items: Any) -> dict[Any, Any]:
-    # A function, where Jinja offers the class itself: a class leads to Python's internals.
+    # A function in place of Jinja's class: a class gives access to Python's internals.
     return dict(*pairs, **items)

@@ -1,4 +1,4 @@
-"""What the runtime asks of an engine, and a fake that keeps the promise; knows no engine."""
+"""The interface between the runtime and the engines, and a fake implementation for tests."""
 
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +17,8 @@ Logits = NDArray[np.float32]
 class Session(Protocol):
     """A model with its KV cache: `slots` sequences of up to `capacity` tokens each, in buffers that never move.
 
-    A slot holds the tokens that a step or a copy left in it, until the next one names it. What a slot holds beyond a
-    step's start is never read, and gone after the step: the slot then holds start + count tokens.
+    A slot keeps its tokens between steps. A step uses the first `start` of them and drops the others: afterwards the
+    slot holds start + count tokens.
     """
 
     @property
@@ -39,49 +39,49 @@ class Session(Protocol):
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Logits:
-        """Append new tokens to some of the slots and return logits for the tokens asked for.
+        """Append new tokens to some of the slots and return the logits of the tokens in `logits_index`.
 
-        Prompts and decoding sequences may be mixed: the engine pads or splits the step. A slot that is not named is
-        left as it is, and costs nothing.
+        Prefill and decode may be mixed: the engine pads or splits the step. Other slots are unchanged, and cost
+        nothing.
 
-        tokens: [N] ids, all of one sequence's, then the next one's; an array [S, T] is flattened.
-        starts: [S] tokens of each sequence that its slot holds already; the new ones are cached behind them.
-        logits_index: [W] which of the N tokens logits are wanted for, in any order; may be empty.
+        tokens: [N] ids, the sequences concatenated; an array [S, T] is flattened.
+        starts: [S] cached tokens of each sequence; the new ones follow them.
+        logits_index: [W] indices into the N tokens whose logits are returned, in any order; may be empty.
         slots: [S] the distinct slots of the sequences, by default 0 .. S - 1.
         counts: [S] new tokens of each sequence, 1 or more, by default N / S.
         Returns [W, vocab_size], valid until the next step.
-        Raises UsageError before anything runs where these contradict each other or do not fit the slots (see
-        megrez.runtime.batch), EngineError when the engine fails.
+        Raises UsageError before anything runs if these are inconsistent or do not fit the slots (see
+        megrez.runtime.batch), EngineError if the engine fails.
         """
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Let slot `target` hold the first `length` tokens of slot `source`, which keeps its own.
+        """Copy the first `length` cached tokens of slot `source` to slot `target`, which then holds these only.
 
-        Raises UsageError for a slot or a length that the session does not have, EngineError when the engine fails.
+        Raises UsageError for a slot or length out of range, EngineError if the engine fails.
         """
         ...
 
     def close(self) -> None:
-        """Free the buffers; the session cannot be used afterwards. Closing twice is closing once."""
+        """Free the buffers; the session cannot be used afterwards. Further calls do nothing."""
         ...
 
 
-def choose_capacity(asked: int | None, longest: int, bundle: Path) -> int:
-    """The tokens to make room for: `asked`, or the bundle's whole context; UsageError where that does not hold it."""
-    if asked is not None and not 1 <= asked <= longest:
+def choose_capacity(requested: int | None, longest: int, bundle: Path) -> int:
+    """Tokens per slot: `requested`, by default the bundle's context length, above which it is a UsageError."""
+    if requested is not None and not 1 <= requested <= longest:
         raise UsageError(
-            f"room for {asked} tokens was asked for, the context of {bundle} takes 1 to {longest}: "
-            "ask for one of these or compile with a larger --context"
+            f"a context of {requested} tokens was requested, {bundle} allows 1 to {longest}: "
+            "choose one of these or compile with a larger --context"
         )
-    return longest if asked is None else asked
+    return longest if requested is None else requested
 
 
-def choose_slots(asked: int) -> int:
-    """`asked`; UsageError where that is no slot at all."""
-    if asked < 1:
-        raise UsageError(f"{asked} sequences at once were asked for: ask for at least 1")
-    return asked
+def choose_slots(requested: int) -> int:
+    """`requested`; UsageError if it is less than 1."""
+    if requested < 1:
+        raise UsageError(f"{requested} slots were requested: choose 1 or more")
+    return requested
 
 
 class FakeSession:
@@ -100,7 +100,7 @@ class FakeSession:
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Logits:
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=self.slots, capacity=self.capacity)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=self.slots, capacity=self.capacity)
         ends = batch.starts + batch.counts
         for sequence, slot in enumerate(batch.slots):
             self.cache[slot, batch.starts[sequence] : ends[sequence]] = batch.tokens_of(sequence)
@@ -111,7 +111,7 @@ class FakeSession:
         return logits
 
     def copy(self, source: int, target: int, length: int) -> None:
-        check_copy(source, target, length, most=self.slots, capacity=self.capacity)
+        check_copy(source, target, length, max_slots=self.slots, capacity=self.capacity)
         self.cache[target, :length] = self.cache[source, :length]
 
     def close(self) -> None:

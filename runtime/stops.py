@@ -1,4 +1,4 @@
-"""Find stop strings in a text that arrives in pieces; knows no tokens."""
+"""Finds stop strings in text that arrives in pieces; independent of tokens."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from megrez.runtime.errors import UsageError
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, and holds back only what may still become one.
+    """Passes text on up to the first stop string, and holds back only what may be the start of one.
 
-    Where several match, the one that is complete first wins, so the outcome does not depend on how text was cut.
+    If several match, the first to be complete wins, so that the result does not depend on how the text is split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ class StopStrings:
         return self.matched is not None
 
     def push(self, text: str) -> str:
-        """The part of all text so far that is now certain; after it, `found` says whether a stop string ended it."""
+        """The text that can be shown now; afterwards `found` says whether a stop string ended it."""
         text = self._held + text
         matches = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
@@ -37,12 +37,12 @@ class StopStrings:
         return text[:certain]
 
     def flush(self) -> str:
-        """What was held back, once no more text can come."""
+        """The text that was held back, at the end of the stream."""
         text, self._held = self._held, ""
         return text
 
     def _open_tail(self, text: str) -> int:
-        """The length of the longest end of `text` that begins a stop string."""
+        """The length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

@@ -1,8 +1,8 @@
-"""What one rendering of a chat template may cost: CPU time of its thread, and the size of the values it makes.
+"""Limits on one rendering of a chat template: CPU time of its thread, and the size of the values it creates.
 
-Knows Python's values, not Jinja's syntax: runtime/sandbox.py reports to it every loop, call, filter and operator.
-Containers cannot be changed inside the sandbox, so each is measured once, when it is made: one that holds another
-twice weighs twice as much, however little memory it takes, since printing or comparing it costs that much.
+Independent of Jinja's syntax: runtime/sandbox.py reports every loop, call, filter and operator.
+Containers are immutable inside the sandbox, so each is measured once, when it is created. One that contains another
+twice counts twice, however little memory it takes, since printing or comparing it costs that much.
 """
 
 import re
@@ -28,7 +28,7 @@ _NESTED = re.compile(r"\{[^{}]*\{")
 
 
 class Limits:
-    """The account of one rendering; every method raises SecurityError where a limit is passed."""
+    """The budget of one rendering; every method raises SecurityError if a limit is exceeded."""
 
     def __init__(self, messages: object) -> None:
         self._measured: dict[int, tuple[object, int]] = {}
@@ -39,27 +39,27 @@ class Limits:
         self._left = TOTAL + TOTAL_PER_MESSAGES * weight
 
     def tick(self, weight: int = 0) -> None:
-        """One step of work that makes `weight` of text."""
+        """Count one step of work, and text of this weight."""
         self._left -= weight
         if self._left < 0:
-            refuse("it makes too much text")
+            refuse("it creates too much text")
         if time.thread_time() > self._deadline:
             refuse(f"it takes more than {SECONDS:g} s")
 
     def made(self, value: Value) -> Value:
-        """`value`, which the template has just made or prints."""
+        """Count `value`, which the template has just created or prints, and return it."""
         weight = self.weight(value)
         self.expect(weight)
         self.tick(weight)
         return value
 
     def expect(self, weight: float) -> None:
-        """Before a value of this weight is made."""
+        """Check the weight of a value before it is created."""
         if weight > self.largest:
-            refuse("it makes a value that is too large")
+            refuse("it creates a value that is too large")
 
     def weight(self, value: object) -> int:
-        """Characters of `value` and of all that it holds, with 16 more for each."""
+        """Characters of `value` and of everything in it, plus 16 per value."""
         if isinstance(value, str | bytes):
             return _VALUE + len(value)
         if isinstance(value, int):
@@ -75,12 +75,12 @@ class Limits:
     def _container(self, value: object, held: Any) -> int:
         known = self._measured.get(id(value))
         if known is None:
-            # The value is kept too: its id must not become another's.
+            # The value is kept too, so that its id is not reused.
             known = self._measured[id(value)] = value, _VALUE + sum(map(self.weight, held))
         return known[1]
 
     def range(self, *bounds: int) -> range:
-        """Python's, but all ranges of a rendering together have at most RANGE_STEPS items."""
+        """Python's range; all ranges of a rendering together have at most RANGE_STEPS items."""
         wanted = range(*bounds)
         # len() itself overflows beyond 2**63.
         if abs(wanted.stop - wanted.start) // abs(wanted.step) >= self._steps:
@@ -89,7 +89,7 @@ class Limits:
         return wanted
 
     def before_operator(self, operator: str, left: Any, right: Any) -> None:
-        """Refuse products, powers and formatted text that would be too large."""
+        """Reject products, powers and formatted text that would be too large."""
         if operator == "%" and isinstance(left, str | bytes):
             self.before_format(left, right)
         elif operator == "*":
@@ -104,14 +104,14 @@ class Limits:
             _expect_bits(left.bit_length() * right)
 
     def before_format(self, form: str | bytes, *values: Any) -> None:
-        """Refuse widths and repetitions that would make the text too large."""
+        """Reject widths and repetitions that would make the text too large."""
         text = form if isinstance(form, str) else form.decode("latin-1")
         if _WIDE.search(text) or _NESTED.search(text) or "*" in text:
             refuse("it formats text to a width that is too large or computed")
         self.expect(len(text) + (text.count("%") + text.count("{")) * self.weight(values))
 
     def before_call(self, function: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a call with too large arguments, or of a method whose result would be too large."""
+        """Reject a call if its arguments are, or its method's result would be, too large."""
         self.tick()
         self.expect(self.weight(args) + sum(map(self.weight, kwargs.values())) if args or kwargs else 0)
         method = getattr(function, "__wrapped__", function)  # Jinja wraps format and format_map
@@ -120,7 +120,7 @@ class Limits:
             self.expect(_METHODS[name](self, receiver, *args, **kwargs))
 
     def before_filter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The same for a filter; args: the filtered value first."""
+        """The same for a filter; args: starts with the filtered value."""
         self.tick()
         self.expect(self.weight(args[1:]) + sum(map(self.weight, kwargs.values())) if kwargs or args[1:] else 0)
         if name in _FILTERS:
@@ -136,7 +136,7 @@ def _expect_bits(bits: int) -> None:
         refuse(f"it computes an integer of more than {INTEGER_BITS} bits")
 
 
-# The size of what each would return, by the arguments of each.
+# The size of the result of each method and filter, from its arguments.
 
 
 def _width(limits: Limits, text: Any, width: int = 80, *rest: Any, **named: Any) -> int:
@@ -185,7 +185,7 @@ def _round(limits: Limits, value: Any, precision: int = 0, *rest: Any, **named: 
 
 def _sum(limits: Limits, values: Any, attribute: Any = None, start: Any = 0) -> int:
     if not isinstance(start, int | float):
-        refuse("it sums other things than numbers")
+        refuse("it sums values that are not numbers")
     return 0
 
 

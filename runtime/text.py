@@ -1,4 +1,4 @@
-"""Text to token ids and back, for one bundle; knows neither prompts' form nor the model."""
+"""Text to token ids and back, for one bundle; independent of chat templates and the model."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,10 +20,10 @@ _CONTEXT = 6
 
 
 class Text:
-    """The tokenizer of a bundle, with the token ids its manifest gives a meaning to."""
+    """The tokenizer of a bundle, with the special token ids of its manifest."""
 
     def __init__(self, tokenizer: "Tokenizer", tokens: Tokens) -> None:
-        # A tokenizer.json may carry the truncation and padding of its training: a prompt must never be cut by them.
+        # A tokenizer.json may contain truncation and padding settings from training, which must not apply to prompts.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -31,13 +31,13 @@ class Text:
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Text":
-        """Read tokenizer.json; raises BundleError where the bundle has none or it cannot be read."""
+        """Read tokenizer.json; raises BundleError if the bundle has none or it cannot be read."""
         from tokenizers import Tokenizer
 
         path = bundle.find(FILE_NAME)
         if path is None:
             raise BundleError(
-                f"the bundle {bundle.path} has no {FILE_NAME}, so it reads and writes no text: "
+                f"the bundle {bundle.path} has no {FILE_NAME}, so it cannot process text: "
                 "compile it from a checkpoint with a tokenizer"
             )
         try:
@@ -47,9 +47,9 @@ class Text:
         return cls(tokenizer, bundle.manifest.tokens)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`; special tokens written out in it are recognised.
+        """Token ids of `text`; special tokens spelled out in it are recognised.
 
-        add_bos: whether a BOS leads, unless the text has it already; None does as the manifest says.
+        add_bos: add a leading BOS token unless the text has one; by default as the manifest says.
         """
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -62,19 +62,19 @@ class Text:
         return [bos, *ids] if wanted and bos is not None and ids[:1] != [bos] else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens included: a function call is made of them."""
+        """The text of `ids`, including special tokens, since function calls consist of them."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_text(self, token: int | None) -> str | None:
-        """The spelling of one token, as templates quote it."""
+        """The text of one special token, as templates use it; None for None."""
         return None if token is None else self._tokenizer.id_to_token(token)
 
 
 class Detokenizer:
-    """Turns tokens into text one by one, never showing half a character.
+    """Decodes tokens one by one, and never returns part of a character.
 
-    A token's text depends on its neighbours (a leading space, bytes of one character), so a short window is decoded
-    anew each time and only what is new of it is returned.
+    A token's text depends on its neighbours (a leading space, the bytes of one character), so a short window of tokens
+    is decoded again each time, and only the new text returned.
     """
 
     def __init__(self, text: Text, prompt_ids: Sequence[int] = ()) -> None:
@@ -82,7 +82,7 @@ class Detokenizer:
         self._restart(list(prompt_ids[-_CONTEXT:]))
 
     def push(self, token: int) -> str:
-        """The text that is certain now; empty while a character is unfinished."""
+        """The text that `token` completes; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._pending()
         unfinished = len(text) - len(text.rstrip(_REPLACEMENT))
@@ -95,13 +95,13 @@ class Detokenizer:
         return fresh
 
     def flush(self) -> str:
-        """What was held back, once no more tokens can come; an unfinished character shows as U+FFFD."""
+        """The text that was held back, at the end of the stream; an incomplete character becomes U+FFFD."""
         return self._show(self._pending())
 
     def _restart(self, ids: list[int]) -> None:
-        """Open a window on `ids`, whose text has been returned already.
+        """Start a new window with `ids`, whose text has been returned already.
 
-        A prompt's last tokens may begin within a character, whose bytes would spoil those of the next ones.
+        The last tokens of a prompt may begin inside a character, whose bytes would make the following ones invalid.
         """
         context = self._text.decode(ids)
         while context.startswith(_REPLACEMENT):
@@ -111,11 +111,11 @@ class Detokenizer:
         self._context = context
 
     def _pending(self) -> str:
-        """The text of the tokens since the window was opened."""
+        """The text of the tokens since the window started."""
         text = self._text.decode(self._ids)
         if text.startswith(self._context):
             return text[len(self._context) :]
-        # A byte-fallback decoder spoils the finished characters before an invalid byte: leave those out.
+        # With an invalid byte, a byte-fallback decoder replaces the complete characters before it too: leave those out.
         return self._text.decode(self._ids[self._done :])
 
     def _show(self, text: str) -> str:

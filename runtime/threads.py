@@ -1,4 +1,4 @@
-"""How many threads an engine should use on this machine; knows Linux's /sys and /proc, and no engine."""
+"""The default number of threads of an engine on this machine, from Linux's /sys and /proc; independent of engines."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def default_threads(root: Path = Path("/"), affinity: Iterable[int] | None = None) -> int:
-    """Physical cores this process may run on, within its cgroup's CPU quota; at least 1.
+    """Physical cores that this process may run on, limited by its cgroup's CPU quota; at least 1.
 
-    root: where /sys and /proc are found. affinity: the CPUs allowed, those of this process by default.
+    root: the folder of /sys and /proc. affinity: the allowed CPUs, by default those of this process.
     """
     cpus = set(_allowed_cpus() if affinity is None else affinity)
-    # Two hyper-threads share one set of multipliers and one path to memory: a second thread gains a decoder nothing.
+    # Two hyper-threads share their core's multipliers and memory bandwidth: a second thread does not speed up decoding.
     cores = {_siblings(root, cpu) for cpu in cpus}
     return max(1, int(min([len(cores), *_quotas(root)])))
 
@@ -23,12 +23,12 @@ def _allowed_cpus() -> Iterable[int]:
 
 
 def _siblings(root: Path, cpu: int) -> str:
-    """The name of the core that `cpu` is a thread of; its own where the kernel does not say."""
+    """A name for the core of `cpu`; the CPU's own if the kernel does not list its siblings."""
     return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or f"cpu{cpu}"
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPUs' worth of time that each cgroup around this process grants, where it limits it."""
+    """The CPU quotas, in CPUs, of this process's cgroup and its parents, if any."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         for group in _with_parents(path):

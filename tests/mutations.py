@@ -186,11 +186,11 @@ FAULTS = (
         ("tests/engines/ort/test_session.py",),
     ),
     Fault(
-        "slot-row-not-swapped",
-        "engines/slot_rows.py",
-        "self._rows[slots] = other, one",
-        "self._rows[slots] = one, other",
-        ("tests/engines/test_slot_rows.py",),
+        "slot-entry-not-swapped",
+        "engines/slot_order.py",
+        "self._entries[slots] = other, one",
+        "self._entries[slots] = one, other",
+        ("tests/engines/test_slot_order.py",),
     ),
     Fault(
         "stop-id-ignored",

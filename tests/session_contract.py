@@ -166,31 +166,31 @@ def _what_cannot_be_is_refused_and_changes_nothing(contract: Contract) -> None:
     step, copy = state.session.step, state.session.copy
     state.step([0], [0], [[1, 2, 3]], [2])
     refused: list[tuple[str, Callable[[], object]]] = [
-        (f"slot {most} was asked for, the session has slots 0 to", lambda: step([1], [0], [], slots=[most])),
-        ("slot -1 was asked for", lambda: step([1], [0], [], slots=[-1])),
-        ("slot 0 is named twice", lambda: step([1, 2], [0, 0], [], slots=[0, 0])),
-        (f"slot {most} was asked for", lambda: step(np.ones((most + 1, 2)), np.zeros(most + 1), [])),
+        (f"slot {most} was requested, the session has slots 0 to", lambda: step([1], [0], [], slots=[most])),
+        ("slot -1 was requested", lambda: step([1], [0], [], slots=[-1])),
+        ("slot 0 appears twice", lambda: step([1, 2], [0, 0], [], slots=[0, 0])),
+        (f"slot {most} was requested", lambda: step(np.ones((most + 1, 2)), np.zeros(most + 1), [])),
         ("slot 0 gets 0 new tokens", lambda: step([], [0], [])),
         ("slot 0 gets 0 new tokens", lambda: step([1], [0], [], counts=[0])),
-        ("a step of no sequences", lambda: step([1], [], [])),
+        ("the step has no sequences", lambda: step([1], [], [])),
         ("2 tokens were given, the counts add up to 3", lambda: step([1, 2], [0], [], counts=[3])),
         ("1 starts, 1 slots and 2 counts were given", lambda: step([1, 2], [0], [], slots=[0], counts=[1, 1])),
         ("3 tokens do not divide among 2 sequences", lambda: step([1, 2, 3], [0, 0], [])),
         ("a sequence starts at -1", lambda: step([1], [-1], [])),
         (
-            f"{capacity} tokens are cached and 1 more were given, the context holds {capacity}",
+            f"{capacity} cached and 1 new tokens do not fit the context of {capacity}",
             lambda: step([1], [capacity], []),
         ),
         (
-            f"0 tokens are cached and {capacity + 1} more were given",
+            f"0 cached and {capacity + 1} new tokens do not fit",
             lambda: step([1] * (capacity + 1), [0], [], slots=[0]),
         ),
-        ("logits of token 2 were asked for, the step has tokens 0 to 1", lambda: step([1, 2], [0], [0, 2])),
-        ("logits of token -1 were asked for", lambda: step([1, 2], [0], [-1])),
-        (f"slot {most} was asked for", lambda: copy(0, most, 1)),
-        ("slot -1 was asked for", lambda: copy(-1, 0, 1)),
-        (f"a copy of {capacity + 1} tokens was asked for, a slot holds 0 to", lambda: copy(0, 0, capacity + 1)),
-        ("a copy of -1 tokens was asked for", lambda: copy(0, 0, -1)),
+        ("logits of token 2 were requested, the step has tokens 0 to 1", lambda: step([1, 2], [0], [0, 2])),
+        ("logits of token -1 were requested", lambda: step([1, 2], [0], [-1])),
+        (f"slot {most} was requested", lambda: copy(0, most, 1)),
+        ("slot -1 was requested", lambda: copy(-1, 0, 1)),
+        (f"a copy of {capacity + 1} tokens was requested, a slot holds 0 to", lambda: copy(0, 0, capacity + 1)),
+        ("a copy of -1 tokens was requested", lambda: copy(0, 0, -1)),
     ]
     for said, ask in refused:
         with pytest.raises(UsageError, match=f"^{said}") as caught:

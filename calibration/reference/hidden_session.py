@@ -29,14 +29,14 @@ class HiddenSession:
         counts: ArrayLike | None = None,
     ) -> Float32:
         """See megrez.runtime.session.Session; an empty cache starts the next window."""
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=1, capacity=self.capacity)
         if batch.starts[0] == 0:
             self._start += self._window
         return self._head(self._hidden[self._start + int(batch.starts[0]) + batch.logits_index])
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See megrez.runtime.session.Session. There is no other slot to copy to."""
-        check_copy(source, target, length, most=1, capacity=self.capacity)
+        check_copy(source, target, length, max_slots=1, capacity=self.capacity)
 
     def close(self) -> None:
         """It holds no resource."""

@@ -18,7 +18,7 @@ from megrez.engines.tensorrt.plan import LEAST_SLOTS, PlanRequest
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Device, KvCache
 
-# Prompt tokens of one step, and most logits that it returns: memory for speed.
+# Prompt tokens per step, and most tokens whose logits it returns: more are faster and take more memory.
 CHUNK, LOGITS = 512, 64
 LEAST_CONTEXT = 2
 # The largest memory of a GPU that TensorRT knows today: a B300's.
@@ -58,7 +58,7 @@ class TensorRt:
             here=here,
             slots=options.batch,
             chunk=min(CHUNK, context),
-            rows=max(LOGITS, options.batch),
+            max_logits=max(LOGITS, options.batch),
             workspace_bytes=options.workspace_bytes,
             version_compatible=options.version_compatible,
             hardware_compatible=options.hardware_compatible,

@@ -1,3 +1,3 @@
-"""ONNX Runtime: `session` opens what megrez.engines.onnx_files writes."""
+"""ONNX Runtime: `session` opens the models that megrez.engines.onnx_files writes."""
 
 MODEL_FILE = "model.onnx"

@@ -1,4 +1,4 @@
-"""A graph bound to rows of its caches, which it reads and writes where they lie; knows no slot and no dialect."""
+"""Binds a graph's inputs and outputs to buffers (IoBinding); caches are updated in place. Independent of dialects."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.errors import EngineError, first_line
 from megrez.runtime.session import Lengths, Logits
 
-# From the starts [B], the tokens of each sequence and the capacity: the inputs by which a dialect gets lengths.
+# (starts [B], new tokens per sequence, capacity) → the inputs that state the sequence lengths in a dialect.
 LengthInputs = Callable[[Lengths, int, int], dict[str, Array]]
-# Decoding steps whose bindings are kept: one for every first row and number of rows.
-KEPT = 64
+# Most bindings of decode steps: one per first cache entry and number of entries.
+MAX_BINDINGS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """How a dialect gets lengths. on_host: inputs that kernels read on the host, wherever the rest lies.
+    """The inputs of a dialect. length_inputs: those that state lengths. on_host: those read in host memory.
 
-    ragged: whether several new tokens may follow cached ones in several sequences at once.
+    ragged: whether several sequences at once may have both cached tokens and several new ones.
     """
 
     length_inputs: LengthInputs
@@ -35,7 +35,7 @@ class Interface:
 class BoundModel:
     """session: an onnxruntime.InferenceSession. caches: [slots, kv_heads, capacity, head_dim] by name.
 
-    All decoding steps share their inputs and logits, of which each takes as many rows as it has sequences.
+    All decode steps share input and logits buffers for `slots` sequences, and bind the part that they need.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class BoundModel:
         self._recorded: set[tuple[int, int]] = set()
 
     def run(self, group: Group) -> Logits:
-        """The logits [w, vocab_size] of a group, valid until the next one. The graph gives one row at least, and in a
-        decoding step a row for every sequence: its shape is then the same whichever are wanted.
+        """The logits [w, vocab_size] of a group, valid until the next call. The graph computes logits of at least one
+        token, and in a decode step of every sequence, so that the shapes do not depend on `group.index`.
         """
         sequences, width = group.tokens.shape
         wanted = len(group.index)
@@ -78,22 +78,22 @@ class BoundModel:
         lengths = self._interface.length_inputs(starts, tokens.shape[1], self._shape.capacity)
         return {"input_ids": tokens, "logits_index": index, **lengths}
 
-    def _buffers(self, inputs: dict[str, Array], rows: int) -> tuple[dict[str, Buffer], Buffer]:
-        """For inputs of these shapes, and for so many rows of logits."""
+    def _buffers(self, inputs: dict[str, Array], logits: int) -> tuple[dict[str, Buffer], Buffer]:
+        """Buffers for inputs of these shapes, and for the logits of this many tokens."""
         fixed = {
             name: (HOST if name in self._interface.on_host else self._place).zeros(array.shape, array.dtype)
             for name, array in inputs.items()
         }
-        return fixed, self._place.zeros((rows, self._vocab_size), self._shape.dtype)
+        return fixed, self._place.zeros((logits, self._vocab_size), self._shape.dtype)
 
     def _decoding(self, first: int, count: int) -> "_Binding":
-        """The binding of a decoding step of the rows from `first` on; those used last are kept."""
+        """The binding of a decode step on `count` cache entries from `first` on; the most recently used are kept."""
         key = first, count
         if key not in self._kept:
             shared, logits = self._shared_buffers()
-            inputs = {name: buffer.rows(0, count) if buffer.shape else buffer for name, buffer in shared.items()}
-            self._kept[key] = self._bound(first, inputs, logits.rows(0, count), self._recording(first, count))
-            if len(self._kept) > KEPT:
+            inputs = {name: buffer.entries(0, count) if buffer.shape else buffer for name, buffer in shared.items()}
+            self._kept[key] = self._bound(first, inputs, logits.entries(0, count), self._recording(first, count))
+            if len(self._kept) > MAX_BINDINGS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
@@ -106,8 +106,8 @@ class BoundModel:
         return self._shared
 
     def _recording(self, first: int, count: int) -> int | None:
-        """A number for what lies at these addresses. A recording is never given back, so there is an end to them."""
-        if (first, count) not in self._recorded and len(self._recorded) == KEPT:
+        """The id of the CUDA graph for these cache entries; None beyond a limit, as ONNX Runtime never frees one."""
+        if (first, count) not in self._recorded and len(self._recorded) == MAX_BINDINGS:
             return None
         self._recorded.add((first, count))
         return first * self._shape.slots + count
@@ -117,16 +117,16 @@ class BoundModel:
         for name, buffer in inputs.items():
             _bind(io.bind_input, name, buffer)
         for name, cache in self._caches.items():
-            rows = cache.rows(first, inputs["input_ids"].shape[0])
-            _bind(io.bind_input, f"past_key_values.{name}", rows)
-            _bind(io.bind_output, f"present.{name}", rows)
+            entries = cache.entries(first, inputs["input_ids"].shape[0])
+            _bind(io.bind_input, f"past_key_values.{name}", entries)
+            _bind(io.bind_output, f"present.{name}", entries)
         _bind(io.bind_output, "logits", logits)
         return _Binding(inputs=inputs, logits=logits, io=io, options=self._place.run_options(recording))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Binding:
-    """One shape of step, over rows of the caches."""
+    """The buffers of one shape of step, for some entries of the caches."""
 
     inputs: dict[str, Buffer]
     logits: Buffer

@@ -1,4 +1,4 @@
-"""A model in ONNX Runtime as a session; knows no prompt, checkpoint or dialect."""
+"""A model in ONNX Runtime as a session; independent of prompts, checkpoints and dialects."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from megrez.engines.ort.binding import BoundModel, Interface
 from megrez.engines.ort.caches import Caches, CacheShape, cache_shape
 from megrez.engines.ort.library import load_library, open_model
 from megrez.engines.ort.place import HOST, Place
-from megrez.engines.slot_rows import SlotRows
+from megrez.engines.slot_order import SlotOrder
 from megrez.runtime.batch import Batch, check_copy
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.session import Logits
@@ -29,9 +29,9 @@ def open_on_cpu(
 ) -> "OrtSession":
     """Load the bundle's graph on ONNX Runtime's CPU kernels; see `cache_shape`.
 
-    threads: for one operator; by default the physical cores this process may use. basic: let ONNX Runtime rewrite
-    only what leaves every number as it is. own_kernels: ours in place of its own, see custom_ops. Raises EngineError
-    when ONNX Runtime refuses the graph.
+    threads: within an operator; by default one per physical core. basic: only ONNX Runtime's basic graph
+    optimisations, which do not change results. own_kernels: register ours, see custom_ops. Raises EngineError if
+    ONNX Runtime rejects the graph.
     """
     cache = cache_shape(bundle, slots, capacity)
     onnxruntime = load_library("cpu")
@@ -46,12 +46,12 @@ def open_on_cpu(
 
 
 class OrtSession:
-    """A Session. A step runs once for all sequences that decode, and once for each prompt; see engines/arrange.py."""
+    """A Session. A step runs the graph once for all decoding sequences, and for each prompt; see engines/arrange.py."""
 
     def __init__(self, session: Any, cache: CacheShape, vocab_size: int, interface: Interface, place: Place) -> None:
         self.slots, self.capacity, self.vocab_size = cache.slots, cache.capacity, vocab_size
         self._ragged = interface.ragged
-        self._rows = SlotRows(cache.slots)
+        self._order = SlotOrder(cache.slots)
         self._caches = Caches(cache, place)
         self._model = BoundModel(session, cache, self._caches.buffers, vocab_size, interface, place)
 
@@ -65,14 +65,14 @@ class OrtSession:
         counts: ArrayLike | None = None,
     ) -> Logits:
         """See megrez.runtime.session.Session."""
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=self.slots, capacity=self.capacity)
-        groups = arrange(batch, self._rows, self._caches.swap, ragged=self._ragged)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=self.slots, capacity=self.capacity)
+        groups = arrange(batch, self._order, self._caches.swap, ragged=self._ragged)
         return run_groups(groups, self._model.run, batch, self.vocab_size)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See megrez.runtime.session.Session."""
-        check_copy(source, target, length, most=self.slots, capacity=self.capacity)
-        self._caches.copy(*self._rows.copied(source, target, length))
+        check_copy(source, target, length, max_slots=self.slots, capacity=self.capacity)
+        self._caches.copy(*self._order.copied(source, target, length))
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""

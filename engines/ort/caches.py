@@ -1,4 +1,4 @@
-"""The KV caches of a session in ONNX Runtime, and how tokens are moved between their rows; knows no graph."""
+"""The KV caches of a session in ONNX Runtime, and copies between their entries (indices of the batch dimension)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from megrez.engines.ort.place import Buffer, Place
-from megrez.engines.slot_rows import Swap
+from megrez.engines.slot_order import Swap
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.session import choose_capacity, choose_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """A key and a value per layer, each [slots, kv_heads, capacity, head_dim] of `dtype`, which logits have too."""
+    """A key and a value per layer, each [slots, kv_heads, capacity, head_dim] of `dtype`, as are the logits."""
 
     layers: int
     slots: int
@@ -36,9 +36,9 @@ class CacheShape:
 
 
 def cache_shape(bundle: Bundle, slots: int, capacity: int | None) -> CacheShape:
-    """For `slots` sequences of up to `capacity` tokens, by default the bundle's context length, each.
+    """The caches of `slots` sequences of up to `capacity` tokens each, by default the bundle's context length.
 
-    Raises UsageError for no slot, and when the capacity is not within the context.
+    Raises UsageError for less than one slot, and for a capacity beyond the context length.
     """
     manifest = bundle.manifest
     return CacheShape(
@@ -57,7 +57,7 @@ class Caches:
     def __init__(self, shape: CacheShape, place: Place) -> None:
         self._place = place
         self.buffers = {name: place.zeros(shape.one, shape.dtype) for name in shape.names}
-        # A swap goes through it; the caches of all layers take turns.
+        # The temporary buffer of swaps, for one cache at a time.
         self._spare = place.zeros((1, *shape.one[1:]), shape.dtype) if shape.slots > 1 else None
 
     def swap(self, swaps: list[Swap]) -> None:
@@ -67,9 +67,9 @@ class Caches:
         self._place.synchronize()
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` of one row to another."""
+        """Copy the first `tokens` tokens of one entry to another."""
         for buffer in self.buffers.values():
-            self._place.copy_tokens(buffer.rows(source, 1), buffer.rows(target, 1), tokens)
+            self._place.copy_tokens(buffer.entries(source, 1), buffer.entries(target, 1), tokens)
         self._place.synchronize()
 
     def close(self) -> None:
@@ -77,8 +77,8 @@ class Caches:
         self._spare = None
 
     def _swap(self, buffer: Buffer, swap: Swap) -> None:
-        assert self._spare is not None, "a single row has none to change places with"
-        one, other = buffer.rows(swap.one, 1), buffer.rows(swap.other, 1)
+        assert self._spare is not None, "a single entry cannot be swapped"
+        one, other = buffer.entries(swap.one, 1), buffer.entries(swap.other, 1)
         self._place.copy_tokens(one, self._spare, swap.tokens_of_one)
         self._place.copy_tokens(other, one, swap.tokens_of_other)
         self._place.copy_tokens(self._spare, other, swap.tokens_of_one)

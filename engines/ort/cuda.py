@@ -1,7 +1,7 @@
-"""The `ort` dialect in float16 on an NVIDIA GPU: buffers on the device, decoding replayed from CUDA graphs.
+"""The `ort` dialect in float16 on an NVIDIA GPU: buffers on the device, decode steps replayed from CUDA graphs.
 
-Not run on a GPU yet: which steps are bound, recorded and copied is tested on CPU kernels, see `open_on_cpu`; the rest
-is written to onnxruntime's documentation.
+Not run on a GPU yet: binding, recording and copies are tested on CPU kernels, see `open_on_cpu`; the rest follows
+onnxruntime's documentation.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from megrez.runtime.session import Lengths, Session
 
 EXTRA, PROVIDER = "cuda", "CUDAExecutionProvider"
 INSTALL = "pip uninstall -y onnxruntime && pip install 'megrez-compile[cuda]'"
-# Steps of this number are not recorded; see the CUDA execution provider's `gpu_graph_id`.
+# Steps with this id are not recorded; see the CUDA execution provider's `gpu_graph_id`.
 NEVER = -1
 SILENT = 4
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """Open the bundle on the GPU at hand; `threads` has no meaning there.
+    """Open the bundle on this machine's GPU; `threads` is ignored.
 
-    Raises UsageError for more room than its context, MissingExtraError where a library is not there, EngineError where
-    it is another one, or the GPU or its memory is not what the bundle needs: each before a weight is read.
+    Raises, before weights are read, UsageError for a capacity beyond the context length, MissingExtraError if a library
+    is missing, EngineError if a library, the GPU or its memory does not fit the bundle.
     """
     cache = cache_shape(bundle, slots, capacity)
     onnxruntime = load_library(EXTRA)
@@ -43,22 +43,21 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     place = OnGpu(onnxruntime, _check_gpu(bundle, cache))
     _check_provider(place)
     options = onnxruntime.SessionOptions()
-    # By default what ONNX Runtime allocates grows in powers of two.
+    # By default ONNX Runtime's arena grows in powers of two.
     provider = {"device_id": "0", "enable_cuda_graph": "1", "arena_extend_strategy": "kSameAsRequested"}
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, [(PROVIDER, provider)])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, INTERFACE, place)
 
 
 def open_on_cpu(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """The same bundle, told of lengths in the same way, on ONNX Runtime's CPU kernels: slow, but right."""
+    """The same bundle with the same inputs on ONNX Runtime's CPU kernels: a slow reference."""
     return bound.open_on_cpu(bundle, INTERFACE, threads=threads, slots=slots, capacity=capacity)
 
 
 def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
-    """See megrez.compile.graph.passes.group_query_attention. A decoding step is told the capacity for the longest row.
-
-    The kernels take their number of threads from that, which a recorded step keeps; each row's own length is what they
-    read, on the device. Equal to the width, it says that nothing is cached.
+    """See megrez.compile.graph.passes.group_query_attention. For a decode step, the total length is the
+    capacity: the kernels derive their launch size from it, which a recorded step keeps, and read each sequence's own
+    length on the device. A total length equal to the width means that nothing is cached.
     """
     longest = capacity if width == 1 else int(lengths.max()) + width
     return {
@@ -67,13 +66,14 @@ def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Arr
     }
 
 
-# CUDA's GroupQueryAttention reads this scalar on the host, and takes one row where several tokens follow cached ones.
+# CUDA's GroupQueryAttention reads this scalar in host memory, and supports several new tokens after cached ones for one
+# sequence only.
 INTERFACE = Interface(length_inputs=_length_inputs, on_host=frozenset({"total_sequence_length"}), ragged=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuBuffer:
-    """owner: the OrtValue whose memory this is, or is a part of."""
+    """owner: the OrtValue that owns this memory."""
 
     cuda: Cuda
     owner: Any
@@ -82,14 +82,14 @@ class GpuBuffer:
     dtype: np.dtype[Any]
     device: str = "cuda"
 
-    def rows(self, first: int, count: int) -> "GpuBuffer":
+    def entries(self, first: int, count: int) -> "GpuBuffer":
         size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         return replace(self, pointer=self.pointer + first * size, shape=(count, *self.shape[1:]))
 
     def write(self, array: Array) -> None:
-        """ONNX Runtime's stream does not wait for others, and a small copy may still be under way on return."""
+        """Synchronises: ONNX Runtime's stream does not wait for others, and small copies may return early."""
         given = np.ascontiguousarray(array, self.dtype)
-        assert given.shape == self.shape, "a buffer is written whole"
+        assert given.shape == self.shape, "the array must have the buffer's shape"
         kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.cuda("cudaMemcpy", self.pointer, given.ctypes.data, given.nbytes, kind)
         self.cuda("cudaDeviceSynchronize")
@@ -114,19 +114,19 @@ class OnGpu:
             value = self.onnxruntime.OrtValue.ortvalue_from_numpy(zeros, "cuda", 0)
         except Exception as error:
             raise EngineError(
-                f"the GPU gives no {zeros.nbytes / 2**20:.1f} MiB more ({first_line(error)}): choose a smaller target, "
-                "a smaller --context or fewer sequences"
+                f"the GPU cannot allocate {zeros.nbytes / 2**20:.1f} MiB more ({first_line(error)}): choose a smaller "
+                "target, a smaller --context or fewer sequences"
             ) from error
         return GpuBuffer(cuda=self.cuda, owner=value, pointer=int(value.data_ptr()), shape=shape, dtype=zeros.dtype)
 
     def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
-        """A row of a 2-D copy is a head's tokens: those of one head lie together, its next head's a capacity later."""
-        rows, heads, capacity, head_dim = source.shape
+        """A 2-D copy with a row per head: its tokens are contiguous, and the heads are `capacity` tokens apart."""
+        entries, heads, capacity, head_dim = source.shape
         token = head_dim * source.dtype.itemsize
         pitch = capacity * token
         kind = self.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         if tokens:
-            copy = target.pointer, pitch, source.pointer, pitch, tokens * token, rows * heads, kind
+            copy = target.pointer, pitch, source.pointer, pitch, tokens * token, entries * heads, kind
             self.cuda("cudaMemcpy2DAsync", *copy, 0)
 
     def synchronize(self) -> None:
@@ -139,7 +139,7 @@ class OnGpu:
 
 
 def _check_library(onnxruntime: ModuleType) -> None:
-    """onnxruntime and onnxruntime-gpu lie in one folder: the one installed last is there."""
+    """onnxruntime and onnxruntime-gpu install the same folder: the last one installed is present."""
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EngineError(
             f"this bundle needs onnxruntime-gpu, the onnxruntime {onnxruntime.__version__} that is installed in its "
@@ -161,7 +161,7 @@ def _check_gpu(bundle: Bundle, cache: CacheShape) -> Cuda:
 
 
 def _check_provider(place: OnGpu) -> None:
-    """Without CUDA's libraries ONNX Runtime would run the graph on the CPU, and say so among its own messages."""
+    """Without CUDA's libraries ONNX Runtime would fall back to the CPU, with no more than a log message."""
     onnxruntime = place.onnxruntime
     onnxruntime.set_default_logger_severity(SILENT)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,9 +1,9 @@
-"""Our own operators (engines/ort/kernels/) in place of ONNX Runtime's on CPU; knows no graph.
+"""Registers our own CPU kernels (engines/ort/kernels/) in place of ONNX Runtime's; independent of graphs.
 
 They are compiled when the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX
-Runtime's, reads weights where they are mapped, and is bound by the memory where ONNX Runtime's is bound by AVX2's
-arithmetic. Where the processor has VNNI, ONNX Runtime's makes use of it and all of its own stay: the two have not been
-compared there. Our MatMulNBits rounds its inputs to int8 (accuracy_level 4); a graph that asks for more is refused.
+Runtime's, reads the weights in the mapped file, and is memory-bound where ONNX Runtime's is compute-bound with AVX2.
+On processors with VNNI, ONNX Runtime's kernels use it and stay: ours have not been compared with them there. Our
+MatMulNBits rounds its inputs to int8 (accuracy_level 4); a graph with a higher accuracy level is rejected.
 """
 
 import ctypes
@@ -14,22 +14,24 @@ from typing import Any
 
 from megrez.runtime.errors import EngineError, UsageError, first_line
 
-# 0: never; 1: wherever the processor can; attention: so too, but ONNX Runtime's MatMulNBits; unset: where ONNX Runtime
-# has nothing better. A process keeps the first that it registers.
+# 0: never; 1: on every processor that can run them; attention: the same, but with ONNX Runtime's MatMulNBits; unset:
+# without VNNI only. The first registration in a process decides.
 SETTING = "MEGREZ_KERNELS"
 _NEVER, _WHEREVER = "0", ("1", "attention")
 _RUNS_BEST, _RUNS = 1, 2
 
 
 def register(options: Any) -> bool:
-    """Let a session with these onnxruntime.SessionOptions run our kernels; whether it will.
+    """Register our kernels in onnxruntime.SessionOptions; returns whether it did.
 
-    For graphs in float32 alone: others would be refused. Raises UsageError where the setting is none of its values,
-    EngineError where the library is of another machine.
+    For float32 graphs only: others would be rejected. Raises UsageError for an invalid setting, EngineError if the
+    library was compiled for another machine.
     """
     setting = os.environ.get(SETTING, "")
     if setting not in ("", _NEVER, *_WHEREVER):
-        raise UsageError(f"{SETTING} is {setting!r}, its values are 0, 1 and attention: set one of these or none")
+        raise UsageError(
+            f"{SETTING} is {setting!r}, the valid values are 0, 1 and attention: set one of these or unset it"
+        )
     library = None if setting == _NEVER else find_library()
     verdict = 0 if library is None else judge(library)
     if verdict != _RUNS_BEST and not (verdict == _RUNS and setting in _WHEREVER):
@@ -39,16 +41,17 @@ def register(options: Any) -> bool:
 
 
 def find_library() -> Path | None:
-    """The compiled kernels, which lie beside this file; None where they were not compiled."""
+    """The compiled kernels, in the same folder as this file; None if they were not compiled."""
     candidates = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
     return next(filter(Path.exists, candidates), None)
 
 
 def judge(library: Path) -> int:
-    """0: this processor cannot run it; 1: it can; 2: it can, and ONNX Runtime has better for it."""
+    """Whether this processor can run the kernels: 0 no; 1 yes; 2 yes, but it has VNNI: ONNX Runtime's are used."""
     try:
         return int(ctypes.CDLL(str(library)).megrez_kernels())
     except (OSError, AttributeError) as error:
         raise EngineError(
-            f"{library} is not of this machine: {first_line(error)}: install megrez-compile anew, or set {SETTING}=0"
+            f"{library} was compiled for another machine: {first_line(error)}: reinstall megrez-compile, "
+            f"or set {SETTING}=0"
         ) from error

@@ -1,4 +1,4 @@
-"""onnxruntime, imported once and quietly; knows no model."""
+"""Imports onnxruntime and opens models with it; independent of models."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ ERRORS_ONLY = 3
 
 
 def load_library(extra: str) -> ModuleType:
-    """The package, without its telemetry; raises MissingExtraError that names `extra`."""
+    """The package, without telemetry; raises MissingExtraError, which names `extra`."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -23,10 +23,10 @@ def load_library(extra: str) -> ModuleType:
 
 
 def open_model(onnxruntime: ModuleType, path: Path, options: Any, providers: list[Any]) -> Any:
-    """An InferenceSession on `providers` and no others; raises EngineError where the graph is refused."""
+    """An InferenceSession on `providers` and no others; raises EngineError if the graph is rejected."""
     options.log_severity_level = ERRORS_ONLY
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:
-        said = first_line(error)
-        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {said}") from error
+        reason = first_line(error)
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Where a session's buffers lie, and how arrays get there and back: here, in numpy arrays. Knows no graph."""
+"""The memory of a session's buffers: the interface, and its implementation in host memory. Independent of graphs."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ Array = NDArray[Any]
 
 
 class Buffer(Protocol):
-    """Memory that never moves. device: as ONNX Runtime names it. pointer: its address there."""
+    """Memory at a fixed address. device: ONNX Runtime's name of it. pointer: the address there."""
 
     @property
     def device(self) -> str: ...
@@ -24,32 +24,34 @@ class Buffer(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
-    def rows(self, first: int, count: int) -> "Buffer":
-        """The part [first : first + count], in the same memory."""
+    def entries(self, first: int, count: int) -> "Buffer":
+        """The slice [first : first + count] of the first dimension, in the same memory."""
         ...
 
     def write(self, array: Array) -> None:
-        """Copy `array`, of the buffer's shape and type, into it."""
+        """Copy `array`, of the buffer's shape and data type, into the buffer."""
         ...
 
     def read(self) -> Array:
-        """What it holds; good until it is written again."""
+        """The contents; valid until the next write."""
         ...
 
 
 class Place(Protocol):
+    """Allocates buffers in one kind of memory."""
+
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Buffer: ...
 
     def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
-        """Copy [:, :, :tokens] of `source` into `target`, both [rows, heads, capacity, head_dim]. Queued at least."""
+        """Copy [:, :, :tokens] of `source` into `target`, both [B, heads, capacity, head_dim]; may be asynchronous."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until queued copies are done."""
+        """Wait for copies to complete."""
         ...
 
     def run_options(self, recording: int | None) -> Any:
-        """onnxruntime's RunOptions for steps that are recorded under this number once and replayed, or never (None)."""
+        """onnxruntime's RunOptions for steps that are recorded and replayed under this id; None: not recorded."""
         ...
 
 
@@ -70,7 +72,7 @@ class HostBuffer:
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
 
-    def rows(self, first: int, count: int) -> "HostBuffer":
+    def entries(self, first: int, count: int) -> "HostBuffer":
         return HostBuffer(self.array[first : first + count])
 
     def write(self, array: Array) -> None:
@@ -81,7 +83,7 @@ class HostBuffer:
 
 
 class Host:
-    """A Place of numpy arrays. Nothing is recorded: a CPU is told what to do anew in every step."""
+    """Host memory, in numpy arrays. Nothing is recorded on a CPU."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> HostBuffer:
         return HostBuffer(np.zeros(shape, dtype))

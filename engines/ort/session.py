@@ -1,4 +1,4 @@
-"""A bundle's graph of the `ort` dialect, with every rewrite ONNX Runtime has; knows its inputs by name."""
+"""A graph of the `ort` dialect on CPU, with all of ONNX Runtime's optimisations; knows its inputs by name."""
 
 import numpy as np
 

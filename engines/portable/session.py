@@ -10,9 +10,9 @@ from megrez.runtime.session import Lengths, Session
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """See megrez.engines.ort.bound.open_on_cpu. Attention costs by the capacity, whatever is cached.
+    """See megrez.engines.ort.bound.open_on_cpu. The cost of attention grows with the capacity, not the cached length.
 
-    Further rewrites of ONNX Runtime would round the inputs of products whose weights alone are quantised.
+    More than basic optimisations would quantise the inputs of matrix products whose weights only are quantised.
     """
     interface = Interface(length_inputs=_length_inputs)
     return open_on_cpu(bundle, interface, threads=threads, slots=slots, capacity=capacity, basic=True)

@@ -54,7 +54,7 @@ def build(
         capabilities=(chip.name, f"v{chip.htp_arch}"),
         slots=1,
         chunk=layout.chunk,
-        rows=1,
+        max_logits=1,
         memory_bytes=_context_bytes(folder),
         version_compatible=True,
     )

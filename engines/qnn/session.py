@@ -1,6 +1,6 @@
-"""A model as static graphs on an NPU: the host looks tokens up, tells what may be seen, and writes the caches.
+"""A model as static graphs on an NPU: the host looks up embeddings, sets the masks and writes the caches.
 
-Knows the graphs' inputs by name; knows no library but to open contexts.
+Knows the graphs' inputs by name; uses Qualcomm's library only to open contexts.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from megrez.runtime.errors import BundleError, EngineError, UsageError, first_li
 from megrez.runtime.session import Logits, Session, choose_capacity
 
 MASK, PAST, PRESENT = "mask", "past_key_values.", "present."
-# The codes of what a mask adds to a score: the least that it can, and 0.
-HIDDEN, SEEN = 0, 0xFFFF
-# Opens the graph of that name over the arrays.
+# The quantised values of a mask, which is added to attention scores: its minimum, and 0.
+MASKED, VISIBLE = 0, 0xFFFF
+# (name, arrays) → the graph of this name, bound to the arrays.
 OpenGraph = Callable[[str, dict[str, Array]], Graph]
 
 
 def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity: int | None = None) -> Session:
-    """Open the bundle's contexts on the NPU at hand, or in its emulator on x86-64; `threads` has no meaning there.
+    """Open the bundle's contexts on this device's NPU, or in the emulator on x86-64; `threads` is ignored.
 
-    Raises UsageError for more than one slot or more room than was built, EngineError where the chip or the library is
-    not what the contexts need, MissingExtraError where there is no library.
+    Raises UsageError for more than one slot or a capacity beyond the context length, EngineError if the chip or the
+    library does not fit the contexts, MissingExtraError if the library is missing.
     """
     from megrez.engines.qnn.library import context_options, create_session
 
     layout = read_layout(bundle.path)
     compiled = layout.compiled
     if compiled is None or bundle.manifest.device is None:
-        raise BundleError(f"{bundle.path} holds no contexts: compile it again")
+        raise BundleError(f"{bundle.path} has no contexts: compile it again")
     check_chip(compiled)
     check_version(bundle.manifest.device)
 
@@ -56,18 +56,18 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
 def open_static(
     bundle: Bundle, layout: Layout, open_graph: OpenGraph, *, slots: int, capacity: int | None
 ) -> "StaticSession":
-    """Raises UsageError for what static graphs cannot be asked for."""
+    """A session of these graphs; raises UsageError for more than one slot, or a capacity beyond the context length."""
     longest = bundle.manifest.context_length
     if slots != 1:
-        raise UsageError(f"{slots} sequences at once were asked for, an NPU's static graphs take one: ask for one")
-    room = choose_capacity(capacity, longest, bundle.path)
+        raise UsageError(f"{slots} slots were requested, an NPU's static graphs have one: choose 1")
+    chosen = choose_capacity(capacity, longest, bundle.path)
     tables = [np.load(bundle.path / file, mmap_mode="r", allow_pickle=False) for file in (EMBEDDING_FILE, ROTARY_FILE)]
-    return StaticSession(layout, open_graph, tables[0], tables[1], room)
+    return StaticSession(layout, open_graph, tables[0], tables[1], chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """The graphs that one step runs in a row, of so many tokens, and their arrays by name."""
+    """The graphs that one step runs one after the other, for `tokens` tokens, and their arrays by name."""
 
     tokens: int
     graphs: list[Graph]
@@ -75,9 +75,9 @@ class _Chain:
 
 
 class StaticSession:
-    """A Session of one slot. Both chains read one set of caches; a chain's graphs hand on hidden states in place.
+    """A Session of one slot. Both chains read the same caches; the graphs of a chain share the hidden states' arrays.
 
-    embedding: codes [vocab_size, H]. rotary: codes of cos and sin, [2, positions, head_dim / 2].
+    embedding: quantised [vocab_size, H]. rotary: quantised cos and sin, [2, positions, head_dim / 2].
     """
 
     slots = 1
@@ -102,7 +102,7 @@ class StaticSession:
         counts: ArrayLike | None = None,
     ) -> Logits:
         """See megrez.runtime.session.Session."""
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=1, capacity=self.capacity)
         width, index = len(batch.tokens), batch.logits_index
         logits = np.empty((len(index), self.vocab_size), np.float32)
         chain = self._decode if width == 1 else self._prefill
@@ -114,8 +114,8 @@ class StaticSession:
         return logits
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """See megrez.runtime.session.Session. There is no other slot to copy to."""
-        check_copy(source, target, length, most=1, capacity=self.capacity)
+        """See megrez.runtime.session.Session. With one slot there is nothing to copy."""
+        check_copy(source, target, length, max_slots=1, capacity=self.capacity)
 
     def close(self) -> None:
         """See megrez.runtime.session.Session."""
@@ -125,7 +125,7 @@ class StaticSession:
         self.__dict__.pop("_head", None)
 
     def _append(self, chain: _Chain, ids: Array, length: int) -> None:
-        """Fewer ids than the chain takes leave rubbish behind them: nothing sees it, and it is not cached."""
+        """Run a chain on up to `tokens` ids. Unused positions hold arbitrary values: they are masked, not cached."""
         arrays, count = chain.arrays, len(ids)
         arrays["hidden.0"][0, :count] = self._embedding[ids]
         positions = np.minimum(length + np.arange(chain.tokens), self._rotary.shape[1] - 1)
@@ -133,7 +133,7 @@ class StaticSession:
         for name, array in arrays.items():
             if name.startswith(MASK):
                 slots = array.shape[-1] - chain.tokens
-                array[0, 0] = np.where(visible(length, chain.tokens, slots, _window(name)), SEEN, HIDDEN)
+                array[0, 0] = np.where(visible(length, chain.tokens, slots, _window(name)), VISIBLE, MASKED)
         for graph in chain.graphs:
             graph.run()
         for name, new in arrays.items():

@@ -57,7 +57,7 @@ def build(
         capabilities=_capabilities(request),
         slots=request.slots,
         chunk=request.chunk,
-        rows=request.rows,
+        max_logits=request.max_logits,
         memory_bytes=built.memory_bytes,
         version_compatible=request.version_compatible,
     )

@@ -1,7 +1,7 @@
-"""An NVIDIA GPU as a session's device: CUDA's runtime for memory and the stream, TensorRT for the engine.
+"""The Device of an NVIDIA GPU: CUDA's runtime for memory and the stream, TensorRT for the engine.
 
-Not run on a GPU yet. Tests run every line of it: CUDA's calls through the real cuda.bindings on a stand-in for CUDA's
-runtime, TensorRT's on a stand-in written to its signatures.
+Not run on a GPU yet. Tests run every line: CUDA calls through the real cuda.bindings on a stub of CUDA's runtime,
+TensorRT calls on a stub with its signatures.
 """
 
 import contextlib
@@ -25,13 +25,14 @@ ALIGNMENT = 256
 
 
 def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
-    """The GPU at hand with the bundle's engine on it.
+    """Load the bundle's engine on this machine's GPU.
 
-    session_bytes: what the session will allocate. Raises EngineError for another library version, no GPU, another
-    capability or too little memory, each before the engine is read; MissingExtraError without the libraries.
+    session_bytes: device memory that the session will allocate. Raises EngineError, before the engine is read, for
+    another library version, no GPU, another compute capability or too little memory; MissingExtraError without the
+    libraries.
     """
     needed = bundle.manifest.device
-    assert needed is not None, "a session checks this first"
+    assert needed is not None, "the session checks this first"
     library = load_library(needed.library)
     if library.__version__ != needed.version and not needed.version_compatible:
         raise EngineError(
@@ -50,22 +51,22 @@ def open_device(bundle: Bundle, session_bytes: int) -> "CudaDevice":
 
 
 def capability_at_hand(library: str) -> int:
-    """Of this machine's GPU; raises EngineError where there is none."""
+    """The compute capability of this machine's GPU; raises EngineError if there is none."""
     return Cuda(EXTRAS[library]).capability()
 
 
 class CudaDevice:
-    """See megrez.engines.tensorrt.device.Device. Both contexts share one block for intermediate results."""
+    """See megrez.engines.tensorrt.device.Device. Both contexts share one buffer for intermediate results."""
 
     def __init__(self, cuda: Cuda, library: Any, bundle: Bundle, needed: Needed) -> None:
         self.cuda, self.library = cuda, library
-        with contextlib.ExitStack() as self._held:  # what `close` gives back, and a failure in here
+        with contextlib.ExitStack() as self._held:  # what `close` frees; freed too if __init__ fails
             self.stream = cuda("cudaStreamCreate")
             self._held.callback(cuda, "cudaStreamDestroy", self.stream)
             self._log = open_log(library, errors_alone=True)
             self._runtime = library.Runtime(self._log)
             if needed.version_compatible:
-                self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+                self._runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
             self.engine = self._read(bundle)
             self._held.callback(self._release_engine)
             sizes = [self.engine.get_device_memory_size_for_profile_v2(profile) for profile in (DECODE, PREFILL)]
@@ -78,8 +79,8 @@ class CudaDevice:
 
     @property
     def replays(self) -> bool:
-        """Whether the library records and replays decoding steps by itself, as TensorRT-RTX does once its kernels for
-        them are compiled: before that a recording would keep those that stand in.
+        """Whether the library records and replays decode steps itself. TensorRT-RTX does, once it has compiled the
+        specialised kernels: an earlier recording of ours would keep the fallback kernels.
         """
         return self._cache is not None
 
@@ -132,15 +133,15 @@ class CudaDevice:
         self.cuda("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Give everything back, once, the latest first. Raises EngineError at the end where CUDA refuses some."""
+        """Free everything, in reverse order; further calls do nothing. Raises EngineError if CUDA fails."""
         self._held.close()
 
     def _release_engine(self) -> None:
-        """Its weights lie on the device as long as anyone refers to it."""
+        """Drop all references: the engine's weights stay on the device as long as there is one."""
         self.engine = self._runtime = self._cache = None
 
     def _read(self, bundle: Bundle) -> Any:
-        """The engine, from the file mapped into memory."""
+        """Deserialise the engine from the memory-mapped file."""
         path = bundle.path / PLAN_FILE
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -150,7 +151,7 @@ class CudaDevice:
         return engine
 
     def _reason(self) -> str:
-        """Why the library refused, on one line."""
+        """The library's last error message, on one line."""
         return str(self._log.errors[-1]).split("\n", 1)[0] if self._log.errors else "no reason was given"
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
@@ -173,21 +174,21 @@ class CudaContext:
 
     def enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._device.stream)):
-            raise EngineError("the engine refused a step: compile the bundle again, or report this as a bug")
+            raise EngineError("the engine failed to run a step: compile the bundle again, or report this as a bug")
 
     def capture(self) -> "CudaGraph | None":
         cuda, stream = self._device.cuda, self._device.stream
         if self._device.replays:
             return None
-        # Where it fails, the step has run already, and so will the next ones without a graph.
+        # If this fails, the step has run already, and the next ones run without a graph.
         with contextlib.suppress(EngineError), contextlib.ExitStack() as recording:
             cuda("cudaStreamBeginCapture", stream, cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
             try:
                 self.enqueue()
             finally:
-                recorded = cuda("cudaStreamEndCapture", stream)  # else all that follows on the stream would fail
+                recorded = cuda("cudaStreamEndCapture", stream)  # otherwise every later call on the stream would fail
                 recording.callback(cuda, "cudaGraphDestroy", recorded)
-            graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)  # holds all that it needs
+            graph = CudaGraph(cuda, cuda("cudaGraphInstantiate", recorded, 0), stream)  # independent of `recorded`
             self._device.keep(graph)
             return graph
         return None

@@ -1,6 +1,6 @@
-"""What a session asks of the device that holds its engine; knows no GPU and no library.
+"""The interface between a session and the device of its engine; independent of CUDA and TensorRT.
 
-One stream: what is queued is done in that order, and at the latest when `synchronize` returns.
+There is one stream: work runs in the order in which it is queued, and is complete when `synchronize` returns.
 """
 
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ DECODE, PREFILL = 0, 1
 
 
 class Graph(Protocol):
-    """One step, recorded with its shapes and addresses."""
+    """A recorded step, with fixed shapes and addresses."""
 
     def launch(self) -> None:
         """Queue the step."""
@@ -21,54 +21,54 @@ class Graph(Protocol):
 
 
 class Context(Protocol):
-    """An engine under one of its optimization profiles."""
+    """An execution context with one of the engine's optimization profiles."""
 
     def bind(self, name: str, address: int) -> None:
-        """Let the tensor `name` lie at `address`."""
+        """Set the address of the tensor `name`."""
         ...
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Of an input, for the next step; raises EngineError outside the profile's range."""
+        """Set the shape of an input for the next step; raises EngineError outside the profile's range."""
         ...
 
     def enqueue(self) -> None:
-        """Queue a step; raises EngineError when the engine refuses it."""
+        """Queue a step; raises EngineError if the engine rejects it."""
         ...
 
     def capture(self) -> Graph | None:
-        """Record a step without running it; None where that cannot be done, or the device replays steps by itself."""
+        """Record a step without running it; None if that is impossible, or the device replays steps itself."""
         ...
 
 
 class Device(Protocol):
-    """Memory and one stream. Addresses are of the device; host arrays come from `pin`."""
+    """Device memory and one stream. Addresses are device addresses; host arrays come from `pin`."""
 
     def free_bytes(self) -> int: ...
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes of zeros."""
+        """Allocate `size` bytes of zeros and return their address."""
         ...
 
     def pin(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array that the device can copy from and to while the host goes on."""
+        """An array in page-locked host memory, for asynchronous copies."""
         ...
 
     def upload(self, address: int, array: Array) -> None:
-        """Queue a copy; `array` must stay as it is until then."""
+        """Queue a copy to the device; `array` must not change before it is done."""
         ...
 
     def download(self, address: int, array: Array) -> None:
-        """Queue a copy into `array`."""
+        """Queue a copy from the device to `array`."""
         ...
 
     def copy(self, target: int, source: int, *, size: int, pitch: int, pieces: int) -> None:
-        """Queue a copy within the device: `pieces` of `size` bytes, which begin `pitch` bytes apart on both sides."""
+        """Queue a copy on the device: `pieces` of `size` bytes, `pitch` bytes apart in source and target."""
         ...
 
     def open_context(self, profile: int) -> Context: ...
 
     def synchronize(self) -> None:
-        """Wait until all that was queued is done; raises EngineError if some of it failed."""
+        """Wait for all queued work; raises EngineError if some of it failed."""
         ...
 
     def close(self) -> None: ...

@@ -1,6 +1,6 @@
-"""A device of numpy arrays that refuses what TensorRT refuses; its engine depends on every cached token.
+"""A Device of numpy arrays that rejects what TensorRT rejects; its fake engine depends on every cached token.
 
-For whoever tests a session without a GPU. Nothing runs before `synchronize`, as late as a stream may leave it.
+For tests of a session without a GPU. Nothing runs before `synchronize`, the latest that a stream permits.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from megrez.engines.tensorrt.device import DECODE, Array
 from megrez.engines.tensorrt.plan_shape import ALIGNMENT, PlanShape
 from megrez.runtime.errors import EngineError
 
-# Of tokens [B, T], write indices [B], rows [N], caches [B, kv_heads, capacity, head_dim] by name: what is written to
-# the caches and to logits [N, vocab_size].
+# Arguments: tokens [B, T], write indices [B], logits index [W], caches [B, kv_heads, capacity, head_dim] by name, and
+# logits [W, vocab_size]. It writes to the caches and the logits.
 Engine = Callable[[Array, Array, Array, dict[str, Array], Array], None]
 
 
 @dataclass
 class NumpyDevice:
-    """engine: what a step does to its arrays, see `sum_of_context`. capturable: whether steps can be recorded.
+    """engine: computes a step, see `sum_of_context`. capturable: whether steps can be recorded.
 
-    log: what was asked, in order, to look at.
+    log: the calls in order, for tests.
     """
 
     shape: PlanShape
@@ -78,7 +78,7 @@ class NumpyDevice:
         self._queue.append(work)
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-        """The memory at `address`, as an array."""
+        """The memory at `address` as an array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         base = max((start for start in self._buffers if start <= address), default=None)
         if base is None or address - base + size > self._buffers[base].nbytes:
@@ -103,7 +103,7 @@ class NumpyContext:
 
     def bind(self, name: str, address: int) -> None:
         if address % ALIGNMENT:
-            raise EngineError(f"{name} is at {address}, which is no multiple of {ALIGNMENT}")
+            raise EngineError(f"{name} is at {address}, which is not a multiple of {ALIGNMENT}")
         self.addresses[name] = address
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -126,12 +126,12 @@ class NumpyContext:
         if name == "input_ids":
             return (1, 1), (plan.slots, 1 if decode else plan.chunk)
         if name == "logits_index":
-            return (1,), (plan.slots if decode else plan.rows,)
+            return (1,), (plan.slots if decode else plan.max_logits,)
         fixed = (plan.kv_heads, plan.capacity, plan.head_dim) if name.startswith("past") else ()
         return (1, *fixed), (plan.slots, *fixed)
 
     def _step(self) -> Callable[[], None]:
-        """The work of a step with the addresses and shapes of now."""
+        """A step with the present addresses and shapes."""
         addresses, shapes = dict(self.addresses), dict(self.shapes)
         caches = self.device.shape.cache_names
         inputs = ["input_ids", "write_indices", "logits_index", *(f"past_key_values.{name}" for name in caches)]
@@ -141,18 +141,18 @@ class NumpyContext:
             raise EngineError(f"{missing[0]} has no shape or no address")
         for name in caches:
             if addresses[f"past_key_values.{name}"] != addresses.get(f"present.{name}"):
-                raise EngineError(f"present.{name} must lie where past_key_values.{name} does")
+                raise EngineError(f"present.{name} must be bound to the memory of past_key_values.{name}")
 
         def array(name: str, dtype: Any) -> Array:
             return self.device.view(addresses[name], shapes[name], dtype)
 
         def run() -> None:
-            ids, starts, rows = (array(name, np.int64) for name in ("input_ids", "write_indices", "logits_index"))
+            ids, starts, index = (array(name, np.int64) for name in ("input_ids", "write_indices", "logits_index"))
             kept = {name: array(f"past_key_values.{name}", np.float16) for name in caches}
-            logits = self.device.view(addresses["logits"], (len(rows), self.device.shape.vocab_size), np.float16)
+            logits = self.device.view(addresses["logits"], (len(index), self.device.shape.vocab_size), np.float16)
             if any(len(one) != len(ids) for one in (starts, *kept.values())):
                 raise EngineError("inputs differ in their number of sequences")
-            self.device.engine(ids, starts, rows, kept, logits)
+            self.device.engine(ids, starts, index, kept, logits)
 
         return run
 
@@ -167,16 +167,16 @@ class NumpyGraph:
         self.device.queue(self.step)
 
 
-def sum_of_context(ids: Array, starts: Array, rows: Array, caches: dict[str, Array], logits: Array) -> None:
-    """Write each token into every cache; argmax(logits) = sum(context) % vocab_size, as FakeSession's."""
+def sum_of_context(ids: Array, starts: Array, index: Array, caches: dict[str, Array], logits: Array) -> None:
+    """Write each token to every cache; argmax(logits) = sum(context) % vocab_size, as in FakeSession."""
     width = ids.shape[1]
     for cache in caches.values():
         for slot, start in enumerate(starts):
             cache[slot, :, start : start + width, :] = ids[slot][:, None]
     logits[...] = 0
-    for row, position in enumerate(rows):
+    for at, position in enumerate(index):
         slot, column = divmod(int(position), width)
         seen = [cache[slot, :, : starts[slot] + column + 1, :].astype(np.int64) for cache in caches.values()]
-        # The mean over caches, heads and numbers is the sum of the tokens only if every one of them holds them.
+        # The mean over caches, heads and channels is the sum of the tokens only if all of them hold the tokens.
         total = sum(int(part.sum()) for part in seen) // sum(part[:, :1].size for part in seen)
-        logits[row, total % logits.shape[1]] = 1
+        logits[at, total % logits.shape[1]] = 1

@@ -19,16 +19,16 @@ Phase = Callable[[str, int, int], None]
 class PlanRequest:
     """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for the GPU at hand, `here`.
 
-    slots, chunk, rows: most sequences, tokens of each and logits of a step. workspace_bytes: most device memory for
-    intermediate results, None for no limit. version_compatible: the plan also opens in later releases of TensorRT.
-    hardware_compatible: it also runs on later GPUs than the one at hand.
+    slots, chunk, max_logits: most sequences, tokens per sequence, and tokens with logits of a step.
+    workspace_bytes: most device memory for intermediate results, None for no limit. version_compatible: the plan also
+    opens in later releases of TensorRT. hardware_compatible: it also runs on later GPUs than the one at hand.
     """
 
     library: str
     capabilities: tuple[int, ...]
     slots: int
     chunk: int
-    rows: int
+    max_logits: int
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
@@ -89,10 +89,10 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     slots = max(request.slots, LEAST_SLOTS)
     # Without a profile of single tokens, every decode step would expand the KV cache to all query heads.
-    for width, rows in ((1, slots), (request.chunk, request.rows)):
+    for width, logits in ((1, slots), (request.chunk, request.max_logits)):
         profile = builder.create_optimization_profile()
         for tensor in inputs:
-            profile.set_shape(tensor.name, *_range(tensor, slots, width, rows))
+            profile.set_shape(tensor.name, *_range(tensor, slots, width, logits))
         config.add_optimization_profile(profile)
     return config
 
@@ -106,12 +106,12 @@ def _set_capabilities(config: Any, library: Any, request: PlanRequest) -> None:
             raise EngineError(f"{request.library} {library.__version__} cannot build for {name}: choose another --arch")
 
 
-def _range(tensor: Any, slots: int, width: int, rows: int) -> list[tuple[int, ...]]:
+def _range(tensor: Any, slots: int, width: int, logits: int) -> list[tuple[int, ...]]:
     """Minimum, optimum and maximum shape of an input; optimised for one sequence."""
     if tensor.name == "input_ids":
         return [(1, 1), (1, width), (slots, width)]
     if tensor.name == "logits_index":
-        return [(1,), (1,), (rows,)]
+        return [(1,), (1,), (logits,)]
     fixed = tuple(tensor.shape)[1:]
     return [(1, *fixed), (1, *fixed), (slots, *fixed)]
 

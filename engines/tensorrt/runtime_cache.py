@@ -8,7 +8,7 @@ from megrez.runtime.errors import EngineError
 
 
 class RuntimeCache:
-    """The kernels that contexts of `engine` compile. Only saves time: a folder that cannot be written is ignored."""
+    """The kernels that contexts of `engine` compile. It only saves time: if it cannot be written, nothing happens."""
 
     def __init__(self, library: Any, engine: Any, bundle: Path) -> None:
         self._library, self._engine = library, engine
@@ -22,7 +22,7 @@ class RuntimeCache:
         """replayed: run as one CUDA graph, captured once the kernels for its shapes are compiled."""
         config = self._engine.create_runtime_config()
         if not config.set_runtime_cache(self._cache):
-            raise EngineError("TensorRT-RTX takes no runtime cache here: reinstall it")
+            raise EngineError("TensorRT-RTX rejected the runtime cache: reinstall it")
         config.set_execution_context_allocation_strategy(strategy)
         if replayed:
             config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -1,1 +1,1 @@
-"""The verbs of `megrez`, one module each; they compose the runtime and hold no logic of their own."""
+"""The verbs of `megrez`, one module each; they combine parts of the runtime and have no logic of their own."""

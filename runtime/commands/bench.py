@@ -1,4 +1,4 @@
-"""`megrez bench`: speed of one stream or several and memory of the process, as medians over repeats."""
+"""`megrez bench`: speed of one stream or several, and peak memory; medians over repeats."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from megrez.runtime.commands.options import bundle_argument, json_file_option, j
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt length.")
 @click.option("--output-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to generate.")
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs after one warm-up.")
+@click.option("--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Streams to decode together.")
 @click.option(
-    "--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Streams that are decoded together."
+    "--context", type=click.IntRange(min=1), help="Tokens of KV cache per stream.  [default: the bundle's context]"
 )
-@click.option("--context", type=click.IntRange(min=1), help="Tokens that a stream holds.  [default: the bundle's]")
 @threads_option
 @json_option
 @json_file_option
@@ -33,7 +33,7 @@ def bench_command(
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure prefill and decode speed on random tokens, without a stop token. Speeds add up those of all streams."""
+    """Measure prefill and decode speed on random tokens, without a stop token. Speeds are totals over all streams."""
     from megrez.runtime.bundle import open_bundle
     from megrez.runtime.engines import open_session
     from megrez.runtime.measure import measure, peak_rss_bytes

@@ -1,4 +1,4 @@
-"""`megrez inspect`: what a bundle says of itself."""
+"""`megrez inspect`: what a bundle contains, from its manifest."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
 
 @click.command("inspect")
 @bundle_argument
-@click.option("--fusion", is_flag=True, help="What an engine's kernels do, as the audit of its build found it.")
+@click.option("--fusion", is_flag=True, help="Show what the engine's kernels do, as the audit after its build found.")
 @json_option
 @json_file_option
 @verify_option
 def inspect_command(bundle: str, fusion: bool, as_json: bool, json_file: Path | None, verify: bool) -> None:
-    """Show what a bundle is, what it needs and where it came from. As JSON: its manifest."""
+    """Show what a bundle contains, what it needs and how it was made. As JSON: its manifest."""
     opened = open_bundle(bundle, verify=verify)
     if fusion:
         found = _read_fusion(opened)
@@ -32,8 +32,7 @@ def _read_fusion(bundle: Bundle) -> Fusion:
     path = bundle.find(FUSION_FILE)
     if path is None:
         raise UsageError(
-            f"{bundle.path} is a bundle for {bundle.manifest.target}, which has no engine of fused kernels: "
-            "leave --fusion out"
+            f"{bundle.path} is a bundle for {bundle.manifest.target}, which has no audited engine: leave --fusion out"
         )
     return Fusion.from_json(path.read_text(encoding="utf-8"))
 
@@ -92,7 +91,7 @@ def _device(device: Device | None) -> str:
 
 
 def quantization_line(quantization: Quantization | None, calibration: Calibration | None) -> str:
-    """A manifest's quantisation as one line."""
+    """The quantisation that a manifest states, on one line."""
     if quantization is None:
         return "no"
     q, unquantised = quantization, "not quantised"

@@ -1,4 +1,4 @@
-"""The options that verbs share; knows which fields of SamplingParams they set, not what those do."""
+"""Options shared by the verbs, such as one for each field of SamplingParams."""
 
 from __future__ import annotations
 
@@ -20,36 +20,42 @@ bundle_argument = click.argument("bundle", metavar="BUNDLE")
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1, max=1024), help="CPU threads.  [default: one per physical core]"
 )
-verify_option = click.option("--verify", is_flag=True, help="Check every file's SHA-256 before it is used.")
+verify_option = click.option("--verify", is_flag=True, help="Check the SHA-256 of every file first.")
 max_tokens_option = click.option(
     "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Stop after this many tokens."
 )
-system_option = click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+system_option = click.option("--system", metavar="TEXT", help="System message that starts the conversation.")
 stop_option = click.option(
     "--stop", multiple=True, metavar="STRING", help="End the text before this string. May be given several times."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 json_file_option = click.option(
-    "--json-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the same JSON to FILE as well."
+    "--json-file", type=click.Path(path_type=Path), metavar="FILE", help="Also write this JSON to FILE."
 )
 
 _GIVEN = "megrez.sampling"
 _BIAS = "--logit-bias"
 _SAMPLING = {
     "--temperature": (float, "Divide the logits by this; 0 takes the likeliest token.  [default: the bundle's]"),
-    "--top-k": (int, "Draw from the K likeliest tokens; 0 is off.  [default: the bundle's]"),
+    "--top-k": (int, "Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]"),
     "--top-p": (
         float,
-        "Draw from the fewest tokens whose probabilities sum to this; 1 is off.  [default: the bundle's]",
+        "Sample from the fewest tokens whose probabilities sum to this; 1 is off.  [default: the bundle's]",
     ),
-    "--min-p": (float, "Drop tokens less probable than this times the likeliest one; 0 is off."),
-    "--repetition-penalty": (float, "Penalise tokens of the prompt and the output; 1 is off.  [default: the bundle's]"),
-    "--presence-penalty": (float, "Subtract this from the logits of tokens in the output; 0 is off.  [default: 0]"),
+    "--min-p": (float, "Exclude tokens less probable than this times the likeliest one; 0 is off."),
+    "--repetition-penalty": (
+        float,
+        "Penalise tokens that occur in the prompt or the output; 1 is off.  [default: the bundle's]",
+    ),
+    "--presence-penalty": (
+        float,
+        "Subtract this from the logits of tokens that occur in the output; 0 is off.  [default: 0]",
+    ),
     "--frequency-penalty": (
         float,
         "Subtract this from a token's logit for each occurrence in the output; 0 is off.  [default: 0]",
     ),
-    "--seed": (int, "Seed of the random draws.  [default: a new one each time]"),
+    "--seed": (int, "Seed of the random numbers.  [default: a new one each time]"),
 }
 
 
@@ -69,7 +75,7 @@ def sampling_options(function: Decorated) -> Decorated:
 
 
 def chosen_sampling(defaults: SamplingParams) -> SamplingParams:
-    """`defaults` with the running command's sampling options in their place."""
+    """`defaults`, overridden by the sampling options on the command line."""
     return dataclasses.replace(defaults, **click.get_current_context().meta.get(_GIVEN, {}))
 
 
@@ -88,15 +94,15 @@ def _keep_biases(context: click.Context, option: click.Parameter, given: tuple[s
 
 
 def show(text: str, json_text: str, *, as_json: bool, json_file: Path | None) -> None:
-    """Print a verb's result as `text`, or as `json_text` for --json, and write the latter for --json-file."""
+    """Print a verb's result as `text`, or with --json as `json_text`; write the latter to --json-file."""
     click.echo(json_text.rstrip("\n") if as_json else text)
     if json_file is not None:
         write_json(json_file, json_text)
 
 
 def write_json(path: Path, json_text: str) -> None:
-    """What --json-file asks for; raises MegrezError where the file cannot be written."""
+    """Write the file of --json-file; raises MegrezError if it cannot be written."""
     try:
         path.write_text(json_text.rstrip("\n") + "\n", encoding="utf-8")
     except OSError as error:
-        raise MegrezError(f"--json-file {path} cannot be written ({error.strerror}): name another file") from error
+        raise MegrezError(f"--json-file {path} cannot be written ({error.strerror}): choose another file") from error

@@ -52,9 +52,9 @@ def run_command(
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Answer PROMPT, or continue it where the bundle has no chat template. "-" reads it from stdin.
+    """Answer PROMPT, or continue it if the bundle has no chat template. "-" reads it from stdin.
 
-    As JSON: the text with its token ids and timings, once it is complete.
+    As JSON: the complete text with its token ids and timings.
     """
     from megrez.runtime.completion import Completion
     from megrez.runtime.model import Model
@@ -80,7 +80,7 @@ def run_command(
 
 
 def summary(completion: "Completion") -> str:
-    """One line on the speed of a generation."""
+    """Token counts and speed of a generation, on one line."""
     speed = completion.decode_tokens_per_s
     decode = f", then {speed:.1f} tokens/s" if speed else ""
     return (
@@ -91,9 +91,9 @@ def summary(completion: "Completion") -> str:
 
 def _read_stdin() -> str:
     if sys.stdin is None:
-        raise UsageError("the prompt on stdin cannot be read, stdin is closed: give it as an argument")
+        raise UsageError("the prompt cannot be read, stdin is closed: give it as an argument")
     try:
-        # The last line's end belongs to the shell's echo, not to the prompt.
+        # The final newline comes from `echo` and is not part of the prompt.
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt on stdin is not UTF-8 ({error}): convert it first") from error
@@ -102,7 +102,7 @@ def _read_stdin() -> str:
 def _prompt_ids(model: "Model", text: str, *, system: str | None, raw: bool) -> list[int]:
     if raw or model.template is None:
         if system is not None:
-            reason = "is left out by --raw" if raw else "needs a chat template, which this bundle lacks"
+            reason = "has no effect with --raw" if raw else "needs a chat template, which this bundle lacks"
             raise UsageError(f"--system {reason}: write the instruction into the prompt")
         if not raw:
             click.echo("note: the bundle has no chat template, so the prompt is continued as plain text", err=True)

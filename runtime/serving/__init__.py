@@ -1,1 +1,1 @@
-"""Many requests at once over one session: in-flight batching, prefix reuse, and `LLM`; knows no engine."""
+"""Many requests at once over one session: in-flight batching, prefix reuse, and `LLM`; independent of engines."""

@@ -1,6 +1,6 @@
-"""The decode loop: in-flight batching of many sequences over one session; knows no bundle, server or thread.
+"""The decode loop: in-flight batching of many sequences over one session; independent of bundles and threads.
 
-Requests join and leave between steps. What a sequence gets depends on its own tokens alone.
+Requests join and leave between steps. The output of a sequence depends on its own tokens only.
 """
 
 import logging
@@ -20,9 +20,9 @@ from megrez.runtime.serving.text_stream import FinishReason, TextStream, TokenTe
 from megrez.runtime.session import Logits, Session
 from megrez.runtime.stops import StopStrings
 
-# Prompt tokens of a step where nobody decodes, and beside sequences that do.
+# Prompt tokens per step: if no sequence decodes, and together with sequences that do.
 CHUNK, MIXED_CHUNK = 512, 32
-# Prompt tokens of a step that returns the logits of each: they take chunk * vocab_size * 4 bytes.
+# Prompt tokens per step if it returns the logits of each: they take chunk * vocab_size * 4 bytes.
 LOGPROBS_CHUNK = 64
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ NewDetokenizer = Callable[[Sequence[int]], TokenText | None]
 
 
 class Engine:
-    """One thread calls it. waiting: not in a slot yet, first come first served; running: in a slot."""
+    """To be used from one thread. waiting: sequences without a slot, in order of arrival; running: those with one."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Engine:
         return not (self.waiting or self.running)
 
     def add(self, request: Request) -> None:
-        """Queue the request's sequences; UsageError for a prompt that is empty, does not fit or holds unknown ids."""
+        """Queue the request's sequences; UsageError for a prompt that is empty, too long or has unknown ids."""
         limit = output_limit(self.session, request.prompt_ids, request.params.max_tokens)
         first: Generation | None = None
         for index in range(request.params.n):
@@ -70,13 +70,13 @@ class Engine:
             self.waiting.append(generation)
 
     def cancel(self, number: int) -> None:
-        """Drop what waits or runs of the request, and free its slots; its sink hears no more of it."""
+        """Drop the request's sequences and free their slots; its sink is not called again."""
         self.waiting = deque(one for one in self.waiting if one.request.number != number)
         for one in [one for one in self.running if one.request.number == number]:
             self._leave(one)
 
     def step(self) -> None:
-        """Run the engine once for all who are in a slot, and tell their sinks; an idle engine does nothing."""
+        """Run one step for all sequences in slots, and pass the new tokens to their sinks. Does nothing if idle."""
         self._admit()
         if not self.running:
             return
@@ -101,7 +101,7 @@ class Engine:
             self.cancel(number)
 
     def end(self, error: MegrezError) -> None:
-        """Drop all requests and tell their sinks why."""
+        """Drop all requests and pass `error` to their sinks."""
         for request in {one.request.number: one.request for one in (*self.running, *self.waiting)}.values():
             self.cancel(request.number)
             self._tell(request, error)
@@ -120,7 +120,7 @@ class Engine:
             self.running.append(one)
 
     def _run(self, planned: Planned) -> tuple[Logits, list[tuple[Generation, int, int]]]:
-        """One step; logits [W, V] and which of them belong to whom: (sequence, from, to)."""
+        """One step; logits [W, V], and the range of them that belongs to each sequence: (sequence, start, stop)."""
         tokens: list[int] = []
         wanted: list[int] = []
         owners: list[tuple[Generation, int, int]] = []
@@ -143,7 +143,7 @@ class Engine:
         return logits, owners
 
     def _take(self, one: Generation, logits: Logits) -> None:
-        """Sample the sequence's next token where its prompt is computed, and hand it over."""
+        """Sample the sequence's next token if its prompt is complete, and pass it to the sink."""
         try:
             self._note_prompt(one, logits)
             if one.pending:
@@ -185,7 +185,7 @@ class Engine:
                 one.prompt_logprobs.append(top_logprobs(row, one.request.prompt_ids[at], count))
 
     def _blocked(self, one: Generation) -> Collection[int]:
-        """Tokens that may not end the sequence yet."""
+        """The stop tokens, while min_tokens is not reached."""
         params = one.request.params
         return (*self._stop_ids, *params.stop_token_ids) if one.output_tokens < params.min_tokens else ()
 
@@ -201,7 +201,7 @@ class Engine:
         self.slots.release(one.slot)
 
     def _fail_all(self, error: Exception) -> None:
-        """The session failed: nothing that its slots hold is trusted, and all who ran are told."""
+        """The session failed: end all running requests with the error, and do not reuse what their slots hold."""
         failed = self.running.copy()
         for one in failed:
             assert one.slot is not None
@@ -212,7 +212,7 @@ class Engine:
             self._tell(request, error)
 
     def _tell(self, request: Request, found: Token | Exception) -> None:
-        """Hand over to the sink; one that fails ends its own request and no other."""
+        """Call the sink; if it fails, only its own request is cancelled."""
         try:
             request.sink(found)
         except Exception:
@@ -221,14 +221,14 @@ class Engine:
 
 
 def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
-    """How many tokens may be generated. The last of them is never fed back, so it needs no place in the cache.
+    """How many tokens may be generated. The last one is not fed back, so it needs no space in the cache.
 
-    Raises UsageError for a prompt that is empty, does not fit or holds unknown ids.
+    Raises UsageError for a prompt that is empty, too long or has unknown ids.
     """
     if not prompt_ids:
         raise UsageError("the prompt is empty: give at least one token")
     if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
+        raise UsageError(f"max_tokens is {max_tokens}: give 1 or more")
     if len(prompt_ids) > session.capacity:
         raise UsageError(
             f"the prompt has {len(prompt_ids)} tokens, the context holds {session.capacity}: "
@@ -239,5 +239,5 @@ def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | 
             f"token id {unknown[0]} is outside the model's vocabulary of {session.vocab_size}: "
             "the tokenizer does not belong to these weights"
         )
-    room = session.capacity - len(prompt_ids) + 1
-    return room if max_tokens is None else min(room, max_tokens)
+    limit = session.capacity - len(prompt_ids) + 1
+    return limit if max_tokens is None else min(limit, max_tokens)

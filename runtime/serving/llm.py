@@ -1,4 +1,4 @@
-"""Many prompts at once, for programs: `LLM` with vLLM's calls; one thread drives the engine for all callers."""
+"""Many prompts at once, for programs: `LLM` has vLLM's methods; one thread runs the engine for all callers."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ class LLM:
         """Open the bundle at `model`; raises BundleError, EngineError, MissingExtraError or UsageError.
 
         slots: sequences that run at once. context: most tokens of prompt and answer, by default the bundle's; the KV
-        cache takes slots * context * manifest.kv_cache.bytes_per_token bytes. queue_limit: most requests that wait.
+        cache takes slots * context * manifest.kv_cache.bytes_per_token bytes. queue_limit: most waiting requests.
         """
         bundle = open_bundle(model, verify=verify)
         text = Text.open(bundle)
@@ -58,7 +58,7 @@ class LLM:
         *,
         queue_limit: int | None = None,
     ) -> "LLM":
-        """Serve a session that is open already."""
+        """Use a session that is already open."""
         llm = cls.__new__(cls)
         llm._set_up(bundle, session, text, template, queue_limit)
         return llm
@@ -76,7 +76,7 @@ class LLM:
 
     @property
     def default_params(self) -> SamplingParams:
-        """What the model's authors recommend."""
+        """The sampling parameters that the model's authors recommend."""
         return SamplingParams.from_defaults(self.bundle.manifest.sampling)
 
     def generate(
@@ -84,10 +84,10 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Continue each prompt, text or token ids, all at once; outputs in the order of the prompts.
+        """Continue each prompt, given as text or token ids, all at once; outputs are in the order of the prompts.
 
-        sampling_params: for all, or one for each; `default_params` by default. Raises UsageError for a prompt that
-        does not fit, EngineError when the engine fails.
+        sampling_params: one for all, or one for each; by default `default_params`. Raises UsageError for a prompt that
+        does not fit, EngineError if the engine fails.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         asked: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
@@ -117,7 +117,7 @@ class LLM:
     async def stream(
         self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
     ) -> AsyncIterator[Token]:
-        """The tokens of one request as they come, for asyncio programs; leaving the loop cancels the request."""
+        """The tokens of one request as they are generated, for asyncio; closing the iterator cancels the request."""
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Token | Exception]()
         params = params or self.default_params
 
@@ -139,25 +139,25 @@ class LLM:
                 self.cancel(request)
 
     def submit(self, prompt_ids: list[int], params: SamplingParams, sink: Sink) -> Request:
-        """Queue a request; `sink` is called in the engine's thread, and must not block.
+        """Queue a request; `sink` is called in the engine's thread and must not block.
 
-        Raises UsageError for a prompt that does not fit, QueueFullError where as many wait as may.
+        Raises UsageError for a prompt that does not fit, QueueFullError if queue_limit requests are waiting.
         """
         request = Request(prompt_ids=prompt_ids, params=params, sink=sink)
         self._runner.submit(request)
         return request
 
     def cancel(self, request: Request) -> None:
-        """Free what the request holds before the engine's next step; cancelling twice is cancelling once."""
+        """Drop the request before the engine's next step; further calls do nothing."""
         self._runner.cancel(request)
 
     def load(self) -> tuple[int, int, int]:
-        """Sequences in a slot, requests that wait, and tokens that the running sequences have cached."""
+        """Running sequences, waiting requests, and cached tokens of the running sequences."""
         running = self.engine.running.copy()
         return len(running), self._runner.queued, sum(one.cached for one in running)
 
     def close(self) -> None:
-        """End the thread and free the session; requests that run are told so. Closing twice is closing once."""
+        """End the thread and free the session; unfinished requests end with an error. Further calls do nothing."""
         self._runner.close()
         self.session.close()
 

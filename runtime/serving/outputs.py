@@ -1,4 +1,4 @@
-"""What a finished request is to a caller, under vLLM's names: RequestOutput and CompletionOutput."""
+"""The result of a request, with vLLM's names: RequestOutput and CompletionOutput."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from megrez.runtime.serving.text_stream import FinishReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionOutput:
-    """One sequence. token_ids: all that were generated, a stop token included, whose text is not.
+    """One sequence. token_ids: all generated tokens, including a stop token, whose text is left out.
 
-    logprobs: one entry per token, None where none were asked for. stop_reason: the stop token or string, if any.
+    logprobs: one entry per token, None if not requested. stop_reason: the stop token or string, if any.
     """
 
     index: int
@@ -25,7 +25,7 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutput:
-    """The answer to one prompt. num_cached_tokens: prompt tokens that were taken from the KV cache."""
+    """The answer to one prompt. num_cached_tokens: prompt tokens whose keys and values were in the KV cache."""
 
     request_id: str
     prompt: str | None

@@ -1,4 +1,4 @@
-"""A request and the sequences it asks for; knows neither the session nor who else is served."""
+"""A request and its sequences; independent of the session and of other requests."""
 
 import itertools
 import time
@@ -16,10 +16,10 @@ _numbers = itertools.count(1)
 class Token:
     """One generated token of sequence `index` (0 .. n - 1) of a request.
 
-    text: what became certain with it, which may be nothing, or the text of earlier tokens too. seconds: since the
-    sequence's previous token, since the request's arrival for its first. logprobs: None where none were asked for.
-    stop_reason: the stop token or stop string that ended it. cached_tokens: of the prompt, taken from the KV cache.
-    prompt_logprobs: with the first token of sequence 0, one entry per prompt token but the first.
+    text: the text that it completed, perhaps none, perhaps that of earlier tokens too. seconds: since the sequence's
+    previous token; for its first, since the request's arrival. logprobs: None if not requested. stop_reason: the stop
+    token or stop string that ended the sequence. cached_tokens: prompt tokens that were in the KV cache.
+    prompt_logprobs: with the first token of sequence 0, one entry per prompt token except the first.
     """
 
     index: int
@@ -38,9 +38,9 @@ Sink = Callable[["Token | Exception"], None]
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """prompt_ids: at least one. sink: called in the engine's thread with every token, or with the error that ended it.
+    """prompt_ids: at least one. sink: called in the engine's thread with every token, or the error that ended it.
 
-    reuse_prefix: whether cached tokens of earlier prompts may serve. number: unique in the process.
+    reuse_prefix: use the cached prefix of an earlier prompt. number: unique in the process.
     """
 
     prompt_ids: list[int]
@@ -55,8 +55,9 @@ class Request:
 class Generation:
     """One sequence of a request, waiting or running.
 
-    ids: prompt and output. cached: how many of them the slot holds. slot: None while it waits. limit: most tokens of
-    output. since: when the wait for its next token began. first: the sibling that computes the shared prompt, if any.
+    ids: prompt and output. cached: how many of them the slot holds. slot: None while it waits. limit: most output
+    tokens. since: time of its previous token. first: the sequence of the same request that computes the prompt, unless
+    it is this one. cached_tokens: as in Token.
     """
 
     request: Request
@@ -78,7 +79,7 @@ class Generation:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not cached yet: the rest of the prompt, then one at a time."""
+        """Tokens to be computed: the rest of the prompt, later one at a time."""
         return len(self.ids) - self.cached
 
     @property

@@ -1,4 +1,4 @@
-"""The thread that drives an engine: requests come from any thread, steps run in this one."""
+"""The thread that runs an engine's steps; any thread may submit requests."""
 
 import threading
 from collections import deque
@@ -9,11 +9,11 @@ from megrez.runtime.serving.request import Request
 
 
 class QueueFullError(MegrezError):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class Runner:
-    """Starts its thread with the first request. queue_limit: most requests that may wait for a slot."""
+    """Starts its thread with the first request. queue_limit: most requests that wait for a slot."""
 
     def __init__(self, engine: Engine, *, queue_limit: int | None = None) -> None:
         self._engine, self._queue_limit = engine, queue_limit
@@ -25,17 +25,17 @@ class Runner:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a slot."""
+        """How many requests wait for a slot."""
         return len(self._added) + len({one.request.number for one in self._engine.waiting.copy()})
 
     def submit(self, request: Request) -> None:
-        """Hand over a request; UsageError for a prompt that does not fit or a closed engine, QueueFullError."""
+        """Queue a request. Raises UsageError if its prompt does not fit or the model is closed, or QueueFullError."""
         output_limit(self._engine.session, request.prompt_ids, request.params.max_tokens)
         with self._wake:
             if self._closing:
                 raise UsageError("the model was closed: open it again")
             if self._queue_limit is not None and self.queued >= self._queue_limit:
-                raise QueueFullError(f"{self._queue_limit} requests wait already, which is the most: try again later")
+                raise QueueFullError(f"the queue is full, {self._queue_limit} requests are waiting: try again later")
             self._added.append(request)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="megrez-engine", daemon=True)
@@ -48,7 +48,7 @@ class Runner:
             self._wake.notify()
 
     def close(self) -> None:
-        """End the thread after its step; whoever is not finished is told."""
+        """End the thread after its current step; unfinished requests end with an error."""
         with self._wake:
             self._closing = True
             self._wake.notify()

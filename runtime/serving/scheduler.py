@@ -1,4 +1,4 @@
-"""Which sequences are in the next step and with how many tokens each; knows no session and no sampling."""
+"""Chooses the sequences of the next step and their numbers of tokens; independent of session and sampling."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ Planned = list[tuple[Generation, int]]
 
 
 def plan_step(running: Sequence[Generation], *, chunk: int, mixed_chunk: int) -> Planned:
-    """Each running sequence that decodes gets its one token; those in prefill share one chunk, first come first served.
+    """Each decoding sequence gets one token; those in prefill share one chunk, in order of arrival.
 
-    chunk: prompt tokens of a step in which nobody decodes. mixed_chunk: prompt tokens beside decoding sequences, whose
-    next tokens wait for them.
+    chunk: prompt tokens per step if no sequence decodes. mixed_chunk: prompt tokens per step if some do, which delays
+    their next tokens.
     """
     decoding: Planned = [(one, 1) for one in running if not one.is_prefilling]
     left = mixed_chunk if decoding else chunk

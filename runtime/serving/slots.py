@@ -1,18 +1,18 @@
-"""Which tokens each slot of the KV cache holds, and which slot suits the next prompt; moves no data itself."""
+"""Tracks which tokens each slot of the KV cache holds, and chooses a slot for each prompt; moves no data itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# A shorter common prefix is recomputed faster than it is copied and looked after.
+# Below this length a common prefix is recomputed: a copy saves nothing.
 LEAST_COPY = 16
-# A slot is continued in place where the prompt shares at least this part of what it holds: below it, the cached tokens
-# belong to another conversation, which may come back.
+# A slot is reused in place if the prompt shares at least this fraction of its tokens. Below it, they belong to another
+# conversation, which may continue later.
 SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Where a sequence goes: `length` leading tokens are cached, in `slot` itself or to be copied from `source`."""
+    """The slot of a sequence: its first `length` tokens are cached, in `slot` itself or to be copied from `source`."""
 
     slot: int
     length: int
@@ -20,7 +20,7 @@ class Assignment:
 
 
 class SlotPool:
-    """The slots of a session. A slot keeps its tokens when its sequence ends: the next prompt may begin with them."""
+    """The slots of a session. A slot keeps its tokens after its sequence ends, for prompts that begin with them."""
 
     def __init__(self, count: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(count)]
@@ -31,10 +31,10 @@ class SlotPool:
         return len(self._free)
 
     def assign(self, prompt: Sequence[int], *, reuse: bool = True) -> Assignment:
-        """Take a free slot for `prompt`; there must be one. At least the prompt's last token stays to be computed.
+        """Take a free slot for `prompt`; there must be one. At least the prompt's last token is left to be computed.
 
-        The slot that shares the longest prefix is continued where most of what it holds is shared; else the least
-        recently used slot gets a copy of the prefix, and both conversations keep their caches.
+        The slot with the longest common prefix is reused if the prompt shares most of its tokens. Otherwise the least
+        recently used slot gets a copy of the prefix, and both conversations stay cached.
         """
         shared = [common_prefix(held, prompt, len(prompt) - 1) if reuse else 0 for held in self.tokens]
         best = max(self._free, key=lambda slot: shared[slot])
@@ -51,20 +51,20 @@ class SlotPool:
         return Assignment(slot=chosen, length=length, source=source)
 
     def extend(self, slot: int, tokens: Sequence[int]) -> None:
-        """The session has cached `tokens` behind what the slot held."""
+        """Note that the session has appended `tokens` to the slot."""
         self.tokens[slot] += tokens
 
     def release(self, slot: int) -> None:
-        """The sequence of the slot has ended; the slot becomes the most recently used of the free ones."""
+        """Free the slot; it becomes the most recently used free one."""
         self._free.append(slot)
 
     def forget(self, slot: int) -> None:
-        """The slot's contents are not to be trusted."""
+        """Mark the slot's contents as invalid."""
         self.tokens[slot] = []
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int], most: int) -> int:
-    """How many leading tokens both have, up to `most`."""
+    """The length of the common prefix, up to `most`."""
     most = min(most, len(held))
     if list(held[:most]) == list(prompt[:most]):
         return most

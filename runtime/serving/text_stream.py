@@ -1,4 +1,4 @@
-"""The text of one sequence, token by token, up to a stop string; knows no request."""
+"""The text of one sequence, token by token, up to a stop string; independent of requests."""
 
 from typing import Literal, Protocol
 
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class TokenText(Protocol):
-    """What turns tokens into text; see megrez.runtime.text.Detokenizer."""
+    """Decodes tokens incrementally; see megrez.runtime.text.Detokenizer."""
 
     def push(self, token: int) -> str: ...
 
@@ -16,15 +16,15 @@ class TokenText(Protocol):
 
 
 class TextStream:
-    """detokenizer: None for callers that want ids alone, for whom stop strings do nothing."""
+    """detokenizer: None for callers that need token ids only; stop strings then have no effect."""
 
     def __init__(self, detokenizer: TokenText | None, stops: StopStrings) -> None:
         self._detokenizer, self._stops = detokenizer, stops
 
     def push(self, token: int, finish_reason: FinishReason | None) -> tuple[str, str | None]:
-        """The text that is certain now, and the stop string that ended it, if one did.
+        """The text that can be shown now, and the stop string that ended it, if any.
 
-        Nothing is shown of a stop string, nor of a token whose finish_reason is "stop".
+        The text of stop strings, and of a token with finish_reason "stop", is left out.
         """
         if self._detokenizer is None:
             return "", None

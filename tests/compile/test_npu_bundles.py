@@ -190,9 +190,9 @@ def test_what_an_npu_does_not_take_is_refused_before_any_work(
 
 def test_a_session_keeps_to_what_was_built(staged: Path, megrez: Any) -> None:
     bundle = open_bundle(staged)
-    with pytest.raises(UsageError, match="2 sequences at once were asked for, an NPU's static graphs take one"):
+    with pytest.raises(UsageError, match="2 slots were requested, an NPU's static graphs have one"):
         open_session(bundle, threads=1, slots=2)
-    with pytest.raises(UsageError, match=f"room for 65 tokens was asked for, .* takes 1 to {CONTEXT}"):
+    with pytest.raises(UsageError, match=f"a context of 65 tokens was requested, .* allows 1 to {CONTEXT}"):
         open_session(bundle, threads=1, capacity=CONTEXT + 1)
     code, _, err = megrez("run", staged, "the " * 80)
     assert code == 2 and f"the context holds {CONTEXT}" in err

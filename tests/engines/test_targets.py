@@ -84,7 +84,7 @@ def test_blocks_are_resized_where_there_are_any() -> None:
     [("trt-int8", "int8 per channel"), ("trt-fp8", "fp8 per channel"), ("trt-nvfp4", "fp4 block 16")],
 )
 def test_formats_without_a_choice_of_blocks(name: str, form: str) -> None:
-    with pytest.raises(UsageError, match=rf"^--block-size is for weights in blocks to choose, {name} has {form}: "):
+    with pytest.raises(UsageError, match=rf"^--block-size is for targets with a choice of blocks, {name} has {form}: "):
         find_target(name).with_block(64)
 
 
@@ -98,7 +98,7 @@ def test_only_targets_whose_engine_is_built_have_a_stage_before_it() -> None:
     assert (staged.name, staged.engine, staged.kv_dtype) == ("trt-fp8", "portable", "float32")
     staged = find_target("qnn-w8a16").staged()
     assert (staged.name, staged.engine, staged.kv_dtype) == ("qnn-w8a16", "qdq", "uint8")
-    with pytest.raises(UsageError, match=r"^--stage onnx stops before an engine is built, cpu-int4 has no such step: "):
+    with pytest.raises(UsageError, match=r"^--stage onnx stops before an engine is built, cpu-int4 builds none: "):
         find_target("cpu-int4").staged()
 
 
@@ -117,7 +117,7 @@ def test_a_device_without_the_numbers_of_a_target_is_refused(
         target.check_capabilities((*able, lacking))
     said = str(caught.value)
     assert said.startswith(f"{name} needs sm_{target.min_capability} or later, ")
-    assert f"(sm_{lacking}) cannot do it" in said and "rtx-5090" in said and "t4" not in said.partition("among")[2]
+    assert f"(sm_{lacking}): choose" in said and "rtx-5090" in said and "t4" not in said.partition("among")[2]
 
 
 def test_nvidia_devices_are_not_for_other_targets() -> None:
@@ -131,7 +131,7 @@ def test_an_npu_takes_one_scale_a_channel_where_others_need_blocks() -> None:
     whole, finer = target.with_block(None), target.with_block(32)
     assert str(whole.weights) == "int4 per channel" and whole.weights == whole.sensitive and whole.head == target.head
     assert finer.weights is not None and (finer.weights.block, finer.weights.nested) == (32, True)
-    with pytest.raises(UsageError, match=r"^--block-size channel is for NPUs, trt-int4 has blocks: choose a number$"):
+    with pytest.raises(UsageError, match=r"^--block-size channel is for NPUs only: choose a number for trt-int4$"):
         find_target("trt-int4").with_block(None)
 
 

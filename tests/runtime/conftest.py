@@ -155,7 +155,7 @@ class ScriptedSession:
         slots: np.ndarray | None = None,
         counts: np.ndarray | None = None,
     ) -> np.ndarray:
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=1, capacity=self.capacity)
         self.steps.append((batch.tokens.tolist(), int(batch.starts[0]), batch.logits_index.tolist()))
         if len(batch.tokens) > 1:
             self.said = 0

@@ -33,8 +33,8 @@ def raising(error: BaseException):
         (UsageError("wrong"), 2, "error: wrong\n"),
         (EngineError("two\nlines"), 1, "error: two lines\n"),
         (KeyboardInterrupt(), 130, ""),
-        (FileNotFoundError(2, "No such file", "x.gguf"), 1, "error: x.gguf: No such file: see to it and try again\n"),
-        (OSError("read only"), 1, "error: read only: see to it and try again\n"),
+        (FileNotFoundError(2, "No such file", "x.gguf"), 1, "error: x.gguf: No such file: fix this and try again\n"),
+        (OSError("read only"), 1, "error: read only: fix this and try again\n"),
         (MemoryError(), 1, "error: the machine has too little memory: free some or ask for less\n"),
         (BrokenPipeError(32, "gone"), 1, ""),
     ],
@@ -112,7 +112,7 @@ def test_a_closed_standard_output_is_said():
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: standard output is closed: leave it open or send it to a file\n",
+        "error: standard output is closed: keep it open or redirect it to a file\n",
     )
 
 
@@ -120,4 +120,4 @@ def test_a_full_standard_output_is_said():
     code = "import click; from megrez.runtime.console import run_cli; "
     code += "run_cli(click.Command('tool', callback=lambda: click.echo('text')), [])"
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" >/dev/full', sys.executable, code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device: see to it and try again\n")
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device: fix this and try again\n")

@@ -113,5 +113,5 @@ def test_the_fake_session_refuses_what_does_not_fit_and_returns_no_rows_unasked(
     session = FakeSession(vocab_size=9, capacity=4)
     none = session.step(np.zeros((1, 3), np.int64), np.zeros(1, np.int32), np.zeros(0, np.int64))
     assert none.shape == (0, 9)
-    with pytest.raises(UsageError, match="more were given, the context holds 4"):
+    with pytest.raises(UsageError, match="new tokens do not fit the context of 4"):
         session.step(np.zeros((1, 3), np.int64), np.array([2], np.int32), np.zeros(0, np.int64))

@@ -155,7 +155,7 @@ def test_a_stream_ends_in_an_error_once_another_is_asked_for(model_saying):
     last = [piece.token for piece in model.stream_ids([5, 6, 7, 9], max_tokens=3, reuse_prefix=True)]
     assert last == [27, 54, 108]
     for older in (unread, begun):
-        with pytest.raises(UsageError, match="another answer was asked of this model since"):
+        with pytest.raises(UsageError, match="another answer was started on this model since"):
             next(older)
 
 

@@ -21,7 +21,7 @@ def test_the_fake_session_keeps_the_contract() -> None:
 
 def test_a_batch_tells_the_sequence_and_place_of_every_token_that_is_wanted() -> None:
     batch = Batch.of(
-        [[7, 8, 9], [1, 2, 3]], [4, 0, 2], [5, 0, 3, 3], slots=[2, 0, 1], counts=[1, 3, 2], most=3, capacity=6
+        [[7, 8, 9], [1, 2, 3]], [4, 0, 2], [5, 0, 3, 3], slots=[2, 0, 1], counts=[1, 3, 2], max_slots=3, capacity=6
     )
     assert batch.tokens.tolist() == [7, 8, 9, 1, 2, 3] and batch.offsets.tolist() == [0, 1, 4]
     assert [batch.tokens_of(sequence).tolist() for sequence in range(3)] == [[7], [8, 9, 1], [2, 3]]

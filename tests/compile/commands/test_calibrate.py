@@ -242,7 +242,7 @@ def test_a_text_that_cannot_be_used(
         (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
         (("--target", "cpu-fp32"), "cpu-fp32 quantises nothing of"),
-        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
+        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets with an unquantised LM head"),
     ],
 )
 def test_nothing_to_calibrate_for(
@@ -392,8 +392,8 @@ def test_scales_without_the_head_that_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 has no such step: leave it out"),
-        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
+        (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 builds none: leave it out"),
+        (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets with an unquantised LM head"),
         (("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"), "leave --algorithm out"),
         (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context holds 64"),
     ],

@@ -26,7 +26,7 @@ def make_bundle(folder: Path, library: str, **changes: Any) -> Bundle:
         capabilities=("sm_89", "sm_120"),
         slots=3,
         chunk=4,
-        rows=3,
+        max_logits=3,
         memory_bytes=MEMORY,
         version_compatible=False,
     )

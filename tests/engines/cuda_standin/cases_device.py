@@ -69,7 +69,7 @@ def test_copies_go_both_ways_in_order(library: Library, tmp_path: Path, name: st
     device.download(address, back)
     device.synchronize()
     assert back.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    with pytest.raises(EngineError, match=r"^CUDA's cudaMemcpyAsync says cudaErrorInvalidValue$"):
+    with pytest.raises(EngineError, match=r"^cudaMemcpyAsync failed with cudaErrorInvalidValue$"):
         device.upload(address + 256, host)
     device.close()
 
@@ -115,7 +115,7 @@ def test_a_plan_that_is_none(library: Library, tmp_path: Path, name: str) -> Non
 def test_what_fails_while_it_is_opened(library: Library, tmp_path: Path, name: str, failing: str) -> None:
     """The engine takes the first block by itself, before the device's own."""
     library.gpu.fail(failing, ERRORS.cudaErrorMemoryAllocation, first=2 if failing == "cudaMalloc" else 1, last=9)
-    assert refused(tmp_path, name) == f"CUDA's {failing} says cudaErrorMemoryAllocation"
+    assert refused(tmp_path, name) == f"{failing} failed with cudaErrorMemoryAllocation"
 
 
 def test_contexts_bind_and_refuse(library: Library, tmp_path: Path, name: str) -> None:
@@ -150,7 +150,7 @@ def test_a_call_that_fails_while_it_is_closed_keeps_nothing_back(library: Librar
     address = device.allocate(500)
     device.pin((7,), np.int64)
     library.gpu.fail("cudaFree", ERRORS.cudaErrorInvalidValue)
-    with pytest.raises(EngineError, match=r"^CUDA's cudaFree says cudaErrorInvalidValue$"):
+    with pytest.raises(EngineError, match=r"^cudaFree failed with cudaErrorInvalidValue$"):
         device.close()
     assert library.gpu.report() == ["device memory, 500 bytes"]
     device.close()
@@ -161,7 +161,7 @@ def test_a_lost_device_is_told_and_closed_once(library: Library, tmp_path: Path,
     device = opened(tmp_path, name)
     library.gpu.fail("cudaStreamSynchronize", ERRORS.cudaErrorIllegalAddress)
     for ask in (device.synchronize, device.free_bytes, device.close):
-        with pytest.raises(EngineError, match=r"says cudaErrorIllegalAddress$"):
+        with pytest.raises(EngineError, match=r"failed with cudaErrorIllegalAddress$"):
             ask()
     device.close()
     library.gpu.reset()

@@ -35,7 +35,7 @@ def said(folder: Path, **options: Any) -> str:
 
 def test_no_gpu(gpu: StandIn, tmp_path: Path) -> None:
     gpu.reset(count=0)
-    assert said(tmp_path).startswith("no NVIDIA GPU was found: run this bundle where one is, ")
+    assert said(tmp_path).startswith("no NVIDIA GPU was found: run this bundle on a machine with one, ")
 
 
 def test_an_older_gpu(gpu: StandIn, tmp_path: Path) -> None:

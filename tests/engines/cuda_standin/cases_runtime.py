@@ -38,7 +38,9 @@ def test_the_device_is_what_was_set(gpu: StandIn) -> None:
 
 def test_no_device(gpu: StandIn) -> None:
     gpu.reset(count=0)
-    with pytest.raises(EngineError, match=r"^no NVIDIA GPU was found: run this bundle where one is, or compile for a "):
+    with pytest.raises(
+        EngineError, match=r"^no NVIDIA GPU was found: run this bundle on a machine with one, or compile for a "
+    ):
         Cuda("rtx")
 
 
@@ -48,7 +50,8 @@ def test_a_device_that_cannot_be_used_is_told_in_cudas_words(gpu: StandIn, error
     with pytest.raises(EngineError) as caught:
         Cuda("rtx")
     assert str(caught.value) == (
-        f"no NVIDIA GPU can be used here (CUDA's cudaGetDeviceCount says {error}): run this bundle where one is"
+        f"no NVIDIA GPU can be used here (cudaGetDeviceCount failed with {error}): "
+        "run this bundle on a machine with one"
     )
 
 
@@ -62,7 +65,7 @@ def test_without_cudas_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPat
 def test_what_cuda_refuses_is_named(gpu: StandIn) -> None:
     gpu.reset(total=1000)
     cuda = Cuda("rtx")
-    with pytest.raises(EngineError, match=r"^CUDA's cudaMalloc says cudaErrorMemoryAllocation$"):
+    with pytest.raises(EngineError, match=r"^cudaMalloc failed with cudaErrorMemoryAllocation$"):
         cuda("cudaMalloc", 1001)
     with pytest.raises(EngineError, match=r"need 2 MiB, the GPU has 0 MiB free: free some, or ask for less$"):
         check_memory(2 << 20, cuda.free_bytes(), "ask for less")

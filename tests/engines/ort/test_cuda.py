@@ -113,7 +113,7 @@ class Noted(HostBuffer):
         super().__init__(array)
         self.log = log
 
-    def rows(self, first: int, count: int) -> "Noted":
+    def entries(self, first: int, count: int) -> "Noted":
         return Noted(self.array[first : first + count], self.log)
 
     def write(self, array: NDArray[Any]) -> None:
@@ -193,7 +193,7 @@ def test_every_choice_of_rows_is_a_recording_of_its_own_and_there_is_an_end_to_t
     bundle_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Replaying` asserts that what is recorded under one number keeps its addresses."""
-    monkeypatch.setattr("megrez.engines.ort.binding.KEPT", 3)
+    monkeypatch.setattr("megrez.engines.ort.binding.MAX_BINDINGS", 3)
     session, replaying, _ = recorded(bundle_of("cuda-fp16")[1], slots=3)
     for slots in ([0], [1], [0, 1], [2], [1, 2], [0], [2], [0, 1, 2], [1]):
         session.step([4] * len(slots), [0] * len(slots), [], slots=slots)
@@ -251,7 +251,7 @@ def test_without_cudas_bindings_the_extra_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_more_room_than_the_context(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^room for 65 tokens was asked for, .* takes 1 to 64: "):
+    with pytest.raises(UsageError, match=r"^a context of 65 tokens was requested, .* allows 1 to 64: "):
         open_session(cuda_bundle(tmp_path), threads=None, capacity=65)
 
 
@@ -294,9 +294,9 @@ def test_a_gpus_buffers_are_written_read_and_copied_row_by_row() -> None:
     buffer = GpuBuffer(cuda=cuda, owner=array, pointer=array.ctypes.data, shape=array.shape, dtype=array.dtype)
     expected = array.copy()
     expected[1:] = random.normal(size=(2, 2, 5, 4))
-    buffer.rows(1, 2).write(expected[1:])
+    buffer.entries(1, 2).write(expected[1:])
     np.testing.assert_array_equal(buffer.read(), expected)
-    OnGpu(onnxruntime, cuda).copy_tokens(buffer.rows(2, 1), buffer.rows(0, 1), 3)
+    OnGpu(onnxruntime, cuda).copy_tokens(buffer.entries(2, 1), buffer.entries(0, 1), 3)
     expected[0, :, :3] = expected[2, :, :3]
     np.testing.assert_array_equal(buffer.read(), expected)
-    np.testing.assert_array_equal(buffer.rows(2, 1).read(), expected[2:])
+    np.testing.assert_array_equal(buffer.entries(2, 1).read(), expected[2:])

@@ -32,7 +32,7 @@ def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.
 @needs_kernels
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(custom_ops.SETTING, "yes")
-    with pytest.raises(UsageError, match="MEGREZ_KERNELS is 'yes', its values are 0, 1 and attention"):
+    with pytest.raises(UsageError, match="MEGREZ_KERNELS is 'yes', the valid values are 0, 1 and attention"):
         custom_ops.register(onnxruntime.SessionOptions())
 
 
@@ -56,6 +56,6 @@ def test_a_library_of_another_machine_is_an_error_that_says_what_to_do(
     monkeypatch.setattr(custom_ops, "__file__", str(tmp_path / "custom_ops.py"))
     (tmp_path / library.name).write_bytes(b"not a library")
     with pytest.raises(
-        EngineError, match=r"is not of this machine: .*: install megrez-compile anew, or set MEGREZ_KERNELS=0"
+        EngineError, match=r"was compiled for another machine: .*: reinstall megrez-compile, or set MEGREZ_KERNELS=0"
     ):
         custom_ops.register(onnxruntime.SessionOptions())

@@ -78,7 +78,7 @@ def test_the_contract_of_every_session(bundle_of: Any, monkeypatch: pytest.Monke
 
 
 def moved(session: Any) -> bool:
-    rows = session._rows.rows_of(np.arange(session.slots))
+    rows = session._order.entries_of(np.arange(session.slots))
     return rows.tolist() != sorted(rows)
 
 
@@ -94,7 +94,7 @@ def test_idle_slots_are_not_run(bundle_of: Any, monkeypatch: pytest.MonkeyPatch)
     places = []
     for at in range(3):
         session.step([1, 2, 3], [1 + at, 1 + at, 8 + at], [0, 1, 2], slots=[0, 2, 3])
-        places.append(session._rows.rows_of(np.arange(4)).tolist())
+        places.append(session._order.entries_of(np.arange(4)).tolist())
     assert shapes[3:] == [(3, 1)] * 3 and places[0] == places[1] == places[2]
     assert sorted(places[0]) == [0, 1, 2, 3] and len(session._model._kept) == 2
 
@@ -166,7 +166,9 @@ def test_decode_steps_use_the_same_buffers(bundle_of: Any) -> None:
 def test_what_does_not_fit_is_refused_and_changes_nothing(bundle_of: Any, length: int, width: int) -> None:
     session: Any = opened(bundle_of()[1])
     soil(session, 5.0)
-    with pytest.raises(UsageError, match=rf"^{length} tokens are cached and {width} more .* holds 24: .*--context"):
+    with pytest.raises(
+        UsageError, match=rf"^{length} cached and {width} new tokens do not fit the context of 24: .*--context"
+    ):
         step(session, [[1] * width], [length], [0])
     assert all((cache == 5.0).all() for cache in caches(session).values())
 
@@ -176,13 +178,13 @@ def test_a_smaller_capacity_computes_the_same(bundle_of: Any) -> None:
     session: Any = open_session(open_bundle(bundle), threads=1, capacity=16)
     assert session.capacity == 16 and {cache.shape for cache in caches(session).values()} == {(1, 2, 16, 32)}
     np.testing.assert_allclose(step(session, [IDS[0]], [0], [15]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
-    with pytest.raises(UsageError, match=r"^16 tokens are cached and 1 more were given"):
+    with pytest.raises(UsageError, match=r"^16 cached and 1 new tokens do not fit"):
         step(session, [[1]], [16], [0])
 
 
 @pytest.mark.parametrize("capacity", [0, 25])
 def test_no_more_than_the_context_can_be_asked_for(bundle_of: Any, capacity: int) -> None:
-    with pytest.raises(UsageError, match=rf"^room for {capacity} tokens was asked for, .* takes 1 to 24"):
+    with pytest.raises(UsageError, match=rf"^a context of {capacity} tokens was requested, .* allows 1 to 24"):
         open_session(open_bundle(bundle_of()[1]), threads=1, capacity=capacity)
 
 

@@ -116,11 +116,11 @@ def test_the_engine_is_found_by_the_manifest_and_holds_as_much_as_was_asked(bund
     assert isinstance(session, OrtSession) and session.capacity == 16
     assert {cache.shape for cache in caches(session).values()} == {(1, 2, 16, 32)}
     np.testing.assert_allclose(step(session, [IDS[0]], [0], [15]), logits(folder, IDS[0])[15:], rtol=0, atol=1e-4)
-    with pytest.raises(UsageError, match=r"^16 tokens are cached and 1 more were given"):
+    with pytest.raises(UsageError, match=r"^16 cached and 1 new tokens do not fit"):
         step(session, [[1]], [16], [0])
 
 
 @pytest.mark.parametrize("capacity", [0, 25])
 def test_no_more_than_the_context_can_be_asked_for(bundle_of: Any, capacity: int) -> None:
-    with pytest.raises(UsageError, match=rf"^room for {capacity} tokens was asked for, .* takes 1 to 24"):
+    with pytest.raises(UsageError, match=rf"^a context of {capacity} tokens was requested, .* allows 1 to 24"):
         opened(bundle_of()[1], capacity=capacity)

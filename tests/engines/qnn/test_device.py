@@ -18,7 +18,7 @@ BUILT = Device(
     capabilities=("snapdragon-8-elite", "v79"),
     slots=1,
     chunk=64,
-    rows=1,
+    max_logits=1,
     memory_bytes=1,
     version_compatible=True,
 )

@@ -9,7 +9,7 @@ import pytest
 from megrez.engines.qnn.affine import Affine
 from megrez.engines.qnn.graphs import BoundGraph
 from megrez.engines.qnn.layout import Layout
-from megrez.engines.qnn.session import SEEN, StaticSession
+from megrez.engines.qnn.session import VISIBLE, StaticSession
 from megrez.runtime.errors import EngineError, UsageError
 from megrez.runtime.session import FakeSession
 from tests.session_contract import Contract, check_session, one_hot_sum
@@ -64,7 +64,7 @@ class NumpyGraph:
         self.arrays[f"present.{self.part}.key"][0, 0, 0] = new
         self.arrays[f"present.{self.part}.value"][0, 0, :, 0] = new
         assert (self.arrays["rotary_sin"] == self.arrays["rotary_cos"] + 100).all()
-        for row, seen in enumerate(self.arrays["mask"][0, 0] == SEEN):
+        for row, seen in enumerate(self.arrays["mask"][0, 0] == VISIBLE):
             assert (keys[seen] == values[seen]).all()
             total = int(keys[seen].astype(int).sum()) % VOCAB if self.part == 0 else int(new[row])
             self.arrays[f"hidden.{self.part + 1}"][0, row, 0] = total
@@ -120,7 +120,7 @@ def test_positions_are_those_of_the_tokens() -> None:
 
 def test_more_than_the_context_holds_is_refused_before_anything_runs() -> None:
     session, _ = pair()
-    with pytest.raises(UsageError, match="18 tokens are cached and 3 more were given, the context holds 20"):
+    with pytest.raises(UsageError, match="18 cached and 3 new tokens do not fit the context of 20"):
         session.step(np.array([[1, 2, 3]]), np.array([18], np.int32), np.array([0]))
 
 

@@ -25,7 +25,7 @@ CAPABILITIES = {
 
 
 def request(capabilities: tuple[int, ...] = (89,), **changes: Any) -> PlanRequest:
-    fields = {"slots": 2, "chunk": 16, "rows": 4, **changes}
+    fields = {"slots": 2, "chunk": 16, "max_logits": 4, **changes}
     return PlanRequest(library="tensorrt_rtx", capabilities=capabilities, **fields)
 
 
@@ -47,7 +47,7 @@ def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
     }
     assert fusion["prefill"]["gemm_types"] == types and fusion["prefill"]["unfused"] == []
     assert device.capabilities == tuple(f"sm_{one}" for one in CAPABILITIES[target])
-    assert (device.library, device.slots, device.chunk, device.rows) == ("tensorrt_rtx", 2, 16, 4)
+    assert (device.library, device.slots, device.chunk, device.max_logits) == ("tensorrt_rtx", 2, 16, 4)
 
 
 def test_ctrl_c_ends_a_build(checkpoint_of: Any, tmp_path: Path) -> None:

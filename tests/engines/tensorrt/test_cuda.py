@@ -24,7 +24,7 @@ DEVICE = Device(
     capabilities=("sm_89", "sm_120"),
     slots=2,
     chunk=16,
-    rows=4,
+    max_logits=4,
     memory_bytes=10 << 20,
     version_compatible=False,
 )
@@ -63,19 +63,19 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path: Path)
 
 
 def test_more_sequences_than_the_engine_takes(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^3 sequences at once were asked for, .* takes 2: compile with --batch 3$"):
+    with pytest.raises(UsageError, match=r"^3 slots were requested, .* was built for 2: compile with --batch 3$"):
         open_session(bundle(tmp_path), threads=None, slots=3)
 
 
 @pytest.mark.parametrize("capacity", [0, 65])
 def test_more_room_than_the_engine_has(tmp_path: Path, capacity: int) -> None:
-    with pytest.raises(UsageError, match=rf"^room for {capacity} tokens was asked for, .* takes 1 to 64: "):
+    with pytest.raises(UsageError, match=rf"^a context of {capacity} tokens was requested, .* allows 1 to 64: "):
         open_session(bundle(tmp_path), threads=None, capacity=capacity)
 
 
 def test_a_bundle_without_a_device_is_not_whole(tmp_path: Path) -> None:
     manifest = replace(plain_manifest(), engine="tensorrt", device=None)
-    with pytest.raises(BundleError, match=r"^manifest.json tells no device of its engine: compile the bundle again$"):
+    with pytest.raises(BundleError, match=r"^manifest.json states no device for its engine: compile the bundle again$"):
         open_session(Bundle(path=tmp_path, manifest=manifest), threads=None)
 
 

@@ -51,7 +51,7 @@ def opened(folder: Path, model: ir.Model, slots: int) -> TensorRtSession:
     shape = PlanShape(
         slots=2,
         chunk=5,
-        rows=6,
+        max_logits=6,
         layers=len(caches),
         kv_heads=heads,
         capacity=CAPACITY,

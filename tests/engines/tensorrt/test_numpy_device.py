@@ -11,7 +11,7 @@ from megrez.engines.tensorrt.numpy_device import NumpyContext, NumpyDevice
 from megrez.engines.tensorrt.plan_shape import PlanShape
 from megrez.runtime.errors import EngineError
 
-SHAPE = PlanShape(slots=2, chunk=4, rows=3, layers=1, kv_heads=1, capacity=8, head_dim=2, vocab_size=5)
+SHAPE = PlanShape(slots=2, chunk=4, max_logits=3, layers=1, kv_heads=1, capacity=8, head_dim=2, vocab_size=5)
 CACHE = (1, 1, 8, 2)
 
 
@@ -87,7 +87,7 @@ def move_the_output(context: NumpyContext) -> None:
     [
         (lambda context: context.addresses.pop("logits"), "logits has no shape or no address"),
         (lambda context: context.shapes.pop("write_indices"), "write_indices has no shape"),
-        (move_the_output, "present.0.value must lie where past_key_values.0.value does"),
+        (move_the_output, "present.0.value must be bound to the memory of past_key_values.0.value"),
     ],
 )
 def test_a_step_that_is_not_ready_is_refused(spoil: Callable[[NumpyContext], object], said: str) -> None:
@@ -137,5 +137,5 @@ def test_pieces_are_copied_in_their_turn() -> None:
 
 def test_a_tensor_must_lie_at_a_multiple_of_256_bytes() -> None:
     _, context = ready()
-    with pytest.raises(EngineError, match=r"^logits is at 513, which is no multiple of 256"):
+    with pytest.raises(EngineError, match=r"^logits is at 513, which is not a multiple of 256"):
         context.bind("logits", 513)

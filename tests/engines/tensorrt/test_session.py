@@ -15,7 +15,7 @@ from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.session import FakeSession
 from tests.session_contract import Contract, check_session, one_hot_sum
 
-SHAPE = PlanShape(slots=3, chunk=4, rows=5, layers=2, kv_heads=2, capacity=24, head_dim=3, vocab_size=17)
+SHAPE = PlanShape(slots=3, chunk=4, max_logits=5, layers=2, kv_heads=2, capacity=24, head_dim=3, vocab_size=17)
 RANDOM = np.random.default_rng(3)
 
 
@@ -38,7 +38,7 @@ def both(session: Any, fake: Any, tokens: Any, lengths: Any, rows: Any) -> None:
 def test_the_contract_of_every_session(head_dim: int, alignment: int, capturable: bool) -> None:
     """Where rows are no multiple of TensorRT's alignment, fewer of them can be the first of a run."""
     shape = replace(SHAPE, slots=4, head_dim=head_dim, capacity=24)
-    assert shape.row_alignment == alignment
+    assert shape.entry_alignment == alignment
 
     def opened(slots: int) -> TensorRtSession:
         device = NumpyDevice(shape=shape, capturable=capturable)
@@ -49,7 +49,7 @@ def test_the_contract_of_every_session(head_dim: int, alignment: int, capturable
 
     contract = Contract(open=opened, reference=one_hot_sum(17), tolerance=0, vocab_size=17)
     check_session(contract)
-    rows = [session._slot_rows.rows_of(np.arange(session.slots)).tolist() for session in contract.opened]  # type: ignore[attr-defined]
+    rows = [session._order.entries_of(np.arange(session.slots)).tolist() for session in contract.opened]  # type: ignore[attr-defined]
     assert any(one != sorted(one) for one in rows)
 
 
@@ -70,7 +70,7 @@ def test_idle_slots_cost_nothing_and_a_graph_belongs_to_its_rows() -> None:
 
 
 def test_recordings_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megrez.engines.tensorrt.session.RECORDED", 1)
+    monkeypatch.setattr("megrez.engines.tensorrt.session.MAX_GRAPHS", 1)
     device = NumpyDevice(shape=replace(SHAPE, head_dim=16))
     session = TensorRtSession(device, device.shape, slots=2)
     device.log.clear()
@@ -183,7 +183,7 @@ def test_generation_is_greedy_over_what_the_engine_tells() -> None:
 def test_room_for_fewer_tokens_may_be_asked_for() -> None:
     session = TensorRtSession(NumpyDevice(shape=SHAPE), SHAPE, capacity=8)
     step(session, [[1] * 8], [0], [7])
-    with pytest.raises(UsageError, match=r"^8 tokens are cached and 1 more were given, the context holds 8: "):
+    with pytest.raises(UsageError, match=r"^8 cached and 1 new tokens do not fit the context of 8: "):
         step(session, [[1]], [8], [0])
 
 

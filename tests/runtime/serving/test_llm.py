@@ -136,7 +136,7 @@ def test_as_many_requests_wait_as_may(serve):
     while llm.load()[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.001)
     waiting = [llm.submit([2], SamplingParams(ignore_eos=True), lambda found: None) for _ in range(2)]
-    with pytest.raises(QueueFullError, match="2 requests wait already"):
+    with pytest.raises(QueueFullError, match="the queue is full, 2 requests are waiting"):
         llm.submit([3], SamplingParams(), lambda found: None)
     for request in (running, *waiting):
         llm.cancel(request)
