@@ -74,7 +74,7 @@ def test_a_bos_or_pad_that_was_never_given_to_the_model_is_none(tmp_path: Path) 
     ("template", "told"),
     [
         (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
-        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: save it as such"),
+        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_told_before_a_bundle_has_it(

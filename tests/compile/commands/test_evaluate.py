@@ -96,10 +96,10 @@ def test_skipped_tokens_are_not_read(
         (["--window", 65], "--window is 65: the bundle's context takes 2 to 64"),
         (["--window", 1], "--window is 1: the bundle's context takes 2 to 64"),
         (["--tokens", 1], "--tokens is 1 and "),
-        (["--tokens", 100_000], "ask for 2 to"),
+        (["--tokens", 100_000], "choose 2 to"),
         (["--skip", -1], "--skip is -1 and "),
         (["--skip", 99_999], "skip 0 to "),
-        (["--skip", 80], "after those skipped: ask for 2 to "),
+        (["--skip", 80], "after those skipped: choose 2 to "),
         (["--text", "/none"], "--text /none cannot be read"),
     ],
 )
