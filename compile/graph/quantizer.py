@@ -118,7 +118,7 @@ class Quantizer:
     def _stored_blocks(self, plan: MatrixPlan) -> BlockQuantized:
         parts = [part for name in plan.sources if (part := self.checkpoint.blocks(name)) is not None]
         assert len(parts) == len(plan.sources)
-        whole = BlockQuantized(
+        matrix = BlockQuantized(
             bits=plan.bits,
             block=plan.block,
             codes=np.concatenate([part.codes for part in parts])[plan.rows],
@@ -127,7 +127,7 @@ class Quantizer:
             offsets=_concatenate([part.offsets for part in parts if part.offsets is not None], plan.rows),
             floating=plan.floating,
         )
-        return fold_offsets(whole) if plan.folded else whole
+        return fold_offsets(matrix) if plan.folded else matrix
 
 
 def block_format_of(weight_format: WeightFormat, columns: int) -> BlockFormat:
