@@ -286,10 +286,10 @@ def test_a_large_model_is_calibrated_when_asked(
         return stated.quantization.algorithm, done.err
 
     hint = "--algorithm gptq takes much longer and is closer to the checkpoint"
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters)
+    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters)
     chosen, told = algorithm("small")
     assert chosen == "gptq" and hint not in told
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters - 1)
+    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters - 1)
     chosen, told = algorithm("large")
     assert chosen == "rtn" and hint in told
     assert open_bundle(tmp_path / "large").manifest.measured is not None
