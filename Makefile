@@ -65,7 +65,7 @@ $(VENV)/cpu: pyproject.toml $(KERNELS) | $(VENV)/python
 	touch $@
 
 $(VENV)/dev: pyproject.toml $(KERNELS) | $(VENV)/python
-	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,dev]'
+	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,serve,dev]'
 	touch $@
 
 # onnxruntime and onnxruntime-gpu lie in one folder: the latter gets an environment of its own.

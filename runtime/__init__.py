@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from megrez.runtime.errors import MegrezError
     from megrez.runtime.model import Model
     from megrez.runtime.sampling import SamplingParams
+    from megrez.runtime.serving.llm import LLM
 
 _MODULES = {
     "Bundle": "bundle",
     "Completion": "completion",
+    "LLM": "serving.llm",
     "MegrezError": "errors",
     "Model": "model",
     "Piece": "completion",
@@ -23,7 +25,7 @@ _MODULES = {
     "open_bundle": "bundle",
 }
 
-__all__ = ["Bundle", "Completion", "MegrezError", "Model", "Piece", "SamplingParams", "open_bundle"]
+__all__ = ["LLM", "Bundle", "Completion", "MegrezError", "Model", "Piece", "SamplingParams", "open_bundle"]
 
 
 def __getattr__(name: str) -> Any:

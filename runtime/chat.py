@@ -34,13 +34,18 @@ class ChatTemplate:
         self._variables = dict(variables or {})
         self._compiled: Template | None = None
 
+    @property
+    def source(self) -> str:
+        """The template's text; BundleError where its file cannot be read."""
+        return _read(self._source) if isinstance(self._source, Path) else self._source
+
     def check(self) -> None:
         """Compile the template now; raises BundleError where it cannot be read or is not valid Jinja."""
         self._template()
 
     def _template(self) -> "Template":
         if self._compiled is None:
-            self._compiled = _compile(_read(self._source) if isinstance(self._source, Path) else self._source)
+            self._compiled = _compile(self.source)
         return self._compiled
 
     @classmethod
@@ -54,8 +59,16 @@ class ChatTemplate:
         spelled = {name: text.token_text(token) for name, token in ids.items()}
         return cls(path, {name: word for name, word in spelled.items() if word})
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The prompt for `messages`: each has a `role`, and `content` that is text or a list of parts.
+
+        tools: JSON descriptions of functions, for templates that know tools.
 
         Raises UsageError for messages that are malformed or that the template refuses, BundleError when it fails.
         """
@@ -69,7 +82,7 @@ class ChatTemplate:
         variables = {
             **self._variables,
             "messages": plain,
-            "tools": None,
+            "tools": None if tools is None else json.loads(json.dumps(list(tools))),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             "range": limits.range,

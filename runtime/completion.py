@@ -1,11 +1,9 @@
 """What a caller sees of a generation: pieces of text as they come, and the whole with its timings."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megrez.runtime.generate import FinishReason, Step
-from megrez.runtime.stops import StopStrings
-from megrez.runtime.text import Detokenizer
+from megrez.runtime.serving.text_stream import FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,19 +46,3 @@ class Completion:
             ttft_s=seen[0].seconds,
             decode_tokens_per_s=(len(seen) - 1) / decode_s if decode_s > 0 else None,
         )
-
-
-def as_pieces(steps: Iterable[Step], detokenizer: Detokenizer, stops: StopStrings) -> Iterator[Piece]:
-    """Give each step its text; ends at a stop string, of which and of a stop token nothing is shown."""
-    for step in steps:
-        reason = step.finish_reason
-        text = "" if reason == "stop" else stops.push(detokenizer.push(step.token))
-        if reason and not stops.found:
-            text += stops.push(detokenizer.flush())
-        if stops.found:
-            reason = "stop"
-        elif reason:
-            text += stops.flush()
-        yield Piece(text=text, token=step.token, seconds=step.seconds, finish_reason=reason)
-        if reason:
-            return

@@ -1,27 +1,14 @@
-"""The decode loop: prompt ids in, one frozen step per token out; knows neither text nor engines."""
+"""One prompt over a session, in the caller's thread: the engine's loop as an iterator; knows no bundle."""
 
+import dataclasses
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-
-from megrez.runtime.errors import UsageError
-from megrez.runtime.sampling import Sampler, SamplingParams
-from megrez.runtime.session import Logits, Session
-
-FinishReason = Literal["stop", "length"]
-CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One token. seconds: from when it was asked for until it was known; the first one's include the prompt's."""
-
-    token: int
-    seconds: float
-    finish_reason: FinishReason | None
+from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.engine import CHUNK, Engine
+from megrez.runtime.serving.request import Request, Token
+from megrez.runtime.session import Session
 
 
 def generate(
@@ -32,64 +19,42 @@ def generate(
     stop_ids: Collection[int],
     max_tokens: int | None = None,
     chunk: int = CHUNK,
-    cached: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[Token]:
     """Continue `prompt_ids` until a stop id, `max_tokens` or the context's end; the stop id itself is yielded last.
 
-    session: of one slot. cached: how many leading tokens of the prompt the slot holds already, fewer than all.
+    chunk: prompt tokens of a step.
     Raises UsageError for a prompt that is empty, does not fit or holds unknown ids, EngineError when the engine fails.
     """
-    limit = _limit(session, prompt_ids, max_tokens)
-    sampler = Sampler(params, prompt_ids, session.vocab_size)
-    return _decode(session, prompt_ids[cached:], sampler, frozenset(stop_ids), limit, chunk, cached)
+    engine = Engine(session, stop_ids=stop_ids, chunk=chunk)
+    return follow(engine, list(prompt_ids), dataclasses.replace(params, max_tokens=max_tokens))
 
 
-def _decode(
-    session: Session,
-    fresh_ids: Sequence[int],
-    sampler: Sampler,
-    stop_ids: frozenset[int],
-    limit: int,
-    chunk: int,
-    length: int,
-) -> Iterator[Step]:
-    asked = time.perf_counter()
-    for start in range(0, len(fresh_ids), chunk):
-        ids = fresh_ids[start : start + chunk]
-        is_last = start + chunk >= len(fresh_ids)
-        logits = _append(session, ids, length, rows=[len(ids) - 1] if is_last else [])
-        length += len(ids)
-    for remaining in range(limit - 1, -1, -1):
-        token = sampler.pick(logits[0])
-        reason: FinishReason | None = "stop" if token in stop_ids else None if remaining else "length"
-        yield Step(token=token, seconds=time.perf_counter() - asked, finish_reason=reason)
-        if reason:
-            return
-        asked = time.perf_counter()
-        logits = _append(session, [token], length, rows=[0])
-        length += 1
+def follow(
+    engine: Engine, prompt_ids: list[int], params: SamplingParams, *, reuse_prefix: bool = False
+) -> Iterator[Token]:
+    """Queue a request of one sequence, and step the engine for each token that is asked for.
+
+    A token's seconds are from when it was asked for. Leaving the iterator cancels the request. Raises as `generate`.
+    """
+    heard: deque[Token | Exception] = deque()
+    request = Request(
+        prompt_ids=prompt_ids, params=dataclasses.replace(params, n=1), sink=heard.append, reuse_prefix=reuse_prefix
+    )
+    engine.add(request)
+    return _tokens(engine, request, heard)
 
 
-def _append(session: Session, ids: Sequence[int], length: int, *, rows: list[int]) -> Logits:
-    tokens = np.asarray(ids, np.int64).reshape(1, -1)
-    return session.step(tokens, np.array([length], np.int32), np.asarray(rows, np.int64))
-
-
-def _limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
-    """How many tokens may be generated. The last of them is never fed back, so it needs no room in the cache."""
-    if not prompt_ids:
-        raise UsageError("the prompt is empty: give at least one token")
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
-    if len(prompt_ids) > session.capacity:
-        raise UsageError(
-            f"the prompt has {len(prompt_ids)} tokens, the context holds {session.capacity}: "
-            "shorten it, or compile with a longer context"
-        )
-    if unknown := [i for i in prompt_ids if not 0 <= i < session.vocab_size]:
-        raise UsageError(
-            f"token id {unknown[0]} is outside the model's vocabulary of {session.vocab_size}: "
-            "the tokenizer does not belong to these weights"
-        )
-    room = session.capacity - len(prompt_ids) + 1
-    return room if max_tokens is None else min(room, max_tokens)
+def _tokens(engine: Engine, request: Request, heard: "deque[Token | Exception]") -> Iterator[Token]:
+    try:
+        while True:
+            asked = time.perf_counter()
+            while not heard:
+                engine.step()
+            found = heard.popleft()
+            if isinstance(found, Exception):
+                raise found
+            yield dataclasses.replace(found, seconds=time.perf_counter() - asked)
+            if found.finish_reason:
+                return
+    finally:
+        engine.cancel(request.number)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from megrez.runtime.errors import UsageError
-from megrez.runtime.generate import CHUNK, generate
+from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.engine import CHUNK
 from megrez.runtime.session import Session
 
 _SEED = 0

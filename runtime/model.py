@@ -1,5 +1,6 @@
 """A bundle ready to write text: bundle, session, tokenizer and chat template joined; knows no engine."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +8,14 @@ from types import TracebackType
 
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.chat import ChatTemplate, Message
-from megrez.runtime.completion import Completion, Piece, as_pieces
+from megrez.runtime.completion import Completion, Piece
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
-from megrez.runtime.generate import Step, generate
+from megrez.runtime.generate import follow
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.engine import Engine
+from megrez.runtime.serving.request import Token
 from megrez.runtime.session import Session
-from megrez.runtime.stops import StopStrings
 from megrez.runtime.text import Detokenizer, Text
 from megrez.runtime.threads import default_threads
 
@@ -29,7 +31,7 @@ class Model:
     session: Session
     text: Text
     template: ChatTemplate | None
-    _cached: list[int] = field(default_factory=list, init=False, repr=False)
+    _engine: Engine = field(init=False, repr=False)
     _streams: int = field(default=0, init=False, repr=False)
     _is_closed: bool = field(default=False, init=False, repr=False)
 
@@ -55,6 +57,13 @@ class Model:
         template = ChatTemplate.open(bundle, text)
         session = open_session(bundle, threads=threads or default_threads(), slots=slots, capacity=capacity)
         return cls(bundle=bundle, session=session, text=text, template=template)
+
+    def __post_init__(self) -> None:
+        self._engine = Engine(
+            self.session,
+            stop_ids=self.bundle.manifest.tokens.stop,
+            detokenizer=lambda prompt_ids: Detokenizer(self.text, prompt_ids),
+        )
 
     @property
     def sampling(self) -> SamplingParams:
@@ -115,17 +124,14 @@ class Model:
         """
         if self._is_closed:
             raise UsageError(f"the model of {self.bundle.path} was closed: open it again")
-        prompt_ids, stops = list(prompt_ids), StopStrings(stop)
-        steps = generate(
-            self.session,
-            prompt_ids,
-            params or self.sampling,
-            stop_ids=self.bundle.manifest.tokens.stop,
-            max_tokens=max_tokens,
-            cached=_shared_prefix(self._cached, prompt_ids) if reuse_prefix else 0,
+        params = params or self.sampling
+        params = dataclasses.replace(
+            params, stop=stop or params.stop, max_tokens=params.max_tokens if max_tokens is None else max_tokens
         )
+        self._engine.clear()
         self._streams += 1
-        return as_pieces(self._recorded(steps, prompt_ids, self._streams), Detokenizer(self.text, prompt_ids), stops)
+        tokens = follow(self._engine, list(prompt_ids), params, reuse_prefix=reuse_prefix)
+        return self._pieces(tokens, self._streams)
 
     def close(self) -> None:
         """Free its memory; closing twice is closing once."""
@@ -139,24 +145,13 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _recorded(self, steps: Iterator[Step], prompt_ids: list[int], stream: int) -> Iterator[Step]:
-        """Pass `steps` through and note what the cache holds, so that an interrupted stream leaves a true record."""
+    def _pieces(self, tokens: Iterator[Token], stream: int) -> Iterator[Piece]:
         self._check_latest(stream)
-        self._cached = []
-        fed = prompt_ids
-        for step in steps:
-            # A step's own token enters the cache only when the next step is asked for.
-            self._cached += fed
-            fed = [step.token]
-            yield step
-            self._check_latest(stream)
+        for token in tokens:
+            yield Piece(text=token.text, token=token.token, seconds=token.seconds, finish_reason=token.finish_reason)
+            if token.finish_reason is None:
+                self._check_latest(stream)
 
     def _check_latest(self, stream: int) -> None:
         if stream != self._streams:
             raise UsageError("another answer was asked of this model since: read one to its end, then ask for the next")
-
-
-def _shared_prefix(cached: Sequence[int], prompt_ids: Sequence[int]) -> int:
-    """How many leading tokens both have, short of the prompt's last: its logits must be computed anew."""
-    most = min(len(cached), len(prompt_ids) - 1)
-    return next((at for at in range(most) if cached[at] != prompt_ids[at]), most)

@@ -5,16 +5,20 @@ penalties (as OpenAI and vLLM define them), temperature, top-k, top-p, min-p.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.logprobs import TokenLogprobs, top_logprobs
 from megrez.runtime.manifest import SAMPLING_BOUNDS, SamplingDefaults
+from megrez.runtime.stops import StopStrings
 
 Scores = NDArray[np.float32]
+# OpenAI's bound, and vLLM's default one.
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +28,12 @@ class SamplingParams:
     temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     repetition_penalty: over prompt and output, 1 is off.
     presence_penalty, frequency_penalty: over the output only, 0 is off.
-    seed: None draws differently each time.
+    seed: None draws differently each time; of several sequences, number i draws with seed + i.
     logit_bias: token id to what is added to its logit before all else, -100 to 100, as OpenAI's.
+    n: sequences to generate for each prompt. max_tokens: None goes on to the end of the context. min_tokens: before so
+    many, no stop token is chosen. stop: strings that end the text and are left out of it. stop_token_ids: beside the
+    model's own stop tokens, which ignore_eos turns off.
+    logprobs, prompt_logprobs: how many of the likeliest tokens to report for each token beside it; None reports none.
     """
 
     temperature: float = 0.0
@@ -37,6 +45,14 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
@@ -48,11 +64,22 @@ class SamplingParams:
                 token >= 0 and math.isfinite(value) and -100 <= value <= 100
                 for token, value in (self.logit_bias or {}).items()
             ),
+            "n of 1 or more": self.n >= 1,
+            "max_tokens of 1 or more": self.max_tokens is None or self.max_tokens >= 1,
+            "min_tokens from 0 to max_tokens": 0 <= self.min_tokens <= (self.max_tokens or self.min_tokens),
+            "logprobs from 0 to 20": self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+            "prompt_logprobs from 0 to 20": self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MOST_LOGPROBS,
         }
         faults = [rule for rule, holds in wanted.items() if not holds]
         if faults:
             given = ", ".join(f"{rule.split()[0]}={getattr(self, rule.split()[0])}" for rule in faults)
             raise UsageError(f"sampling cannot use {given}: give a {', a '.join(faults)}")
+        StopStrings(self.stops)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, of which a single one may be given as itself."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @classmethod
     def from_defaults(cls, defaults: SamplingDefaults) -> "SamplingParams":
@@ -69,9 +96,10 @@ class SamplingParams:
 class Sampler:
     """Chooses the tokens of one sequence, and remembers them for the penalties."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, *, index: int = 0) -> None:
+        """index: of the sequence among the params.n of one prompt."""
         self._params = params
-        self._random = np.random.default_rng(params.seed)
+        self._random = np.random.default_rng(None if params.seed is None else params.seed + index)
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[np.asarray(prompt_ids, np.int64)] = True
         self._counts = np.zeros(vocab_size, np.int32)
@@ -83,12 +111,24 @@ class Sampler:
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
-    def pick(self, logits: Scores) -> int:
-        """The next token for `logits` [vocab_size], which stay as they are; EngineError when they hold a NaN."""
+    def next(self, logits: Scores, *, blocked: Collection[int] = ()) -> tuple[int, TokenLogprobs | None]:
+        """The next token for `logits` [vocab_size], and its log-probabilities where they are asked for."""
+        token = self.pick(logits, blocked=blocked)
+        count = self._params.logprobs
+        return token, None if count is None else top_logprobs(logits, token, count)
+
+    def pick(self, logits: Scores, *, blocked: Collection[int] = ()) -> int:
+        """The next token for `logits` [vocab_size], which stay as they are, and none of `blocked`.
+
+        Raises EngineError when they hold a NaN.
+        """
         if len(self._bias_ids):
             logits = logits.copy()
             logits[self._bias_ids] += self._bias
         scores = penalized(logits, self._params, seen=self._seen, counts=self._counts)
+        if blocked:
+            scores = scores.copy()
+            scores[list(blocked)] = -np.inf
         # max() is NaN as soon as one score is, so a whole row is checked at the price of the maximum.
         if not np.isfinite(scores.max()):
             raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")

@@ -18,15 +18,20 @@ class StopStrings:
             raise UsageError("a stop string is empty: give one of at least one character")
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.matched: str | None = None
+
+    @property
+    def found(self) -> bool:
+        return self.matched is not None
 
     def push(self, text: str) -> str:
         """The part of all text so far that is now certain; after it, `found` says whether a stop string ended it."""
         text = self._held + text
-        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        matches = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
-            self.found, self._held = True, ""
-            return text[: min(matches)[1]]
+            _, at, self.matched = min(matches)
+            self._held = ""
+            return text[:at]
         certain = len(text) - self._open_tail(text)
         self._held = text[certain:]
         return text[:certain]

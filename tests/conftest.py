@@ -1,5 +1,6 @@
 """Tiny checkpoints, each written once per process, and both command lines run in this process."""
 
+import gc
 import os
 import signal
 import sys
@@ -32,6 +33,11 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return made[key]
 
     return make
+
+
+def pytest_collection_finish() -> None:
+    """torch and transformers are a million objects: tracing, which makes many, need not look through them again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from megrez.runtime.batch import Batch
 from megrez.runtime.manifest import (
     SCHEMA_VERSION,
     Architecture,
@@ -145,14 +146,21 @@ class ScriptedSession:
         self.said = 0
         self.closed = False
 
-    def step(self, tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        assert tokens.dtype == np.int64 and lengths.dtype == np.int32 and rows.dtype == np.int64
-        assert int(lengths[0]) + tokens.shape[1] <= self.capacity
-        self.steps.append((tokens[0].tolist(), int(lengths[0]), rows.tolist()))
-        if tokens.shape[1] > 1:
+    def step(
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        logits_index: np.ndarray,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+    ) -> np.ndarray:
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        self.steps.append((batch.tokens.tolist(), int(batch.starts[0]), batch.logits_index.tolist()))
+        if len(batch.tokens) > 1:
             self.said = 0
-        logits = np.zeros((len(rows), self.vocab_size), np.float32)
-        if len(rows):
+        logits = np.zeros((len(batch.logits_index), self.vocab_size), np.float32)
+        if len(logits):
             logits[0, self.script[self.said % len(self.script)]] = 9.0
             self.said += 1
         return logits

@@ -64,7 +64,7 @@ def test_the_context_bounds_the_output(prompt, max_tokens, expected):
     [
         ([1] * 65, 1, "65 tokens, the context holds 64"),
         ([], 1, "empty"),
-        ([1], 0, "max_tokens is 0"),
+        ([1], 0, "max_tokens of 1 or more"),
         ([1, 29], 1, "29 is outside"),
         ([-1], 1, "-1 is outside"),
     ],
@@ -76,17 +76,9 @@ def test_what_cannot_be_generated_is_refused_before_any_step(scripted, prompt, m
     assert session.steps == []
 
 
-def test_cached_tokens_are_not_computed_again_and_change_nothing(scripted):
-    session = FakeSession(vocab_size=29)
-    first = list(generate(session, [4, 5, 6], GREEDY, stop_ids=(), max_tokens=3))
-    prompt = [4, 5, 6, first[0].token, 9]
-    again = list(generate(session, prompt, GREEDY, stop_ids=(), max_tokens=3, cached=4))
-    assert [step.token for step in again] == naive(prompt, 29, 3)
-
-
 def test_an_engines_error_passes_through():
     class Dead(FakeSession):
-        def step(self, tokens, lengths, rows):
+        def step(self, *batch, **named):
             raise EngineError("the device is gone")
 
     with pytest.raises(EngineError, match="device is gone"):
@@ -95,9 +87,9 @@ def test_an_engines_error_passes_through():
 
 def test_timings_hold_the_engines_time_and_not_the_readers(monkeypatch):
     class Slow(FakeSession):
-        def step(self, tokens, lengths, rows):
-            clock.now += 0.5 * tokens.shape[1]
-            return super().step(tokens, lengths, rows)
+        def step(self, tokens, *batch, **named):
+            clock.now += 0.5 * len(tokens)
+            return super().step(tokens, *batch, **named)
 
     clock = SimpleNamespace(now=64.0)
     monkeypatch.setattr("megrez.runtime.generate.time", SimpleNamespace(perf_counter=lambda: clock.now))

@@ -5,15 +5,17 @@ import sys
 
 PROGRAM = """
 import sys
-for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "onnxruntime"):
+for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "onnxruntime",
+             "starlette", "uvicorn", "prometheus_client", "llguidance"):
     sys.modules[name] = None
 
 import pkgutil
 import megrez.runtime
 for module in pkgutil.walk_packages(megrez.runtime.__path__, "megrez.runtime."):
-    __import__(module.name)
+    if not module.name.startswith("megrez.runtime.serving.http"):  # the extra [serve]
+        __import__(module.name)
 
-from megrez.runtime import Bundle, Completion, MegrezError, Model, Piece, SamplingParams, open_bundle
+from megrez.runtime import LLM, Bundle, Completion, MegrezError, Model, Piece, SamplingParams, open_bundle
 from megrez.runtime.generate import generate
 from megrez.runtime.session import FakeSession
 

@@ -109,11 +109,10 @@ def test_a_base_model_refuses_messages(make_bundle, byte_level, scripted):
 
 
 def test_reused_prefixes_are_fed_once_and_answers_stay_the_same(model_saying):
-    model = model_saying("x")
-    model.session = FakeSession(vocab_size=267, capacity=64)
+    model = dataclasses.replace(model_saying("x"), session=FakeSession(vocab_size=267, capacity=64))
     fed: list[int] = []
     step = model.session.step
-    model.session.step = lambda tokens, lengths, rows: (fed.append(tokens.shape[1]), step(tokens, lengths, rows))[1]
+    model.session.step = lambda tokens, *batch, **named: (fed.append(len(tokens)), step(tokens, *batch, **named))[1]
 
     def ids(prompt: list[int], reuse: bool) -> list[int]:
         fed.clear()
@@ -130,8 +129,7 @@ def test_reused_prefixes_are_fed_once_and_answers_stay_the_same(model_saying):
 
 
 def test_an_interrupted_stream_does_not_spoil_the_next(model_saying):
-    model = model_saying("x")
-    model.session = FakeSession(vocab_size=267, capacity=64)
+    model = dataclasses.replace(model_saying("x"), session=FakeSession(vocab_size=267, capacity=64))
     for taken in range(4):
         list(itertools.islice(model.stream_ids([5, 6, 7], max_tokens=8, reuse_prefix=True), taken))
         said = [piece.token for piece in model.stream_ids([5, 6, 7, 24], max_tokens=4, reuse_prefix=True)]
@@ -149,8 +147,7 @@ def test_a_closed_model_says_so_and_may_be_closed_again(model_saying):
 
 
 def test_a_stream_ends_in_an_error_once_another_is_asked_for(model_saying):
-    model = model_saying("x")
-    model.session = FakeSession(vocab_size=267, capacity=64)
+    model = dataclasses.replace(model_saying("x"), session=FakeSession(vocab_size=267, capacity=64))
     list(model.stream_ids([5, 6, 7], max_tokens=4))
     unread = model.stream_ids([5, 6, 8], max_tokens=4, reuse_prefix=True)
     begun = model.stream_ids([5, 6, 9], max_tokens=4, reuse_prefix=True)

@@ -19,7 +19,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,
     "mistral-window": {"family": "mistral", "sliding_window": 5, "tied": True},
     "qwen2": {"family": "qwen2", "tied": True},
-    "qwen3-windows": {"family": "qwen3", "sliding_window": 5, "biases": True},
+    "qwen3-windows": {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
 }
 # Of float16 through two layers; facts of such graphs at Megrez's shape say 8e-4 a product.
 TOLERANCE = 4e-3

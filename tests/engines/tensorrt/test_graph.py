@@ -32,9 +32,9 @@ def test_a_graph_asks_for_the_types_of_its_weights(checkpoint_of: Any, target: s
     [
         {},
         {"family": "qwen2", "biases": True},
-        {"family": "qwen3", "tied": True},
-        {"family": "mistral", "sliding_window": 5},
-        {"family": "qwen2", "sliding_window": 4},
+        {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
+        {"family": "mistral", "sliding_window": 5, "tied": True},
+        {"family": "qwen2", "sliding_window": 5, "tied": True},
     ],
     ids=str,
 )

@@ -27,7 +27,7 @@ def test_layers_are_shared_out_evenly(layers: int, size: int, limit: int, edges:
 
 
 def test_parts_in_a_row_are_the_whole(checkpoint_of: Any) -> None:
-    model, checkpoint = lowered(checkpoint_of(family="qwen2", sliding_window=5))
+    model, checkpoint = lowered(checkpoint_of(family="qwen2", sliding_window=5, tied=True))
     graph = static_graph(model, checkpoint.config, 3, 4)
     whole = layers_part(graph, LayerRange(first=0, stop=2))
     random = np.random.default_rng(0)

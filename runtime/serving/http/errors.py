@@ -1,0 +1,55 @@
+"""What a client is told when a request fails, in OpenAI's form."""
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+from megrez.runtime.errors import MegrezError, UsageError
+from megrez.runtime.serving.runner import QueueFullError
+
+
+class ApiError(Exception):
+    """status: of HTTP. param: the field at fault, if one is. code: a word for programs."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code = message, status, param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {"retry-after": "1"} if self.status in (429, 503) else {}
+        return JsonResponse(self.body(), status_code=self.status, headers=headers)
+
+
+KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
+
+
+class JsonResponse(Response):
+    """JSON with non-ASCII text as it is; lone surrogates, which UTF-8 does not have, become question marks."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
+
+
+def to_json(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What our own errors are over HTTP: a wrong request is the client's, all else the server's."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        return ApiError(str(error), status=429, code="queue_full")
+    if isinstance(error, UsageError):
+        code = "context_length_exceeded" if "the context holds" in str(error) else None
+        return ApiError(str(error), code=code)
+    if isinstance(error, MegrezError):
+        return ApiError(str(error), status=500)
+    return ApiError("internal error", status=500)

@@ -1,0 +1,212 @@
+"""Many prompts at once, for programs: `LLM` with vLLM's calls; one thread drives the engine for all callers."""
+
+import asyncio
+import contextlib
+import queue
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from megrez.runtime.bundle import Bundle, open_bundle
+from megrez.runtime.chat import ChatTemplate, Message
+from megrez.runtime.engines import open_session
+from megrez.runtime.errors import UsageError
+from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.engine import Engine
+from megrez.runtime.serving.outputs import RequestOutput, request_output
+from megrez.runtime.serving.request import Request, Sink, Token
+from megrez.runtime.serving.runner import Runner
+from megrez.runtime.session import Session
+from megrez.runtime.text import Detokenizer, Text
+from megrez.runtime.threads import default_threads
+
+Prompt = str | Sequence[int]
+SLOTS = 8
+
+
+class LLM:
+    """A bundle that answers many requests at once. Any thread may call it; use it as a context manager, or `close`."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        slots: int = SLOTS,
+        context: int | None = None,
+        threads: int | None = None,
+        queue_limit: int | None = None,
+        verify: bool = False,
+    ) -> None:
+        """Open the bundle at `model`; raises BundleError, EngineError, MissingExtraError or UsageError.
+
+        slots: sequences that run at once. context: most tokens of prompt and answer, by default the bundle's; the KV
+        cache takes slots * context * manifest.kv_cache.bytes_per_token bytes. queue_limit: most requests that wait.
+        """
+        bundle = open_bundle(model, verify=verify)
+        text = Text.open(bundle)
+        template = ChatTemplate.open(bundle, text)
+        session = open_session(bundle, threads=threads or default_threads(), slots=slots, capacity=context)
+        self._set_up(bundle, session, text, template, queue_limit)
+
+    @classmethod
+    def over(
+        cls,
+        bundle: Bundle,
+        session: Session,
+        text: Text,
+        template: ChatTemplate | None,
+        *,
+        queue_limit: int | None = None,
+    ) -> "LLM":
+        """Serve a session that is open already."""
+        llm = cls.__new__(cls)
+        llm._set_up(bundle, session, text, template, queue_limit)
+        return llm
+
+    def _set_up(
+        self, bundle: Bundle, session: Session, text: Text, template: ChatTemplate | None, queue_limit: int | None
+    ) -> None:
+        self.bundle, self.session, self.text, self.template = bundle, session, text, template
+        self.engine = Engine(
+            session,
+            stop_ids=bundle.manifest.tokens.stop,
+            detokenizer=lambda prompt_ids: Detokenizer(text, prompt_ids),
+        )
+        self._runner = Runner(self.engine, queue_limit=queue_limit)
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What the model's authors recommend."""
+        return SamplingParams.from_defaults(self.bundle.manifest.sampling)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue each prompt, text or token ids, all at once; outputs in the order of the prompts.
+
+        sampling_params: for all, or one for each; `default_params` by default. Raises UsageError for a prompt that
+        does not fit, EngineError when the engine fails.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        asked: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
+        params = self._params_for(len(asked), sampling_params)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in asked]
+        ids = [self.text.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in asked]
+        return self._collect(texts, ids, params)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several at once."""
+        single = len(messages) > 0 and isinstance(messages[0], dict)
+        asked: list[Sequence[Message]] = [messages] if single else list(messages)  # type: ignore[list-item, arg-type]
+        params = self._params_for(len(asked), sampling_params)
+        ids = [self.encode_chat(one) for one in asked]
+        return self._collect([None] * len(ids), ids, params)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation to answer."""
+        if self.template is None:
+            raise UsageError(f"the bundle {self.bundle.path} has no chat template: give it plain text")
+        return self.text.encode(self.template.render(messages), add_bos=False)
+
+    async def stream(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+    ) -> AsyncIterator[Token]:
+        """The tokens of one request as they come, for asyncio programs; leaving the loop cancels the request."""
+        loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Token | Exception]()
+        params = params or self.default_params
+
+        def sink(found: Token | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the program's event loop has ended
+                loop.call_soon_threadsafe(tokens.put_nowait, found)
+
+        request = self.submit(self._encode(prompt), params, sink)
+        finished = 0
+        try:
+            while finished < params.n:
+                found = await tokens.get()
+                if isinstance(found, Exception):
+                    raise found
+                finished += found.finish_reason is not None
+                yield found
+        finally:
+            if finished < params.n:
+                self.cancel(request)
+
+    def submit(self, prompt_ids: list[int], params: SamplingParams, sink: Sink) -> Request:
+        """Queue a request; `sink` is called in the engine's thread, and must not block.
+
+        Raises UsageError for a prompt that does not fit, QueueFullError where as many wait as may.
+        """
+        request = Request(prompt_ids=prompt_ids, params=params, sink=sink)
+        self._runner.submit(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Free what the request holds before the engine's next step; cancelling twice is cancelling once."""
+        self._runner.cancel(request)
+
+    def load(self) -> tuple[int, int, int]:
+        """Sequences in a slot, requests that wait, and tokens that the running sequences have cached."""
+        running = self.engine.running.copy()
+        return len(running), self._runner.queued, sum(one.cached for one in running)
+
+    def close(self) -> None:
+        """End the thread and free the session; requests that run are told so. Closing twice is closing once."""
+        self._runner.close()
+        self.session.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt | Sequence[Message]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.text.encode(prompt)
+        if len(prompt) and isinstance(prompt[0], int):
+            return list(prompt)  # type: ignore[arg-type]
+        return self.encode_chat(prompt)  # type: ignore[arg-type]
+
+    def _params_for(self, count: int, given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+        if given is None or isinstance(given, SamplingParams):
+            return [given or self.default_params] * count
+        if len(given) != count:
+            raise UsageError(f"{count} prompts came with {len(given)} sampling params: give one for all, or one each")
+        return list(given)
+
+    def _collect(
+        self, texts: Sequence[str | None], prompts: list[list[int]], params: list[SamplingParams]
+    ) -> list[RequestOutput]:
+        found: queue.SimpleQueue[tuple[int, Token | Exception]] = queue.SimpleQueue()
+        requests: list[Request] = []
+        try:
+            for at, (ids, one) in enumerate(zip(prompts, params, strict=True)):
+                requests.append(self.submit(ids, one, lambda token, at=at: found.put((at, token))))  # type: ignore[misc]
+            tokens = self._wait(found, len(prompts), sum(one.n for one in params))
+        except BaseException:
+            for request in requests:
+                self.cancel(request)
+            raise
+        return [
+            request_output(request.number, text, ids, one.n, own)
+            for request, text, ids, one, own in zip(requests, texts, prompts, params, tokens, strict=True)
+        ]
+
+    def _wait(
+        self, found: "queue.SimpleQueue[tuple[int, Token | Exception]]", prompts: int, sequences: int
+    ) -> list[list[Token]]:
+        tokens: list[list[Token]] = [[] for _ in range(prompts)]
+        while sequences:
+            at, one = found.get()
+            if isinstance(one, Exception):
+                raise one
+            tokens[at].append(one)
+            sequences -= one.finish_reason is not None
+        return tokens
