@@ -107,7 +107,7 @@ def test_misuse(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, options: list[Any], said: str
 ) -> None:
     folder = checkpoint_of()
-    megrez_compile(folder, "--target", "cpu-int4", "-o", tmp_path / "b", "--context", 64)
+    megrez_compile(folder, "--target", "cpu-int4", "--algorithm", "rtn", "-o", tmp_path / "b", "--context", 64)
     arguments = {"--text": text, "--tokens": 40, "--window": 20, **dict([options])}
     given = [part for pair in arguments.items() for part in pair]
     code, out, err = megrez("eval", tmp_path / "b", "--reference", folder, *given)
