@@ -25,7 +25,7 @@ def add_stated_tokens(
 
     Returns whether there was anything. Raises CheckpointError for what is no token.
     """
-    stated = _merged(config, special_map)
+    stated = merged(config, special_map)
     known = list(tokenizer.get_added_tokens_decoder().values())
     by_id = _by_id(stated, added)
     named, extra = _specials(stated, {token.content: token for token in (*by_id, *known)})
@@ -44,16 +44,12 @@ def add_stated_tokens(
     return bool(new) and tokenizer.to_str() != before
 
 
-def prefers_special_map(config: Mapping[str, Any]) -> bool:
-    """Without added_tokens_decoder the two older files are read, and special_tokens_map.json is the stronger one."""
-    return DECODER not in config
-
-
-def _merged(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, Any]:
+def merged(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, Any]:
+    """What both files state: without added_tokens_decoder, special_tokens_map.json too, which is the stronger one."""
     stated = dict(config)
     if OLDER_EXTRA in stated and not stated.get(EXTRA):
         stated[EXTRA] = stated.pop(OLDER_EXTRA)
-    if not prefers_special_map(config):
+    if DECODER in config:
         return stated
     for key, value in special_map.items():
         joined = isinstance(value, list) and key == EXTRA and isinstance(stated.get(EXTRA, []), list)

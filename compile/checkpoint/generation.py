@@ -45,25 +45,29 @@ SAMPLERS_OFF: dict[str, tuple[object, ...]] = {
 SHOWN = 40
 
 
-def read_sampling(generation: dict[str, Any]) -> SamplingDefaults:
-    """The sampling of generation_config.json.
+def read_sampling(generation: dict[str, Any], *, source: str = GENERATION) -> SamplingDefaults:
+    """The sampling of generation_config.json, or of the file `source`.
 
     Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
     either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
     Raises CheckpointError for what is no number or can sample nothing.
     """
-    penalty = _number(generation, "repetition_penalty", 1.0) or 1.0
+
+    def number(key: str, default: float) -> float:
+        return _number(generation, key, default, source)
+
+    penalty = number("repetition_penalty", 1.0) or 1.0
     if generation.get("do_sample") is not True:
-        return _usable(replace(GREEDY, repetition_penalty=penalty))
-    top_k, top_p = max(int(_number(generation, "top_k", 50)), 0), _number(generation, "top_p", 1.0)
+        return _usable(replace(GREEDY, repetition_penalty=penalty), source)
+    top_k, top_p = max(int(number("top_k", 50)), 0), number("top_p", 1.0)
     found = SamplingDefaults(
-        temperature=_number(generation, "temperature", 1.0),
+        temperature=number("temperature", 1.0),
         top_k=top_k if top_p else 1,
         top_p=top_p or 1.0,
-        min_p=_number(generation, "min_p", 0.0),
+        min_p=number("min_p", 0.0),
         repetition_penalty=penalty,
     )
-    return _usable(found)
+    return _usable(found, source)
 
 
 def ignored_keys(generation: dict[str, Any]) -> tuple[str, ...]:
@@ -78,16 +82,16 @@ def _shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _number(generation: dict[str, Any], key: str, default: float) -> float:
+def _number(generation: dict[str, Any], key: str, default: float, source: str) -> float:
     value = generation.get(key)
     if value is None:
         return default
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise CheckpointError(f"{GENERATION}: {key} is {value!r}, not a number: mend it or remove it")
+        raise CheckpointError(f"{source}: {key} is {value!r}, not a number: mend it or remove it")
     return float(value)
 
 
-def _usable(found: SamplingDefaults) -> SamplingDefaults:
+def _usable(found: SamplingDefaults, source: str) -> SamplingDefaults:
     if faults := found.faults():
-        raise CheckpointError(f"{GENERATION}: {', '.join(faults)}, which samples nothing: mend it or remove it")
+        raise CheckpointError(f"{source}: {', '.join(faults)}, which samples nothing: mend it or remove it")
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.tokenizer_checks import leading_token
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.errors import BundleError, CheckpointError, first_line
 from megrez.runtime.manifest import SamplingDefaults, Tokens
@@ -25,7 +26,7 @@ GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeti
 class TextFacts:
     """What a checkpoint states of its tokens. stop_tokens, stop_ids: every EOS named anywhere, the main one first.
 
-    add_bos: None where nothing is stated, which leaves it to the tokenizer's post-processor.
+    add_bos: None where nothing is stated, which leaves it, and the BOS itself, to the tokenizer's post-processor.
     """
 
     chat_template: str | None
@@ -46,15 +47,17 @@ def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> Tex
         _check_template(facts.chat_template)
     bos, pad = (_known(_id(tokenizer, token), vocab_size) for token in (facts.bos_token, facts.pad_token))
     stop = _stop_ids(tokenizer, facts, vocab_size)
-    led = _encodes(tokenizer, "a")[:1] == [bos]
+    if facts.add_bos is None:
+        leading = leading_token(tokenizer)
+        bos, add_bos = (bos, False) if leading is None else (leading, True)
+    else:
+        add_bos = facts.add_bos and bos is not None
     return TextAssets(
         tokenizer_json=tokenizer_json,
         chat_template=facts.chat_template,
         bos_token=facts.bos_token,
         eos_token=facts.eos_token,
-        tokens=Tokens(
-            bos=bos, pad=pad, stop=stop, add_bos=bos is not None and (led if facts.add_bos is None else facts.add_bos)
-        ),
+        tokens=Tokens(bos=bos, pad=pad, stop=stop, add_bos=add_bos),
         sampling=facts.sampling,
         ignored=facts.ignored,
     )
@@ -81,14 +84,6 @@ def _check_template(source: str) -> None:
 
 def _id(tokenizer: "Tokenizer", token: str | None) -> int | None:
     return None if token is None else tokenizer.token_to_id(token)
-
-
-def _encodes(tokenizer: "Tokenizer", text: str) -> list[int]:
-    try:
-        found: list[int] = tokenizer.encode(text).ids
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise CheckpointError(f"tokenizer.json cannot read a text ({first_line(error)}): download it again") from error
-    return found
 
 
 def _known(token: int | None, vocab_size: int) -> int | None:

@@ -115,6 +115,8 @@ def _refuse_variants(data: dict[str, Any], faults: list[str]) -> None:
     for key in SWITCHES:
         if not isinstance(data.get(key, False), bool):
             faults.append(f"{key} is {data[key]!r}, not true or false")
+    if data.get("is_causal") is False:  # transformers 5 then masks nothing, whatever the architecture
+        faults.append("is_causal is false: only causal attention is supported")
     if data["hidden_act"] != "silu":
         faults.append(f"hidden_act is {data['hidden_act']!r}, only 'silu' is supported")
 
