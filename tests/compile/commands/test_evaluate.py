@@ -23,8 +23,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def compiled(megrez_compile: Any, checkpoint: Path, target: str, output: Path) -> None:
-    done = megrez_compile(checkpoint, "--target", target, "-o", output, "--context", 64)
+def compiled(megrez_compile: Any, checkpoint: Path, target: str, output: Path, *options: object) -> None:
+    done = megrez_compile(checkpoint, "--target", target, "-o", output, "--context", 64, *options)
     assert done.code == 0, done.err
 
 
@@ -112,7 +112,7 @@ def test_misuse(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, options: list[Any], said: str
 ) -> None:
     folder = checkpoint_of()
-    compiled(megrez_compile, folder, "cpu-int4", tmp_path / "b")
+    compiled(megrez_compile, folder, "cpu-int4", tmp_path / "b", "--algorithm", "rtn")
     arguments = {"--text": text, "--tokens": 40, "--window": 20, **dict([options])}
     given = [part for pair in arguments.items() for part in pair]
     code, out, err = megrez("eval", tmp_path / "b", "--reference", folder, *given)
