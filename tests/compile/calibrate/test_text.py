@@ -40,8 +40,14 @@ def assets(folder: Path) -> TextAssets:
 
 
 def with_bos(folder: Path, *, add_bos: bool = True, template: str | None = None) -> TextAssets:
-    """The same tokenizer with <|endoftext|> (256) as its BOS."""
-    config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "add_bos_token": add_bos}
+    """The same tokenizer with <|endoftext|> (256) as its BOS, which its post-processor adds."""
+    if add_bos:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+        )
+        tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     found = read_text_assets(folder, vocab_size=320)
     assert found is not None
@@ -54,8 +60,8 @@ def some_text(words: int = 2000, seed: int = 0) -> str:
 
 
 def encode(folder: Path, text: str) -> list[int]:
-    ids: list[int] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
-    return ids
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def topics() -> str:
