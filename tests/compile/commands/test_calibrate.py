@@ -345,11 +345,14 @@ def first_file(scales: Path) -> Path:
     [
         (lambda scales: scales.unlink(), "cannot be read as scales ("),
         (lambda scales: scales.write_bytes(b"\xff\0"), "cannot be read as scales ("),
-        (lambda scales: scales.write_text("[]"), "are not whole"),
+        (lambda scales: scales.write_text("[]"), "are not complete"),
         (lambda scales: first_file(scales).unlink(), "000.safetensors is missing: copy them again or calibrate again"),
         (lambda scales: os.truncate(first_file(scales), 999), "000.safetensors has 999 bytes, expected "),
-        (lambda scales: flip_last_byte(first_file(scales)), "000.safetensors are not what was written: copy them"),
-        (change(schema_version=99), "has schema version 99, this version reads 3"),
+        (
+            lambda scales: flip_last_byte(first_file(scales)),
+            "000.safetensors changed since they were written: copy them",
+        ),
+        (change(schema_version=99), "has schema version 99, this version of megrez reads 4"),
         (change(model_sha256="0" * 64), "belongs to another model"),
         (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for trt-fp8"),
         (change(new="field"), "new"),
