@@ -70,8 +70,11 @@ def locked(output: Path) -> Iterator[None]:
     """
     path = output.resolve()
     file = path.with_name(f".{path.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(file)
+    except OSError as error:
+        raise BundleError(f"{output} cannot be written ({error.strerror}): choose another -o") from error
     if descriptor is None:
         raise UsageError(f"{output} is being built by another process: wait for it or choose another -o")
     try:

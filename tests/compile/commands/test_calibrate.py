@@ -25,7 +25,7 @@ from tests.conftest import Done
 from tests.gguf_models import make_gguf
 from tests.models import make_checkpoint
 
-SLOW = str(Path(__file__).with_name("slow_calibrate.py"))
+SLOW = str(Path(__file__).parents[1] / "slow_calibrate.py")
 TARGETS = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4"}
 TEXT = ("--calib-samples", 2, "--calib-tokens", 48, "--fidelity-tokens", 96)
 BUILT = ("model.onnx", "model.onnx.data")

@@ -126,11 +126,11 @@ def test_the_interface_is_named_and_shaped_as_the_docstring_says(checkpoint_of: 
     assert [(value.name, str(value.dtype), str(value.shape)) for value in model.graph.inputs] == [
         ("input_ids", "INT64", "[batch,sequence]"),
         ("write_indices", "INT64", "[batch]"),
-        ("logits_index", "INT64", "[rows]"),
+        ("logits_index", "INT64", "[num_logits]"),
         *((f"past_key_values.{kind}", "FLOAT", cache) for kind in kinds),
     ]
     assert [(value.name, str(value.shape)) for value in model.graph.outputs] == [
-        ("logits", "[rows,320]"),
+        ("logits", "[num_logits,320]"),
         *((f"present.{kind}", cache) for kind in kinds),
     ]
 

@@ -51,7 +51,7 @@ def lowered(text: str, target: Target, scales: Any = None, *, fuse: bool = False
     model = parse(text, TENSORS)
     precision = Precision(checkpoint, target)
     if fuse:
-        FuseProjections(checkpoint, precision.group)(model)
+        FuseProjections(checkpoint, precision.fusion_key)(model)
     known = (lambda name: SCALE.get(target.input_type or "")) if scales is None else scales
     quantizer = Quantizer(checkpoint, dequantize_linear=True)
     modified = QuantizeDequantize(quantizer, precision, known, input_type=target.input_type)(model).modified
