@@ -1,4 +1,4 @@
-"""What generation_config.json recommends, read as transformers' generate reads it; knows no tokenizer."""
+"""The sampling of generation_config.json, as transformers' generate reads it; knows no tokenizer."""
 
 import math
 from dataclasses import replace
@@ -9,8 +9,8 @@ from megrez.runtime.errors import CheckpointError
 from megrez.runtime.manifest import SamplingDefaults
 
 GENERATION = "generation_config.json"
-# Keys that change which tokens generate chooses and that the runtime does not follow, each with the values that turn
-# it off beside null. The keys for samplers count only with do_sample.
+# Options of generate that the runtime does not support, each with the values besides null that disable it. Those of
+# SAMPLERS_OFF have an effect only with do_sample.
 OFF: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -45,29 +45,33 @@ SAMPLERS_OFF: dict[str, tuple[object, ...]] = {
 SHOWN = 40
 
 
-def read_sampling(generation: dict[str, Any]) -> SamplingDefaults:
-    """The sampling of generation_config.json.
+def read_sampling(generation: dict[str, Any], *, source: str = GENERATION) -> SamplingDefaults:
+    """The sampling of generation_config.json, or of the file `source`.
 
-    Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
-    either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
-    Raises CheckpointError for what is no number or can sample nothing.
+    As in generate, sampling is greedy without do_sample whatever the temperature; the repetition penalty always
+    applies. Missing keys have generate's defaults; a top_p of 0 keeps the likeliest token. Raises CheckpointError for a
+    value that is not a number or out of range.
     """
-    penalty = _number(generation, "repetition_penalty", 1.0) or 1.0
+
+    def number(key: str, default: float) -> float:
+        return _number(generation, key, default, source)
+
+    penalty = number("repetition_penalty", 1.0) or 1.0
     if generation.get("do_sample") is not True:
-        return _usable(replace(GREEDY, repetition_penalty=penalty))
-    top_k, top_p = max(int(_number(generation, "top_k", 50)), 0), _number(generation, "top_p", 1.0)
+        return _usable(replace(GREEDY, repetition_penalty=penalty), source)
+    top_k, top_p = max(int(number("top_k", 50)), 0), number("top_p", 1.0)
     found = SamplingDefaults(
-        temperature=_number(generation, "temperature", 1.0),
+        temperature=number("temperature", 1.0),
         top_k=top_k if top_p else 1,
         top_p=top_p or 1.0,
-        min_p=_number(generation, "min_p", 0.0),
+        min_p=number("min_p", 0.0),
         repetition_penalty=penalty,
     )
-    return _usable(found)
+    return _usable(found, source)
 
 
 def ignored_keys(generation: dict[str, Any]) -> tuple[str, ...]:
-    """Each key that is on and that the runtime does not follow, with its value: "no_repeat_ngram_size 3"."""
+    """Each enabled option that the runtime does not support, with its value: "no_repeat_ngram_size 3"."""
     off = {**OFF, **(SAMPLERS_OFF if generation.get("do_sample") is True else {})}
     found = {key: generation[key] for key in off if generation.get(key) is not None}
     return tuple(f"{key} {_shown(value)}" for key, value in found.items() if value not in off[key])
@@ -78,16 +82,16 @@ def _shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _number(generation: dict[str, Any], key: str, default: float) -> float:
+def _number(generation: dict[str, Any], key: str, default: float, source: str) -> float:
     value = generation.get(key)
     if value is None:
         return default
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise CheckpointError(f"{GENERATION}: {key} is {value!r}, not a number: mend it or remove it")
+        raise CheckpointError(f"{source}: {key} is {value!r}, not a number: repair it or remove it")
     return float(value)
 
 
-def _usable(found: SamplingDefaults) -> SamplingDefaults:
+def _usable(found: SamplingDefaults, source: str) -> SamplingDefaults:
     if faults := found.faults():
-        raise CheckpointError(f"{GENERATION}: {', '.join(faults)}, which samples nothing: mend it or remove it")
+        raise CheckpointError(f"{source}: {', '.join(faults)}, which cannot be sampled with: repair it or remove it")
     return found

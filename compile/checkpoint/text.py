@@ -1,13 +1,16 @@
-"""How a Hugging Face folder's model reads and writes text: tokenizer, template, stop tokens, sampling; no weights."""
+"""A Hugging Face folder's tokenizer, chat template, stop tokens and sampling; knows no weights."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megrez.compile.checkpoint.added_tokens import add_stated_tokens, prefers_special_map
+from megrez.compile.checkpoint.added_tokens import NAMED, add_stated_tokens, merged
 from megrez.compile.checkpoint.generation import GENERATION, ignored_keys, read_sampling
 from megrez.compile.checkpoint.json_file import read_object_if_there
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.text_assets import TextFacts, assemble, parse_tokenizer
+from megrez.compile.checkpoint.tokenizer_checks import check_template_variables, check_tokens_have_embeddings, cleans_up
+from megrez.compile.checkpoint.tokenizer_class import load_with_transformers, takes_the_file_as_it_is
 from megrez.runtime.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -24,39 +27,66 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
         return None
-    tokenizer = read_object_if_there(folder / "tokenizer_config.json")
-    special = read_object_if_there(folder / "special_tokens_map.json")
-    if tokenizer.get("split_special_tokens"):
+    stated = _Stated(
+        tokenizer=read_object_if_there(folder / "tokenizer_config.json"),
+        special=read_object_if_there(folder / "special_tokens_map.json"),
+        config=read_object_if_there(folder / "config.json"),
+        generation=read_object_if_there(folder / GENERATION),
+    )
+    if stated.tokenizer.get("split_special_tokens"):
         raise CheckpointError(
             "tokenizer_config.json: split_special_tokens is on, and the runtime always recognises special tokens: "
             "turn it off, or take another tokenizer"
         )
-    parsed = parse_tokenizer((folder / TOKENIZER).read_bytes())
-    more = add_stated_tokens(parsed, tokenizer, special, read_object_if_there(folder / "added_tokens.json"))
-    stored = parsed.to_str().encode() if more else (folder / TOKENIZER).read_bytes()
-    return assemble(stored, _facts(folder, tokenizer, special), vocab_size=vocab_size)
+    tokenizer_json, named = _tokenizer(folder, stated)
+    tokenizer = parse_tokenizer(tokenizer_json)
+    assets = assemble(tokenizer_json, _facts(folder, stated, named), vocab_size=vocab_size)
+    if cleans_up(tokenizer, stated.tokenizer):
+        assets = replace(assets, ignored=(*assets.ignored, "clean_up_tokenization_spaces True"))
+    check_tokens_have_embeddings(tokenizer, vocab_size, padding=named.get("pad_token"))
+    check_template_variables(assets, tokenizer, named)
+    return assets
 
 
-def _facts(folder: Path, tokenizer: dict[str, Any], special: dict[str, Any]) -> TextFacts:
-    generation = read_object_if_there(folder / GENERATION)
-    config = read_object_if_there(folder / "config.json")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stated:
+    """The JSON objects of tokenizer_config, special_tokens_map, config and generation_config; empty where absent."""
 
-    first, second = (special, tokenizer) if prefers_special_map(tokenizer) else (tokenizer, special)
+    tokenizer: dict[str, Any]
+    special: dict[str, Any]
+    config: dict[str, Any]
+    generation: dict[str, Any]
 
-    def token(key: str) -> str | None:
-        return _spelling(first.get(key)) or _spelling(second.get(key))
 
-    stop_tokens = (_spelling(tokenizer.get("eos_token")), _spelling(special.get("eos_token")))
+def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
+    """The tokenizer.json with which the runtime reads as transformers does, and its named tokens (bos_token, …)."""
+    stored = (folder / TOKENIZER).read_bytes()
+    parsed = parse_tokenizer(stored)
+    if not takes_the_file_as_it_is(stored, stated.tokenizer, stated.config):
+        theirs = load_with_transformers(folder)
+        return theirs.backend_tokenizer.to_str().encode(), dict(theirs.special_tokens_map)
+    more = add_stated_tokens(
+        parsed, stated.tokenizer, stated.special, read_object_if_there(folder / "added_tokens.json")
+    )
+    words = merged(stated.tokenizer, stated.special)
+    spelled = {name: word for name in NAMED if (word := _spelling(words.get(name))) is not None}
+    return parsed.to_str().encode() if more else stored, spelled
+
+
+def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
+    # Without generation_config.json, transformers 5 takes what config.json says of generating.
+    recommended = (stated.generation, GENERATION) if (folder / GENERATION).is_file() else (stated.config, "config.json")
+    ends = (named.get("eos_token"), *(_spelling(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
     return TextFacts(
-        chat_template=_chat_template(folder, tokenizer),
-        bos_token=token("bos_token"),
-        eos_token=token("eos_token"),
-        pad_token=token("pad_token"),
-        stop_tokens=tuple(name for name in stop_tokens if name is not None),
-        stop_ids=(*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))),
+        chat_template=_chat_template(folder, stated.tokenizer),
+        bos_token=named.get("bos_token"),
+        eos_token=named.get("eos_token"),
+        pad_token=named.get("pad_token"),
+        stop_tokens=tuple(name for name in ends if name is not None),
+        stop_ids=(*_ids(stated.generation.get("eos_token_id")), *_ids(stated.config.get("eos_token_id"))),
         add_bos=None,  # beside a tokenizer.json, transformers 5 takes no add_bos_token: the post-processor decides
-        sampling=read_sampling(generation),
-        ignored=ignored_keys(generation),
+        sampling=read_sampling(recommended[0], source=recommended[1]),
+        ignored=ignored_keys(recommended[0]),
     )
 
 
@@ -77,7 +107,7 @@ def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
         try:
             return jinja.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): save it as such") from error
+            raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): convert it") from error
     others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
     if others:
         raise CheckpointError(f"no chat template is named 'default', found {others}: rename one to chat_template.jinja")

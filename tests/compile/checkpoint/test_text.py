@@ -11,7 +11,7 @@ import transformers
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.text import read_text_assets
 from megrez.runtime.errors import CheckpointError
-from tests.models import CHAT_TEMPLATE, write_tokenizer
+from tests.models import CHAT_TEMPLATE, make_checkpoint, write_tokenizer
 
 MEGREZ_SPECIALS = ["<|eos|>", "<|unk|>", "<|pad|>", "<|role_start|>", "<|role_end|>", "<|turn_end|>"]
 
@@ -44,7 +44,8 @@ def test_megrez_stops_on_all_three(tmp_path: Path) -> None:
     write_megrez(tmp_path)
     tokens = read(tmp_path, vocab_size=122880).tokens
     assert set(tokens.stop) == {120005, 120000, 120025}
-    assert tokens.stop[0] == 120005
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokens.stop[0] == theirs.eos_token_id  # a template is given it as eos_token
     assert (tokens.bos, tokens.pad, tokens.add_bos) == (None, 120002, False)
 
 
@@ -53,7 +54,20 @@ def test_every_file_adds_its_stop_tokens(tmp_path: Path) -> None:
     write(tmp_path, "config.json", eos_token_id=5)
     write(tmp_path, "generation_config.json", eos_token_id=[6, 7])
     write(tmp_path, "special_tokens_map.json", eos_token="<|pad|>")
-    assert read(tmp_path).tokens.stop == (258, 259, 6, 7, 5, 256)
+    assert read(tmp_path).tokens.stop == (259, 258, 6, 7, 5, 256)
+
+
+@pytest.mark.parametrize("with_decoder", [False, True])
+def test_a_template_is_given_the_eos_token_that_transformers_gives_it(tmp_path: Path, with_decoder: bool) -> None:
+    write_tokenizer(tmp_path)
+    write(tmp_path, "config.json", eos_token_id=5)
+    stated = {"added_tokens_decoder": {"259": {"content": "<|pad|>", "special": True}}} if with_decoder else {}
+    write(tmp_path, "tokenizer_config.json", eos_token="<|im_end|>", **stated)
+    write(tmp_path, "special_tokens_map.json", eos_token="<|pad|>")
+    theirs, found = transformers.AutoTokenizer.from_pretrained(tmp_path), read(tmp_path)
+    assert theirs.eos_token == ("<|im_end|>" if with_decoder else "<|pad|>")
+    assert (found.eos_token, found.tokens.stop[0]) == (theirs.eos_token, theirs.eos_token_id)
+    assert set(found.tokens.stop) == {258, 259, 5, 256}
 
 
 def test_a_stop_id_outside_the_vocabulary_is_left_out(tmp_path: Path) -> None:
@@ -64,17 +78,33 @@ def test_a_stop_id_outside_the_vocabulary_is_left_out(tmp_path: Path) -> None:
 
 def test_a_bos_or_pad_that_was_never_given_to_the_model_is_none(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    write(tmp_path, "tokenizer_config.json", bos_token="<|pad|>", pad_token="<|pad|>")
-    known, beyond = read(tmp_path, vocab_size=320).tokens, read(tmp_path, vocab_size=259).tokens
-    assert (known.bos, known.pad) == (259, 259)
-    assert (beyond.bos, beyond.pad, beyond.add_bos) == (None, None, False)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|beyond|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    beyond = tokenizer.token_to_id("<|beyond|>")
+    write(tmp_path, "tokenizer_config.json", bos_token="<|beyond|>", pad_token="<|beyond|>", eos_token="<|im_end|>")
+    with_it, without = (read(tmp_path, vocab_size=size).tokens for size in (beyond + 1, beyond))
+    assert (with_it.bos, with_it.pad) == (beyond, beyond)
+    assert (without.bos, without.pad, without.add_bos) == (None, None, False)
+
+
+def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, vocab=273)
+    write(tmp_path, "added_tokens.json", **{"<extra>": 273, "<more>": 274})
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("a<extra>", return_tensors="pt").input_ids
+    with pytest.raises(IndexError):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)(ids)
+    told = r"no embedding \(vocab_size is 273\): '<extra>' \(273\), '<more>' \(274\): take them out"
+    with pytest.raises(CheckpointError, match=told):
+        read(tmp_path, vocab_size=273)
+    assert read(tmp_path, vocab_size=275).tokens.stop[0] == 258
 
 
 @pytest.mark.parametrize(
     ("template", "told"),
     [
         (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
-        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: save it as such"),
+        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_told_before_a_bundle_has_it(

@@ -58,8 +58,8 @@ class Graph:
         rubbish = np.random.default_rng(3).normal(0, 30, (rows, kv_heads, capacity, head_dim)).astype(np.float32)
         self.caches = {name: rubbish for name in names}
 
-    def step(self, tokens: list[list[int]], lengths: list[int], rows: list[int]) -> NDArray[np.float32]:
-        feeds = {"input_ids": tokens, "write_indices": lengths, "logits_index": rows}
+    def step(self, tokens: list[list[int]], starts: list[int], logits_index: list[int]) -> NDArray[np.float32]:
+        feeds = {"input_ids": tokens, "write_indices": starts, "logits_index": logits_index}
         arrays = {name: np.array(value, np.int64) for name, value in feeds.items()}
         found, *caches = self.session.run(None, {**arrays, **self.caches})
         self.caches = dict(zip(self.caches, caches, strict=True))
