@@ -27,9 +27,9 @@ class Target:
 
     weights: of the projections. sensitive: of those that quantisation affects most, see megrez.compile.graph.precision.
     head: of the lm_head. embedding: of the embedding table, and of the most common tokens' rows of a coarser head.
-    inputs: "int8", "fp8" or "fp4" if the inputs of projections are quantised too, with one calibrated scale per
+    input_type: "int8", "fp8" or "fp4" if the inputs of projections are quantised too, with one calibrated scale per
     tensor. algorithm: the default calibration algorithm, see megrez.compile.calibrate.stage; "rtn" rounds to nearest.
-    finer: the tensors with format `sensitive`; None: as megrez.compile.graph.precision chooses.
+    higher_precision: the tensors with format `sensitive`; None: as megrez.compile.graph.precision chooses.
     rotated: whether the residual stream is rotated first, see megrez.compile.checkpoint.rotated.
     min_capability: the lowest NVIDIA compute capability with the needed data types; None for other devices.
     default_context: the context length in tokens without --context.
@@ -45,9 +45,9 @@ class Target:
     activations: str
     kv_dtype: str
     devices: str
-    inputs: str | None = None
+    input_type: str | None = None
     algorithm: str = "rtn"
-    finer: frozenset[str] | None = None
+    higher_precision: frozenset[str] | None = None
     rotated: bool = False
     min_capability: int | None = None
     default_context: int = 4096
@@ -58,8 +58,8 @@ class Target:
         return self.dialect in ("portable", "qnn")
 
     @property
-    def observes(self) -> bool:
-        """Whether all activations of its graph are quantised, with ranges observed on calibration data."""
+    def quantizes_all_activations(self) -> bool:
+        """Whether every value of its graph is quantised, with ranges observed on calibration data."""
         return self.dialect == "qnn"
 
     @property
@@ -68,20 +68,20 @@ class Target:
         return self.engine == "ort-cuda"
 
     @property
-    def judge(self) -> str | None:
+    def fidelity_engine(self) -> str | None:
         """The engine that measures a bundle's fidelity on a CPU; None if calibration has to simulate it.
 
         "ort" runs "ort-cuda" graphs, with float16 CPU kernels. No CPU runs NVFP4, whose operators are TensorRT's own,
         nor engines that are built for a device.
         """
-        if self.engine in STAGED or self.inputs == "fp4":
+        if self.engine in STAGED or self.input_type == "fp4":
             return None
         return "ort" if self.half else self.engine
 
     @property
     def runs_here(self) -> bool:
         """Whether any CPU runs the bundle."""
-        return self.judge == self.engine
+        return self.fidelity_engine == self.engine
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, which any CPU can run as a reference."""
@@ -108,15 +108,17 @@ class Target:
             )
 
     @property
-    def finer_format(self) -> WeightFormat | None:
+    def higher_precision_format(self) -> WeightFormat | None:
         """The format in which --max-kl may keep a projection: 8 bits for 4; not quantised (None) for 8 or E2M1."""
         if self.weights is None or self.weights.bits == 8 or self.weights.floating:
             return None
         return INT8_CHANNELS if self.dequantizes else INT8
 
-    def with_finer(self, names: frozenset[str]) -> "Target":
-        """This target with just the projections `names` in its finer format, and the head in the embedding's format."""
-        return replace(self, sensitive=self.finer_format, finer=names, head=self.embedding or self.head)
+    def with_higher_precision(self, names: frozenset[str]) -> "Target":
+        """This target with only the projections `names` in higher precision; the head gets the embedding's format."""
+        return replace(
+            self, sensitive=self.higher_precision_format, higher_precision=names, head=self.embedding or self.head
+        )
 
     def with_head(self) -> "Target":
         """This target with a quantised lm_head: in its projections' format, or int8 for int4."""
@@ -253,7 +255,7 @@ TARGETS = (
         weights=INT8_CHANNELS,
         sensitive=INT8_CHANNELS,
         activations="int8 per tensor, calibrated",
-        inputs="int8",
+        input_type="int8",
         algorithm="smoothquant",
     ),
     replace(
@@ -263,7 +265,7 @@ TARGETS = (
         sensitive=FP8_CHANNELS,
         activations="fp8 per tensor, calibrated",
         devices="NVIDIA GPUs of SM89 and later",
-        inputs="fp8",
+        input_type="fp8",
         algorithm="gptq",
         min_capability=89,
     ),
@@ -283,7 +285,7 @@ TARGETS = (
         sensitive=NVFP4_BLOCKS,
         activations="fp4 in blocks of 16, at run time",
         devices="NVIDIA GPUs of SM100 and later",
-        inputs="fp4",
+        input_type="fp4",
         algorithm="gptq",
         min_capability=100,
     ),

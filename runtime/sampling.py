@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.guided import Guided
 from megrez.runtime.logprobs import TokenLogprobs, top_logprobs
 from megrez.runtime.manifest import SAMPLING_BOUNDS, SamplingDefaults
 from megrez.runtime.stops import StopStrings
@@ -34,6 +35,8 @@ class SamplingParams:
     is sampled before this many tokens. stop: strings that end the text and are left out of it. stop_token_ids: in
     addition to the model's own stop tokens, which ignore_eos turns off.
     logprobs, prompt_logprobs: how many of the likeliest tokens to report with each token; None reports nothing.
+    guided: the form that the answer must have, for LLM only. An answer that is complete ends, in spite of min_tokens
+    and ignore_eos.
     """
 
     temperature: float = 0.0
@@ -53,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         wanted = {f"{name} {bound.rule}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
@@ -111,16 +115,19 @@ class Sampler:
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
-    def next(self, logits: Scores, *, blocked: Collection[int] = ()) -> tuple[int, TokenLogprobs | None]:
+    def next(
+        self, logits: Scores, *, blocked: Collection[int] = (), allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[int, TokenLogprobs | None]:
         """The next token for `logits` [vocab_size], and its log-probabilities if params.logprobs is set."""
-        token = self.pick(logits, blocked=blocked)
+        token = self.pick(logits, blocked=blocked, allowed=allowed)
         count = self._params.logprobs
         return token, None if count is None else top_logprobs(logits, token, count)
 
-    def pick(self, logits: Scores, *, blocked: Collection[int] = ()) -> int:
+    def pick(self, logits: Scores, *, blocked: Collection[int] = (), allowed: NDArray[np.bool_] | None = None) -> int:
         """The next token for `logits` [vocab_size], which are not modified; never one of `blocked`.
 
-        Raises EngineError if they contain NaN.
+        allowed: [vocab_size] mask of the permitted tokens; None permits all.
+        Raises EngineError if the logits contain NaN.
         """
         if len(self._bias_ids):
             logits = logits.copy()
@@ -129,6 +136,8 @@ class Sampler:
         if blocked:
             scores = scores.copy()
             scores[list(blocked)] = -np.inf
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         # max() is NaN if any score is, so the maximum alone checks all of them.
         if not np.isfinite(scores.max()):
             raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from megrez.runtime.logprobs import TokenLogprobs
 from megrez.runtime.sampling import Sampler, SamplingParams
+from megrez.runtime.serving.guided import Grammar, Matcher
 from megrez.runtime.serving.text_stream import FinishReason, TextStream
 
 _numbers = itertools.count(1)
@@ -40,13 +41,15 @@ Sink = Callable[["Token | Exception"], None]
 class Request:
     """prompt_ids: at least one. sink: called in the engine's thread with every token, or the error that ended it.
 
-    reuse_prefix: use the cached prefix of an earlier prompt. number: unique in the process.
+    reuse_prefix: use the cached prefix of an earlier prompt. grammar: params.guided, compiled. number: unique in the
+    process.
     """
 
     prompt_ids: list[int]
     params: SamplingParams
     sink: Sink
     reuse_prefix: bool = True
+    grammar: Grammar | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     arrival: float = field(default_factory=time.perf_counter)
 
@@ -57,7 +60,7 @@ class Generation:
 
     ids: prompt and output. cached: how many of them the slot holds. slot: None while it waits. limit: most output
     tokens. since: time of its previous token. first: the sequence of the same request that computes the prompt, unless
-    it is this one. cached_tokens: as in Token.
+    it is this one. cached_tokens: as in Token. matcher: the state of its grammar; None if it is not guided.
     """
 
     request: Request
@@ -68,6 +71,7 @@ class Generation:
     ids: list[int]
     since: float
     first: "Generation | None" = None
+    matcher: Matcher | None = None
     slot: int | None = None
     cached: int = 0
     cached_tokens: int = 0

@@ -130,7 +130,7 @@ def test_contexts_bind_and_refuse(library: Library, tmp_path: Path, name: str) -
     with pytest.raises(EngineError, match=r"^the engine does not take input_ids of shape \[2, 5\]: compile"):
         contexts[1].set_shape("input_ids", (2, 5))
     library.accepts = False
-    with pytest.raises(EngineError, match=r"^the engine refused a step: compile the bundle again, or report"):
+    with pytest.raises(EngineError, match=r"^the engine failed to run a step: compile the bundle again, or report"):
         contexts[0].enqueue()
     library.profiles = (DECODE,)
     with pytest.raises(EngineError, match=r"^the engine has no optimization profile 1: compile the bundle again$"):
@@ -173,7 +173,7 @@ def test_a_library_that_takes_no_cache_of_kernels(
 ) -> None:
     device = opened(tmp_path, name)
     monkeypatch.setattr(Config, "cached", False)
-    with pytest.raises(EngineError, match=r"^TensorRT-RTX takes no runtime cache here: reinstall it$"):
+    with pytest.raises(EngineError, match=r"^TensorRT-RTX rejected the runtime cache: reinstall it$"):
         device.open_context(DECODE)
     device.close()
 
