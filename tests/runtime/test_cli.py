@@ -222,7 +222,7 @@ def test_a_chat_remembers_until_told_to_start_anew(bundle):
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n" * 4, "")
     full = megrez("chat", bundle, stdin="one\ntwo\nthree\nfour\nfive\nsix\nseven\neight\n", CAPACITY="170")
     assert full.returncode == 2
-    assert "the context holds 170" in full.stderr and "/new" in full.stderr
+    assert "the context holds 170" in full.stderr and "/reset" in full.stderr
 
 
 def test_stdin_loses_the_line_end_that_echo_added_and_no_more(bundle):
