@@ -1,4 +1,4 @@
-/* Attention by AVX2: how it is divided into pieces of work, and what comes before and after them. */
+/* Attention with AVX2: its division into work items, and the passes before and after them. */
 #include "attention.h"
 #include "attention_tile.h"
 
@@ -7,9 +7,9 @@
 #include <string.h>
 
 enum {
-    ROWS = 32,       /* queries of a piece of work: all that read one head of keys, token by token */
-    PART = 128,      /* keys that are worth a piece of work of their own, where there are few queries */
-    MOST_PARTS = 16, /* of one query's keys: putting them together is not divided */
+    ROWS = 32,       /* queries per work item, of all query heads that share a KV head */
+    PART = 128,      /* keys per work item, if there are few queries */
+    MOST_PARTS = 16, /* of one query's keys, since merging them is not parallel */
 };
 
 bool megrez_attends(int64_t width) {
@@ -36,7 +36,7 @@ void megrez_attention_use(megrez_attention *all, float *room) {
     all->partial = room + all->rows * all->tokens * all->heads * all->width;
 }
 
-/* One head turned by its position: the first half of what is rotated with the second. */
+/* Rotary embedding of one head: pairs of the first and second half of the rotated channels. */
 KERNEL void rotate(const megrez_attention *all, const float *from, const float *cosines, const float *sines,
                    float *to) {
     const int64_t half = all->rotated / 2;
@@ -72,7 +72,7 @@ AVX2 void megrez_append(const megrez_attention *all, int64_t token) {
     }
 }
 
-/* A piece of work: up to ROWS queries of one key's heads, and the part of the cache that it reads. */
+/* A work item: up to ROWS queries of one KV head, and the part of the cache that they read. */
 typedef struct {
     int64_t row, kv_head, first, count, part;
 } place;
@@ -84,7 +84,7 @@ static place place_of(const megrez_attention *all, int64_t piece) {
     return (place){head / all->kv_heads, head % all->kv_heads, first, least(ROWS, queries - first), part};
 }
 
-/* Where a query's output goes, and how far it has come: in a part of its own where there are several. */
+/* Where a query's output and softmax state are stored: per part, if there are several. */
 static int64_t head_of(const megrez_attention *all, const place *at, int64_t query) {
     const int64_t group = all->heads / all->kv_heads, token = at->row * all->tokens + query / group;
     return token * all->heads + at->kv_head * group + query % group;
@@ -134,7 +134,7 @@ void megrez_attend(const megrez_attention *all, int64_t piece) {
         so_far[q] = (progress){LEAST, 0};
         memset(output_of(all, head_of(all, &at, at.first + q), at.part), 0, (size_t)all->width * sizeof(float));
     }
-    at.count = most(0, least(at.count, all->fresh[at.row] * group - at.first)); /* the rest is not valid */
+    at.count = most(0, least(at.count, all->fresh[at.row] * group - at.first)); /* the others are padding */
     const int64_t first = past + at.first / group, last = past + (at.first + at.count - 1) / group;
     const int64_t seen = all->window ? most(0, first + 1 - all->window) : 0;
     const int64_t end = least(last + 1, (at.part + 1) * all->part);

@@ -1,6 +1,6 @@
-/* The inner loops of attention: a few queries, all of which read one head of keys, with a block of its keys.
+/* The inner loops of attention: a few queries of one KV head with a block of its keys.
  *
- * Softmax goes along with the keys: what was summed so far is scaled down where a larger score comes, as in Milakov and
+ * The softmax is computed online: partial sums are rescaled when a larger score is found, as in Milakov and
  * Gimelshein, "Online normalizer calculation for softmax" (2018).
  */
 #ifndef MEGREZ_ATTENTION_TILE_H
@@ -14,13 +14,13 @@
 #include <string.h>
 
 enum {
-    TILE = 4,  /* queries at once: with two keys, what fits the registers */
-    KEYS = 64, /* at once: they and their values stay in the nearest cache while all queries pass by */
+    TILE = 4,  /* queries at once: with two keys, as many as the registers hold */
+    KEYS = 64, /* at once: with their values they stay in the L1 cache for all queries */
 };
 
 static const float LEAST = -__builtin_inff();
 
-/* A query's way through the keys: the largest score, and the sum of exponentials relative to it. */
+/* The softmax state of a query: the largest score so far, and the sum of exponentials relative to it. */
 typedef struct {
     float largest, sum;
 } progress;
@@ -32,14 +32,14 @@ KERNEL __m256 sums_of(const __m256 *v) {
     return _mm256_add_ps(_mm256_permute2f128_ps(lower, upper, 0x20), _mm256_permute2f128_ps(lower, upper, 0x31));
 }
 
-/* Eight floats in a register: the compiler would load them again for every use. */
+/* Keeps eight floats in a register: otherwise the compiler loads them again for every use. */
 KERNEL __m256 held(const float *from) {
     __m256 found = _mm256_loadu_ps(from);
     __asm__("" : "+x"(found));
     return found;
 }
 
-/* Scores of `count` queries with `keys` keys; a row of scores has KEYS, of which the next even number is written. */
+/* Scores of `count` queries with `keys` keys; `keys` rounded up to even are written of each row of KEYS. */
 KERNEL void score(const float *const *queries, const int count, const float *key, int64_t keys, int64_t width,
                   float *scores) {
     for (int64_t k = 0; k < keys; k += 2) {
@@ -65,14 +65,14 @@ KERNEL void score(const float *const *queries, const int count, const float *key
 
 KERNEL float exponential_of_one(float x) { return _mm256_cvtss_f32(exponential(_mm256_set1_ps(x))); }
 
-/* All ones where a key from `n` on is one of those from `from` to `to`. */
+/* A mask of the keys from `n` on: all ones for those from `from` to `to`. */
 KERNEL __m256 within(int64_t n, int64_t from, int64_t to) {
     const __m256i key = _mm256_add_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     const __m256i early = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)from), key);
     return _mm256_castsi256_ps(_mm256_andnot_si256(early, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), key)));
 }
 
-/* Turn a query's KEYS scores into weights, 0 outside `from` to `to`; returns the factor of what was summed before. */
+/* Replace a query's KEYS scores by weights, 0 outside `from` to `to`; returns the factor for the earlier sums. */
 KERNEL float weigh(float *scores, int64_t from, int64_t to, float scale, progress *so_far) {
     const __m256 nothing = _mm256_set1_ps(LEAST), factor = _mm256_set1_ps(scale);
     __m256 largest = nothing;
@@ -124,7 +124,7 @@ KERNEL void gather(const float *weights, const float *value, int64_t from, int64
         for (int v = 0; v < vectors; v++) _mm256_storeu_ps(outputs[q] + column + 8 * v, found[q][v]);
 }
 
-/* What a tile of queries needs to know of a block of keys. first and last: of those any of the queries sees. */
+/* The arguments of a tile of queries and a block of keys. first, last: the keys that any of the queries attends to. */
 typedef struct {
     const float *queries[TILE];
     float *outputs[TILE];

@@ -1,4 +1,4 @@
-/* How the AVX2 sources are written: for one processor family, whatever the compiler was told the target is. */
+/* Macros for the AVX2 sources, which are compiled for AVX2 whatever the compiler's target is. */
 #ifndef MEGREZ_AVX2_H
 #define MEGREZ_AVX2_H
 
@@ -10,7 +10,7 @@
 #define AVX2 __attribute__((target("avx2,fma")))
 /* Always inlined with constant arguments, so that each shape has its own loop. */
 #define KERNEL __attribute__((target("avx2,fma"), always_inline)) static inline
-/* Loops with constant ends: what they index lives in registers once they are unrolled. */
+/* Loops with constant bounds: once unrolled, the arrays that they index are kept in registers. */
 #define UNROLLED _Pragma("GCC unroll 8")
 #define ROLLED _Pragma("GCC unroll 1")
 
@@ -20,7 +20,7 @@ KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i
  * of two.
  */
 KERNEL __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(-87), x); /* in this order NaN stays NaN */
+    x = _mm256_max_ps(_mm256_set1_ps(-87), x); /* in this order NaN is preserved */
     const __m256 power = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 0);
     x = _mm256_fnmadd_ps(power, _mm256_set1_ps(0.693145752f), x); /* ln 2 in two parts */
     x = _mm256_fnmadd_ps(power, _mm256_set1_ps(1.42860677e-6f), x);

@@ -1,8 +1,8 @@
-/* GroupQueryAttention for ONNX Runtime, in place of its own, for a float32 cache.
+/* GroupQueryAttention in place of ONNX Runtime's own, for a float32 cache.
  *
- * Inputs as in the operator's specification. key and value may be absent, query then holds all three; query_seqlens may
- * be absent, as many tokens as a row's length has room for are valid then. The cache's outputs are as large as its
- * inputs, and best the same memory.
+ * Inputs as in the operator's specification. key and value may be absent, query then holds all three; without
+ * query_seqlens, the new tokens of a sequence are valid up to its length. The present caches are as large as the past
+ * ones, and should be the same memory.
  */
 #include "attention.h"
 #include "operator.h"
@@ -13,7 +13,7 @@
 
 enum {
     QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, LONGEST, COSINES, SINES,
-    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, /* none of these is taken */
+    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, /* none of these is supported */
     FRESH, INPUTS
 };
 enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, OUTPUTS };
@@ -28,7 +28,7 @@ static void append(void *all, size_t token) { megrez_append(all, (int64_t)token)
 static void attend(void *all, size_t piece) { megrez_attend(all, (int64_t)piece); }
 static void join(void *all, size_t token) { megrez_join(all, (int64_t)token); }
 
-/* In parallel where there is more than one token: one alone costs less than waking the others. */
+/* In parallel if there is more than one token: a single one costs less than starting the threads. */
 static ort_status *over_tokens(
     const ort_api *api, const ort_context *context, megrez_attention *all, void (*step)(void *, size_t)
 ) {
@@ -56,7 +56,7 @@ typedef struct {
     megrez_shape shapes[INPUTS];
 } inputs;
 
-/* What is wrong with the inputs, or NULL; fills in what they say. */
+/* Read the inputs' shapes; returns what is wrong with them, or NULL. */
 static const char *understand(const inputs *of, megrez_attention *all) {
     const megrez_shape *query = &of->shapes[QUERY], *past = &of->shapes[PAST_KEY], *table = &of->shapes[COSINES];
     if (query->rank != 3 || past->rank != 4 || of->shapes[PAST_VALUE].rank != 4 || table->rank != 2)
@@ -87,7 +87,7 @@ static const char *understand(const inputs *of, megrez_attention *all) {
     return NULL;
 }
 
-/* The rows' lengths after this step and their new tokens, in `told` [2, B]; what is wrong with them, or NULL. */
+/* Store the sequences' lengths after this step and their new tokens in `told` [2, B]; returns an error or NULL. */
 static const char *understand_lengths(const inputs *of, megrez_attention *all, int32_t *told) {
     const int32_t *last = of->data[LENGTHS], *valid = of->data[FRESH], *longest = of->data[LONGEST];
     const megrez_shape *lengths = &of->shapes[LENGTHS], *counts = &of->shapes[FRESH];
@@ -109,7 +109,7 @@ static const char *understand_lengths(const inputs *of, megrez_attention *all, i
     return NULL;
 }
 
-/* The present caches: the past ones where ONNX Runtime was given the same memory for both, else a copy of them. */
+/* The present caches: the past ones if both are bound to the same memory, otherwise a copy of them. */
 static ort_status *caches(const ort_api *api, ort_context *context, const inputs *of, megrez_attention *all) {
     const megrez_shape *shape = &of->shapes[PAST_KEY];
     const size_t size = (size_t)(all->rows * all->kv_heads * all->capacity * all->width) * sizeof(float);
@@ -159,7 +159,7 @@ static ort_status *compute(void *opaque, ort_context *context) {
     return status;
 }
 
-/* Attributes of which one value is taken; where they are absent, or negative, they have the other. */
+/* Attributes of which one value is supported; if absent or negative, they have the default. */
 static const struct {
     const char *name;
     int64_t absent, taken;
@@ -168,7 +168,7 @@ static const struct {
     {"sliding_window_cache", 0, 0}
 };
 
-/* Refuses what this kernel would compute otherwise than ONNX Runtime's. */
+/* Rejects what this kernel would compute differently from ONNX Runtime's. */
 static ort_status *judge(const ort_api *api, const ort_kernel_info *info) {
     char text[96];
     float softcap = 0;
@@ -206,7 +206,7 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     if (!found.window) return megrez_decline(api, "GroupQueryAttention: local_window_size is 0, in which nothing is seen");
     if (found.kv_heads < 1 || found.heads < 1 || found.heads % found.kv_heads)
         return megrez_refuse(api, "GroupQueryAttention: num_heads is not a multiple of kv_num_heads");
-    if (found.window < 0) found.window = 0; /* all is seen */
+    if (found.window < 0) found.window = 0; /* no sliding window */
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory");
     *self = found;

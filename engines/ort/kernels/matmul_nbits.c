@@ -1,8 +1,8 @@
-/* MatMulNBits for ONNX Runtime, in place of its own: a session that registers this library needs no other graph.
+/* MatMulNBits in place of ONNX Runtime's own, for the same graphs.
  *
- * It reads the weights where they lie, in the mapped file; nothing is repacked or copied. Inputs as in the operator's
- * specification: A, B, scales, zero_points, g_idx, bias; the last three may be absent, and g_idx has to be. All but A
- * are constants of the graph. A is rounded to int8, which is accuracy_level 4.
+ * It reads the weights in the mapped file; they are neither repacked nor copied. Inputs as in the operator's
+ * specification: A, B, scales, zero_points, g_idx, bias; zero_points and bias are optional, g_idx must be
+ * absent. All but A are initializers of the graph. A is rounded to int8, which is accuracy_level 4.
  */
 #include "operator.h"
 #include "products.h"
@@ -62,7 +62,7 @@ static ort_status *multiply(const ort_api *api, const ort_context *context, prod
     return status;
 }
 
-/* The shape of A [.., columns] becomes that of the output [.., rows]; how many inputs there are. */
+/* Replace A's shape [.., columns] by the output's, [.., rows]; returns the number of inputs. */
 static const char *output_shape(const megrez_weights *weights, megrez_shape *shape, int64_t *count) {
     if (!shape->rank || shape->dimensions[shape->rank - 1] != weights->columns)
         return "MatMulNBits: A has not K columns";
@@ -89,7 +89,7 @@ static ort_status *compute(void *opaque, ort_context *context) {
     return multiply(api, context, &all);
 }
 
-/* A constant's data, refused unless it has that many elements; NULL where it is absent and may be. */
+/* The data of an initializer, which must have this many elements; NULL if it is optional and absent. */
 static ort_status *find_constant(
     const ort_api *api, const ort_kernel_info *info, size_t index, const char *called, int64_t elements,
     const void **data

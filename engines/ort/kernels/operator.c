@@ -1,4 +1,4 @@
-/* What our operators share, and what ONNX Runtime and Python call: the library's two entries. */
+/* Functions that our operators share, and the library's entry points for ONNX Runtime and Python. */
 #include "operator.h"
 #include "products.h"
 
@@ -49,10 +49,10 @@ ort_status *megrez_input(
 }
 
 ort_status *megrez_find_given(const ort_api *api, const ort_kernel_info *info, size_t index, bool *given) {
-    size_t count, length = 1; /* inputs that are left out have an empty name, but for those at the end */
+    size_t count, length = 1; /* omitted inputs have an empty name, except at the end */
     ort_status *status = ort_given_count(api)(info, &count);
     if (!status && index < count) status = ort_input_name(api)(info, index, NULL, &length);
-    *given = length > 1; /* the final zero counts */
+    *given = length > 1; /* includes the final zero */
     return status;
 }
 
@@ -86,7 +86,7 @@ ort_status *megrez_output(
     return status ? status : ort_data(api)(value, data);
 }
 
-/* Whether an attribute was found; a status that says it was not is released. */
+/* Whether an attribute was found; releases the status. */
 static bool is_there(const ort_api *api, ort_status *status) {
     if (status) ort_release_status(api)(status);
     return !status;
@@ -108,7 +108,7 @@ int megrez_in_memory(const ort_custom_op *op, size_t index) { return (void)op, (
 ort_type megrez_float(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 ort_presence megrez_always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 
-/* Whether this processor runs these kernels: 0 no, 1 yes, 2 yes and ONNX Runtime has better ones for it. */
+/* Whether this processor can run these kernels: 0 no; 1 yes; 2 yes, but it has VNNI, which ONNX Runtime's use. */
 EXPORT int megrez_kernels(void) { return !megrez_runs() ? 0 : megrez_has_better() ? 2 : 1; }
 
 static ort_status *add(
@@ -126,16 +126,16 @@ static ort_status *add(
     return ort_add_domain(api)(options, *domain);
 }
 
-/* What ONNX Runtime calls as it registers the library. The domains live as long as the process.
+/* The entry point that ONNX Runtime calls to register the library. The domains are never freed.
  *
- * The setting "attention" leaves MatMulNBits, the last of theirs, to ONNX Runtime; custom_ops.py has the others.
+ * With the setting "attention", MatMulNBits is not registered; for the other settings see custom_ops.py.
  */
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
     static const ort_custom_op *const theirs[] = {&MEGREZ_GROUP_QUERY_ATTENTION, &MEGREZ_MATMUL_NBITS};
     static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU};
     static ort_domain *microsoft, *megrez;
     const ort_api *api = base->get_api(ORT_VERSION);
-    if (!api || !megrez_runs()) return NULL; /* older than 1.17, or no AVX2: its own kernels run */
+    if (!api || !megrez_runs()) return NULL; /* ONNX Runtime before 1.17, or no AVX2: its own kernels run */
     const char *setting = getenv("MEGREZ_KERNELS");
     const size_t left = setting && !strcmp(setting, "attention");
     ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);

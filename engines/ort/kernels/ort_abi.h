@@ -1,6 +1,6 @@
-/* The part of ONNX Runtime's C interface that a custom operator needs, by position, for its wheels bring no header.
+/* The part of ONNX Runtime's C API that a custom operator needs, by position, since its wheels contain no header.
  *
- * The interface only ever grows at its end, so a position holds for every later version. Source: the structs OrtApi and
+ * The API only grows at its end, so a position stays valid in all later versions. Source: the structs OrtApi and
  * OrtCustomOp of onnxruntime_c_api.h, version 17 (ONNX Runtime 1.17), the first with a parallel loop for operators.
  */
 #ifndef MEGREZ_ORT_ABI_H
@@ -15,7 +15,7 @@ enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_INT64 = 7 } ort_type;
 typedef enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 } ort_presence;
 
-typedef struct ort_status ort_status; /* NULL where all went well */
+typedef struct ort_status ort_status; /* NULL on success */
 typedef struct ort_value ort_value;
 typedef struct ort_shape ort_shape;
 typedef struct ort_context ort_context;

@@ -1,5 +1,5 @@
-/* Products by AVX2. A block's products are summed exactly, in integers: codes of 4 bits times int8 are pairwise below
- * 3,811 in magnitude, so eight fit 16 bits, which is a block of 256. Codes of 8 bits go as two of 4.
+/* Matrix products with AVX2. Products of a block are summed exactly, in integers: pairs of 4-bit codes times int8 are
+ * below 3,811 in magnitude, so the sum of eight fits 16 bits: a block of 256. 8-bit codes are split into two of 4.
  */
 #include "products.h"
 #include "avx2.h"
@@ -10,9 +10,9 @@
 #include <string.h>
 
 enum {
-    ROWS_AT_ONCE = 16,  /* their codes stay in the nearest cache while all inputs pass by */
-    INPUTS_AT_ONCE = 4, /* what fits the registers */
-    AHEAD = 4096,       /* bytes: the next page, before which the processor's own prefetching stops */
+    ROWS_AT_ONCE = 16,  /* their codes stay in the L1 cache for all inputs */
+    INPUTS_AT_ONCE = 4, /* as many as the registers hold */
+    AHEAD = 4096,       /* bytes: the next page, where hardware prefetching stops */
 };
 
 bool megrez_takes(const megrez_weights *weights) {
@@ -36,7 +36,7 @@ KERNEL float sum_of(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* What a row's zero points take away from each of `count` inputs: the sum over blocks of scale * point * sum. */
+/* The zero-point correction of a row for each of `count` inputs: the sum over blocks of scale * point * sum. */
 KERNEL void offsets(const megrez_weights *weights, int64_t row, const int count, const float *sums, float *found) {
     const int64_t blocks = weights->blocks;
     const bool narrow = weights->bits == 4;
@@ -127,14 +127,14 @@ KERNEL void row_of_4(const megrez_weights *weights, int64_t row, const int vecto
     }
 }
 
-/* The next `parts` scales, of which `left` are there, each as often as fills a vector; zeros for the rest. */
+/* The next `parts` scales, of which `left` exist, each repeated to fill a vector together; zeros for the others. */
 KERNEL __m256 spread(const float *scales, const int parts, int64_t left) {
     const __m128i there = _mm_cmpgt_epi32(_mm_set1_epi32(left < parts ? (int)left : parts), _mm_setr_epi32(0, 1, 2, 3));
     const __m256i two = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), four = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_maskload_ps(scales, there)), parts == 4 ? four : two);
 }
 
-/* 32 bytes of a row's codes, of which only the first `left` are the row's. */
+/* 32 bytes of codes, of which only the first `left` belong to the row. */
 KERNEL __m256i load_at_most(const uint8_t *codes, int64_t left) {
     if (left >= 32) return load(codes);
     uint8_t padded[32] = {0};

@@ -1,4 +1,4 @@
-/* Products with matrices in blocks of 4 or 8 bits, as ONNX Runtime's MatMulNBits stores them; knows no ONNX Runtime. */
+/* Products with matrices in blocks of 4 or 8 bits, as in ONNX Runtime's MatMulNBits; independent of ONNX Runtime. */
 #ifndef MEGREZ_PRODUCTS_H
 #define MEGREZ_PRODUCTS_H
 
@@ -26,18 +26,18 @@ typedef struct {
     float *scales, *sums;
 } megrez_inputs;
 
-/* Whether this processor runs the functions below, and whether it has instructions that they make no use of. */
+/* Whether this processor can run the functions below, and whether it has VNNI, which they do not use. */
 bool megrez_runs(void);
 bool megrez_has_better(void);
-/* Whether the weights' bits and block are taken. */
+/* Whether the weights' bits and block size are supported. */
 bool megrez_takes(const megrez_weights *weights);
 /* Bytes from one input's codes to the next one's: whole blocks, in whole groups of 64. */
 static inline int64_t megrez_stride(const megrez_weights *weights) {
     return (weights->blocks * weights->block + 63) / 64 * 64;
 }
-/* Round one input of [columns]: the largest magnitude of each block becomes 127; a block that is not finite, NaN. */
+/* Round one input of [columns]: each block's largest magnitude becomes 127; a block that is not finite becomes NaN. */
 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
-/* outputs [count, rows], of which the columns first_row to last_row are written. */
+/* Writes the columns first_row to last_row of the outputs [count, rows]. */
 void megrez_multiply(
     const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row, float *outputs
 );

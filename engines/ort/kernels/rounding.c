@@ -1,4 +1,4 @@
-/* Inputs of a product as int8, in the order in which the product reads them. */
+/* Quantises a product's inputs to int8, in the order in which the product reads them. */
 #include "avx2.h"
 #include "products.h"
 
@@ -8,10 +8,10 @@
 #include <math.h>
 #include <string.h>
 
-/* Blocks of nothing larger count as zeros: 127 over less would be infinite. */
+/* Blocks with no larger magnitude become zeros: 127 divided by less would be infinite. */
 static const float SMALLEST = 1e-36f;
 
-/* Infinite for values that are not finite: as integers, magnitudes are in order, and those of NaN the largest. */
+/* Infinite if a value is not finite: as integers, magnitudes compare in the same order, with NaN the largest. */
 KERNEL float largest_magnitude(const float *values, int64_t count) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), infinity = _mm256_set1_epi32(0x7f800000);
     __m256i largest = _mm256_setzero_si256();

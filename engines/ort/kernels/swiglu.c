@@ -1,6 +1,6 @@
-/* SwiGLU: from [.., 2 n] to [.., n], the first half times its own sigmoid times the second half.
+/* SwiGLU: from [.., 2 n] to [.., n], silu of the first half times the second half.
  *
- * ONNX Runtime has no such operator. Graphs define it as a function of standard ones, which is what runs without this.
+ * ONNX Runtime has no such operator: graphs define it as a function of standard ones, which runs without this kernel.
  */
 #include "avx2.h"
 #include "operator.h"
