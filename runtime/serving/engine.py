@@ -54,12 +54,12 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue the request's sequences; UsageError for a prompt that is empty, does not fit or holds unknown ids."""
         limit = output_limit(self.session, request.prompt_ids, request.params.max_tokens)
+        self._sampler(request, 0)  # raises UsageError for what the vocabulary does not have
         first: Generation | None = None
         for index in range(request.params.n):
             generation = Generation(
                 request=request,
                 index=index,
-                sampler=Sampler(request.params, request.prompt_ids, self.session.vocab_size, index=index),
                 text=TextStream(self._detokenizer(request.prompt_ids), StopStrings(request.params.stops)),
                 limit=limit,
                 ids=list(request.prompt_ids),
@@ -117,7 +117,15 @@ class Engine:
             if assigned.source is not None:
                 self.session.copy(assigned.source, assigned.slot, assigned.length)
             one.slot, one.cached, one.cached_tokens = assigned.slot, assigned.length, assigned.length
+            one.sampler = self._sampler(one.request, one.index)
             self.running.append(one)
+
+    def _sampler(self, request: Request, index: int) -> Sampler:
+        if unknown := [i for i in request.params.stop_token_ids if not 0 <= i < self.session.vocab_size]:
+            raise UsageError(
+                f"stop_token_ids has {unknown[0]}, the vocabulary {self.session.vocab_size}: give ids below that"
+            )
+        return Sampler(request.params, request.prompt_ids, self.session.vocab_size, index=index)
 
     def _run(self, planned: Planned) -> tuple[Logits, list[tuple[Generation, int, int]]]:
         """One step; logits [W, V] and which of them belong to whom: (sequence, from, to)."""
@@ -148,8 +156,9 @@ class Engine:
             self._note_prompt(one, logits)
             if one.pending:
                 return
+            assert one.sampler is not None
             token, logprobs = one.sampler.next(logits[-1], blocked=self._blocked(one))
-        except MegrezError as error:
+        except Exception as error:
             self.cancel(one.request.number)
             self._tell(one.request, error)
             return

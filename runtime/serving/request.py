@@ -55,19 +55,20 @@ class Request:
 class Generation:
     """One sequence of a request, waiting or running.
 
-    ids: prompt and output. cached: how many of them the slot holds. slot: None while it waits. limit: most tokens of
-    output. since: when the wait for its next token began. first: the sibling that computes the shared prompt, if any.
+    ids: prompt and output. cached: how many of them the slot holds. slot, sampler: None while it waits. limit: most
+    tokens of output. since: when the wait for its next token began. first: the sibling that computes the shared prompt,
+    if any.
     """
 
     request: Request
     index: int
-    sampler: Sampler
     text: TextStream
     limit: int
     ids: list[int]
     since: float
     first: "Generation | None" = None
     slot: int | None = None
+    sampler: Sampler | None = None
     cached: int = 0
     cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -75,8 +75,8 @@ class Fields:
             raise self.fault(field, f"a number of {low:g} to {high:g}")
         return float(value)
 
-    def flag(self, field: str) -> bool:
-        value = self.data.get(field, False)
+    def flag(self, field: str, default: bool = False) -> bool:
+        value = self.data.get(field, default)
         if not isinstance(value, bool):
             raise self.fault(field, "true or false")
         return value
