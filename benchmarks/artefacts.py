@@ -1,4 +1,4 @@
-"""The same random model as each runtime wants it, made once into a cache folder; and what each reads per token."""
+"""The same random model in each runtime's format, in a cache folder; and the weights each reads per token."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ CONTEXT = 1024
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, made under another name first: what a killed run leaves is not taken for a whole one."""
+    """`path`, written under another name first, so that an interrupted run leaves no incomplete file."""
     if not path.exists():
         print(f"making {path.name}", file=sys.stderr, flush=True)
         part = path.with_name(f"part-{path.name}")
@@ -37,7 +37,7 @@ def checkpoint(cache: Path, layers: int) -> Path:
 
 
 def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path:
-    """Compiled anew each time: one in the cache could be an older compiler's. Random weights gain by no calibration."""
+    """Compiled each time: a cached one may be outdated. By RTN: random weights gain nothing from calibration."""
     source = checkpoint(cache, layers)
     bundle = cache / "-".join(["megrez-int4", str(layers), *map(str, options)])
     shutil.rmtree(bundle, ignore_errors=True)
@@ -47,7 +47,7 @@ def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path
 
 
 def genai_folder(cache: Path, layers: int, python: Path) -> Path:
-    """As onnxruntime-genai's own builder makes it by default; it needs 10 GB of memory for 8 layers."""
+    """Built with the defaults of onnxruntime-genai's builder, which needs 10 GB of memory for 8 layers."""
     source = checkpoint(cache, layers)
     builder = python, "-m", "onnxruntime_genai.models.builder"
     options = "-p", "int4", "-e", "cpu", "-c", cache / "genai-cache"
@@ -55,7 +55,7 @@ def genai_folder(cache: Path, layers: int, python: Path) -> Path:
 
 
 def ik_llama_file(cache: Path, layers: int, python: Path) -> Path:
-    """As ik_llama.cpp's own quantiser makes Q4_0, which chooses another type for lm_head."""
+    """Q4_0 by ik_llama.cpp's quantiser, which chooses another type for lm_head."""
     source = checkpoint(cache, layers)
     full = made(cache / f"f16-{layers}.gguf", lambda part: write_gguf(source, part))
     return made(
@@ -65,7 +65,7 @@ def ik_llama_file(cache: Path, layers: int, python: Path) -> Path:
 
 
 def onnx_bytes_per_token(folder: Path) -> int:
-    """What the products of an ONNX graph read: of the embedding table a token needs one row, which is nothing."""
+    """Bytes of the weights of an ONNX graph's matrix products; one row of the embedding is negligible."""
     model = ir.load(folder / "model.onnx")
     read = {
         value.name: value.const_value.nbytes

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the ceiling of a decoder that reads all its weights for every token."""
+"""This machine's memory read bandwidth: the limit of a decoder that reads all its weights for every token."""
 
 import statistics
 import time
@@ -8,12 +8,12 @@ import numpy as np
 
 BYTES = 1 << 30
 REPEATS = 7
-# Each call reads 16 MiB: far more than it costs to hand the next piece to a thread.
+# Each call reads 16 MiB, so that the overhead of a call is negligible.
 PIECE = 1 << 22
 
 
 class Reader:
-    """A gibibyte, much larger than any cache, and the threads that read it."""
+    """Reads a gibibyte, much larger than any cache, with several threads."""
 
     def __init__(self, threads: int) -> None:
         self._pieces = np.ones(BYTES // 4, np.float32).reshape(-1, PIECE)

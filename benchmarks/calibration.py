@@ -1,10 +1,10 @@
-"""What calibrated quantisation costs in fidelity: ours, and nvidia-modelopt's, side by side.
+"""Fidelity of calibrated quantisation: ours and nvidia-modelopt's, side by side.
 
 python benchmarks/calibration.py MODEL --text FILE --peers-python PATH [--only peers|ours] [--cache FOLDER]
 
-MODEL is a Hugging Face folder. Both calibrate on the first tokens of the text and are measured on those that follow,
-in windows that each start at position 0, against MODEL in float32; modelopt's configurations leave lm_head in it.
-What was measured before is read from the cache.
+MODEL is a Hugging Face folder. Both calibrate on the first tokens of the text and are measured on the following ones,
+in windows that each start at position 0, against MODEL in float32; modelopt's configurations leave lm_head in float32.
+Earlier results are read from the cache.
 """
 
 import functools
@@ -29,13 +29,13 @@ from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 MODELOPT = "0.47.0"
-# Our target, and the configurations of modelopt whose better one it is held to.
+# Our target, and modelopt's configurations, with the best of which it is compared.
 UNIFORM = {
     "trt-int8": ("INT8_DEFAULT_CFG", "INT8_SMOOTHQUANT_CFG"),
     "trt-fp8": ("FP8_DEFAULT_CFG",),
     "trt-int4 --block-size 128": ("INT4_AWQ_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
 }
-# The same with an 8-bit lm_head, which modelopt's leave alone.
+# The same with an 8-bit lm_head, which modelopt's configurations do not quantise.
 SCHEMES = UNIFORM | {f"{target} --quantize-head": peers for target, peers in UNIFORM.items()}
 
 
@@ -49,7 +49,7 @@ class Setting:
     threads: int
 
     def key(self) -> Figures:
-        """What decides every result beside the code that makes it."""
+        """Everything that results depend on besides the code."""
         files = sorted([*self.model.glob("*.json"), *self.model.glob("*.safetensors")])
         model = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         text = hashlib.sha256(self.text.read_bytes()).hexdigest()
@@ -57,7 +57,7 @@ class Setting:
 
 
 def write_tokens(setting: Setting, path: Path) -> None:
-    """The tokens to calibrate on and then those to measure on, without a BOS."""
+    """The calibration tokens, then those to measure on, without a BOS."""
     tokenizer = Tokenizer.from_file(str(setting.model / "tokenizer.json"))
     tokenizer.no_truncation()
     ids = tokenizer.encode(setting.text.read_text(encoding="utf-8"), add_special_tokens=False).ids
@@ -104,7 +104,7 @@ def sources_digest() -> str:
 
 
 def results(setting: Setting, python: Path | None, only: str | None, cache: Path) -> Iterator[tuple[str, Figures]]:
-    """By name, of all that was asked for or is in the cache; ours only as the sources are now."""
+    """By name, of all that is selected or in the cache; ours only for the current sources."""
     sources = sources_digest()
     for name in dict.fromkeys(name for build, configs in SCHEMES.items() for name in (*configs, build)):
         ours = name in SCHEMES
@@ -128,9 +128,9 @@ EXISTING = click.Path(path_type=Path, exists=True)
 @click.argument("model", type=EXISTING)
 @click.option("--text", required=True, type=EXISTING, help="UTF-8 text to calibrate and measure on.")
 @click.option("--peers-python", type=click.Path(path_type=Path), help="A Python that has nvidia-modelopt.")
-@click.option("--only", type=click.Choice(["peers", "ours"]), help="Measure these, and show the others if cached.")
-@click.option("--skip", default=16384, show_default=True, help="Tokens to calibrate on, which are not measured.")
-@click.option("--tokens", default=8192, show_default=True, help="Tokens to measure on.")
+@click.option("--only", type=click.Choice(["peers", "ours"]), help="Measure only these; show the others if cached.")
+@click.option("--skip", default=16384, show_default=True, help="Calibrate on this many tokens.")
+@click.option("--tokens", default=8192, show_default=True, help="Measure on this many tokens.")
 @click.option("--window", default=512, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/calibration"), show_default=True)

@@ -1,9 +1,9 @@
-"""How far quantised builds of one checkpoint are from it: ours, and onnxruntime-genai's through plain ONNX Runtime.
+"""Fidelity of quantised builds of one checkpoint: ours, and onnxruntime-genai's through plain ONNX Runtime.
 
 python benchmarks/fidelity.py MODEL --text FILE --bundle BUNDLE ... --genai FOLDER ... [--json FILE]
 
-MODEL is a Hugging Face folder, or the cpu-fp32 bundle of one. FOLDER is what onnxruntime_genai.models.builder wrote.
-All are read over the same tokens in the same windows, each window from an empty cache.
+MODEL is a Hugging Face folder, or the cpu-fp32 bundle of one. FOLDER is the output of onnxruntime_genai.models.builder.
+All are measured on the same tokens in the same windows, each window from an empty cache.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import click
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from megrez.calibration.reference.fidelity import measure_fidelity
+from megrez.runtime.batch import Batch, check_copy
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.text import Text
@@ -32,7 +33,7 @@ Figures = dict[str, float]
 
 
 class GenaiGraph:
-    """A graph of onnxruntime-genai's builder as a megrez Session of one slot: it gives every position's logits."""
+    """A graph of onnxruntime-genai's builder as a megrez Session of one slot."""
 
     slots = 1
 
@@ -52,16 +53,29 @@ class GenaiGraph:
         self._past = self._empty
 
     def step(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], rows: NDArray[np.int64]
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
-        if lengths[0] == 0:
+        """See megrez.runtime.session.Session; a start must be 0 or the tokens read so far."""
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        start, count = int(batch.starts[0]), len(batch.tokens)
+        if start == 0:
             self._past = self._empty
-        mask = np.ones((1, int(lengths[0]) + tokens.shape[1]), np.int64)
-        feeds = {"input_ids": tokens, "attention_mask": mask, **self._past}
+        mask = np.ones((1, start + count), np.int64)
+        feeds = {"input_ids": batch.tokens[None], "attention_mask": mask, **self._past}
         logits, *present = self._session.run(["logits", *self._presents], feeds)
         self._past = dict(zip(self._past, present, strict=True))
-        found: NDArray[np.float32] = logits[0][rows]
-        return found
+        selected: NDArray[np.float32] = logits[0][batch.logits_index]
+        return selected
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See megrez.runtime.session.Session. There is no other slot to copy to."""
+        check_copy(source, target, length, most=1, capacity=self.capacity)
 
     def close(self) -> None:
         self._past = self._empty
@@ -99,7 +113,7 @@ def reference_bundle(model: Path, window: int) -> Iterator[Path]:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--text", required=True, type=click.Path(path_type=Path, exists=True), help="UTF-8 text to read.")
+@click.option("--text", required=True, type=click.Path(path_type=Path, exists=True), help="Measure on this UTF-8 text.")
 @click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--genai", "genai", multiple=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--tokens", type=int, default=8192, show_default=True)

@@ -1,12 +1,12 @@
-"""Every target that this machine's GPU takes, built, held to a CPU and timed: one JSON file and one table.
+"""Builds every target for this machine's GPU, compares it with a CPU and times it: one JSON file and one table.
 
 python benchmarks/gpu_check.py [--model tiny …] [--target trt-fp16 …] [--minutes 9] [--cache FOLDER] [--cuda-python P]
 
 Models are random weights in the shapes of a tiny Llama, SmolLM2-135M and Megrez-3B. The reference is the float32
 bundle for *-fp16; for other trt-* the staged graph, and for other cuda-* the bundle's own codes and scales in float32:
-each on ONNX Runtime's CPU kernels. Megrez's shape is timed only. --cuda-python: a Python whose onnxruntime is
-onnxruntime-gpu, which cannot lie beside onnxruntime. What is done is kept in FOLDER: a run that stops after --minutes
-is taken up by the next one, and a target that fails is a row that says so.
+each on ONNX Runtime's CPU kernels. Megrez's shape is only timed. --cuda-python: a Python with onnxruntime-gpu, which
+cannot be installed beside onnxruntime. Results are kept in FOLDER: the next run continues one that stopped after
+--minutes, and a target that fails has its error in its row.
 """
 
 import json
@@ -22,13 +22,13 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-from gpu_judge import judge, table
+from gpu_judge import compare, table
 
 from megrez.engines.targets import TARGETS
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
-# Seconds for one command: what takes longer is given up, so that a run ends in time.
+# Seconds for one command, which is then stopped.
 LIMIT = 500
 CONTEXT = 1024
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5, "head_dim": 64}
@@ -68,11 +68,11 @@ GPUS = tuple(target.name for target in TARGETS if target.engine in ("tensorrt", 
 
 
 class Failed(Exception):
-    """A command did; the one line that it said."""
+    """A command failed; its one-line error."""
 
 
 def run(*command: object) -> str:
-    """What a command printed; raises Failed with the last line it said."""
+    """A command's output; raises Failed with the last line of its errors."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT)
@@ -93,19 +93,19 @@ def build(model: str, target: str, output: Path, *options: object) -> Path:
 
 
 def reference(model: str, target: str, bundle: Path, folder: Path) -> dict[str, Any] | None:
-    """Logits and ids on the CPU; None where nothing here computes them."""
+    """Logits and ids on the CPU; None where there are none."""
     if model == TIMED_ONLY or target == "trt-nvfp4":
         return None
     folder.mkdir()
-    exact, options = folder / "bundle", ()
+    source, options = folder / "bundle", ()
     if target.endswith("-fp16") or target.startswith("cpu-"):
-        build(model, "cpu-fp32", exact)
+        build(model, "cpu-fp32", source)
     elif target.startswith("cuda-"):
-        run(sys.executable, HERE / "gpu_reference.py", bundle, exact)
+        run(sys.executable, HERE / "gpu_reference.py", bundle, source)
         options = ("--cpu",)
     else:
-        build(model, target, exact, "--stage", "onnx")
-    run(sys.executable, HERE / "gpu_probe.py", exact, folder, "--output-tokens", 2, *options)
+        build(model, target, source, "--stage", "onnx")
+    run(sys.executable, HERE / "gpu_probe.py", source, folder, "--output-tokens", 2, *options)
     return read_probe(folder)
 
 
@@ -117,11 +117,11 @@ def read_probe(folder: Path) -> dict[str, Any]:
 def check(
     model: str, target: str, batches: tuple[int, ...], devices: dict[str, Any], pythons: dict[str, Any], work: Path
 ) -> dict[str, Any]:
-    """One row; `said` is what went wrong, None where nothing did."""
-    row: dict[str, Any] = {"model": model, "target": target, "said": None}
+    """One row; `error` is None for a target that passed."""
+    row: dict[str, Any] = {"model": model, "target": target, "error": None}
     family = target.split("-")[0]
     try:
-        if (missing := devices.get(family, {}).get("said")) is not None:
+        if (missing := devices.get(family, {}).get("error")) is not None:
             raise Failed(missing)
         started = time.perf_counter()
         options = ("--arch", "native", "--batch", max(batches)) if family == "trt" else ()
@@ -135,14 +135,14 @@ def check(
             row["bytes_per_step"] = bytes_per_step(bundle, model)
             row["bandwidth_share"] = found["speed"]["1"]["decode"] * row["bytes_per_step"] / found["bandwidth"]
         if (expected := reference(model, target, bundle, work / "reference")) is not None:
-            row |= judge(found, expected, target)
+            row |= compare(found, expected, target)
     except Failed as failed:
-        row["said"] = str(failed)
+        row["error"] = str(failed)
     return row
 
 
 def bytes_per_step(bundle: Path, model: str) -> int:
-    """Weights that a step of any width reads: all but the embedding, which is looked up, unless it is the head too."""
+    """Bytes of the weights that a step reads: all but the embedding, unless it is the LM head too."""
     shape = MODELS[model]
     if (graph := bundle / "model.onnx").exists():
         weights = onnx.load(graph, load_external_data=False).graph.initializer
@@ -153,24 +153,24 @@ def bytes_per_step(bundle: Path, model: str) -> int:
 
 
 def find_devices(pythons: dict[str, Any]) -> dict[str, Any]:
-    """By family of targets: the GPU as its library sees it, or what is said where it does not."""
+    """By family of targets: the GPU as its library reports it, or the error."""
     found: dict[str, Any] = {}
     for family, extra in (("trt", "rtx"), ("cuda", "cuda")):
         try:
             found[family] = json.loads(run(pythons[family], HERE / "gpu_device.py", extra))
         except Failed as failed:
-            found[family] = {"said": str(failed)}
+            found[family] = {"error": str(failed)}
     return found
 
 
 def answer(devices: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The first question, in one line: does TensorRT-RTX run on this GPU at all?"""
+    """Whether TensorRT-RTX runs on this GPU, in one line."""
     gpu = devices["trt"]
-    if "said" in gpu:
-        return f"TensorRT-RTX: {gpu['said']}"
+    if "error" in gpu:
+        return f"TensorRT-RTX: {gpu['error']}"
     first = next((row for row in rows if row["target"] == "trt-fp16"), None)
-    said = "not tried yet" if first is None else first["said"]
-    verdict = "runs" if said is None else f"does not run: {said}"
+    error = "not tried yet" if first is None else first["error"]
+    verdict = "runs" if error is None else f"does not run: {error}"
     return f"{gpu['library']} on {gpu['name']} ({gpu['capability']}): {verdict}"
 
 
@@ -178,9 +178,9 @@ def answer(devices: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 @click.option("--model", "models", type=click.Choice(tuple(MODELS)), multiple=True, default=tuple(MODELS))
 @click.option("--target", "targets", multiple=True, default=sorted(GPUS, key=lambda name: name != "trt-fp16"))
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 8, 32), show_default=True)
-@click.option("--minutes", type=float, default=9.0, show_default=True, help="Begin nothing after so long.")
+@click.option("--minutes", type=float, default=9.0, show_default=True, help="Start no target after this time.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/gpu-check"), show_default=True)
-@click.option("--cuda-python", default=sys.executable, help="Runs cuda-*; by default this one.")
+@click.option("--cuda-python", default=sys.executable, help="Run cuda-* with this Python [this one].")
 def main(
     models: tuple[str, ...],
     targets: tuple[str, ...],
@@ -196,9 +196,9 @@ def main(
     rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
     pythons = {"trt": sys.executable, "cuda": cuda_python}
     devices = find_devices(pythons)
-    tried = {(row["model"], row["target"]): row["said"] for row in rows}
+    tried = {(row["model"], row["target"]): row["error"] for row in rows}
     left = [(model, target) for model in models for target in targets if (model, target) not in tried]
-    left += [one for one, said in tried.items() if said is not None]  # what failed is tried again, last
+    left += [one for one, error in tried.items() if error is not None]  # failed targets are tried again, last
     while left and time.monotonic() - began < 60 * minutes:
         model, target = left.pop(0)
         click.echo(f"checking {model} {target}", err=True)
@@ -210,7 +210,7 @@ def main(
         write(results, devices, rows)
     click.echo(f"{answer(devices, rows)}\n\n{table(rows)}")
     if left:
-        click.echo(f"{len(left)} of them are left: run this again", err=True)
+        click.echo(f"{len(left)} targets are left: run this again", err=True)
 
 
 def write(results: Path, devices: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""The GPU at hand as one line of JSON, or what is missing in one line of text: python benchmarks/gpu_device.py EXTRA.
+"""This machine's GPU as one line of JSON, or a one-line error: python benchmarks/gpu_device.py EXTRA.
 
-EXTRA: rtx or cuda, whose libraries the Python that runs this has.
+EXTRA: rtx or cuda, whose libraries must be installed.
 """
 
 import importlib.metadata

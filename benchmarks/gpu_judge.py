@@ -1,4 +1,4 @@
-"""Figures of a device beside a CPU's: how far logits are off; do greedy ids differ only where two nearly tie?"""
+"""Compares a device with a CPU: the largest error of logits, and whether greedy ids differ only at near-ties."""
 
 from typing import Any
 
@@ -8,36 +8,36 @@ from numpy.typing import NDArray
 COLUMNS = (
     "model",
     "target",
-    "logits off by",
+    "logits error",
     "greedy ids",
     "prefill 1",
     "decode 1",
     "8",
     "32",
     "of bandwidth",
-    "said",
+    "error",
 )
 
 
-# How far logits may be off, over the largest one. Float16 alone was off by 7e-4 on CPU kernels, see
-# docs/benchmarks/cuda.md; where inputs are rounded too, one that is rounded the other way moves all that follows.
-BOUND, BOUND_OF_ROUNDED_INPUTS = 5e-3, 5e-2
-ROUNDED_INPUTS = ("trt-int8", "trt-fp8", "trt-nvfp4", "cpu-int8", "cpu-int4")
+# Allowed error of logits, relative to the largest one. Float16 alone has 7e-4 on CPU kernels, see
+# docs/benchmarks/cuda.md; where inputs are quantised too, one that rounds the other way affects all later values.
+BOUND, BOUND_OF_QUANTIZED_INPUTS = 5e-3, 5e-2
+QUANTIZED_INPUTS = ("trt-int8", "trt-fp8", "trt-nvfp4", "cpu-int8", "cpu-int4")
 
 
-def judge(found: dict[str, Any], expected: dict[str, Any], target: str) -> dict[str, Any]:
-    """found, expected: what gpu_probe.py wrote: logits of a prompt, greedy ids, the logits that chose each id, and
-    those of a ragged batch. `said` tells what is wrong; it is None where nothing is.
+def compare(found: dict[str, Any], expected: dict[str, Any], target: str) -> dict[str, Any]:
+    """found, expected: results of gpu_probe.py: logits of a prompt, greedy ids, logits of each greedy step and of a
+    ragged batch. `error` in the row is None for a device that passed.
 
     Up to the first id that differs both read the same tokens. There the reference's logits of the two ids are compared:
-    where they differ by no more than twice what a logit may be off by, rounding alone may have turned the choice.
+    a difference of at most twice the error of logits is a near-tie, which rounding alone explains.
     """
-    bound = BOUND_OF_ROUNDED_INPUTS if target in ROUNDED_INPUTS else BOUND
+    bound = BOUND_OF_QUANTIZED_INPUTS if target in QUANTIZED_INPUTS else BOUND
     largest = float(np.abs(expected["logits"]).max())
     same = np.array(found["ids"]) == np.array(expected["ids"])
     equal = int(np.cumprod(same).sum())
-    alike = slice(0, equal + 1)
-    pairs = [(found["logits"], expected["logits"]), (found["steps"][alike], expected["steps"][alike])]
+    same_tokens = slice(0, equal + 1)
+    pairs = [(found["logits"], expected["logits"]), (found["steps"][same_tokens], expected["steps"][same_tokens])]
     if "ragged" in found:
         pairs.append((found["ragged"], expected["logits"][found["ragged_positions"]]))
     off = max(_off(*pair) / largest for pair in pairs)
@@ -47,19 +47,19 @@ def judge(found: dict[str, Any], expected: dict[str, Any], target: str) -> dict[
         chosen = expected["steps"][equal]
         row["gap"] = float(chosen[expected["ids"][equal]] - chosen[found["ids"][equal]])
         row["near_tie"] = row["gap"] <= 2 * min(off, bound) * largest
-        faults += [] if row["near_tie"] else [f"greedy id {equal} is another one"]
-    return {**row, "said": "; ".join(faults) or None}
+        faults += [] if row["near_tie"] else [f"greedy id {equal} differs"]
+    return {**row, "error": "; ".join(faults) or None}
 
 
 def _off(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """The largest difference; infinite where a number is not finite or one is missing."""
+    """The largest difference; infinite where a value is not finite or missing."""
     if one.shape != other.shape or not np.isfinite(one).all():
         return float("inf")
     return float(np.abs(one - other).max())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; speeds are tokens a second of all sequences together, at 1, 8 and 32 of them."""
+    """Markdown; speeds in tokens per second, summed over 1, 8 and 32 sequences."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for row in rows:
         speeds = row.get("speed", {})
@@ -73,7 +73,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{speeds['1']['prefill']:.0f}" if "1" in speeds else "",
                 *decode,
                 f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "",
-                row["said"] or "",
+                row["error"] or "",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

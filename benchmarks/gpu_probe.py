@@ -1,10 +1,10 @@
-"""What one bundle computes and how fast, as JSON; a process of its own, so that a crash ends nothing else.
+"""Logits, greedy ids and speed of one bundle, as JSON; in a separate process, because it may crash.
 
 python benchmarks/gpu_probe.py BUNDLE FOLDER [--batch 1 --batch 8] [--prompt-tokens 128] [--output-tokens 64] [--cpu]
 
-Writes FOLDER/logits.npy, of every token of a fixed random prompt; FOLDER/steps.npy, the logits of greedy steps after
-it; FOLDER/ragged.npy, logits of the same prompt's tokens where several sequences of other lengths are decoded together;
-and FOLDER/probe.json: the ids of those steps, tokens a second with so many sequences at once, and memory bandwidth.
+Writes FOLDER/logits.npy, for every token of a fixed random prompt; FOLDER/steps.npy, for greedy steps after it;
+FOLDER/ragged.npy, for the same prompt's tokens where sequences of several lengths are decoded in one step; and
+FOLDER/probe.json: the ids of the greedy steps, tokens per second by batch, and memory bandwidth.
 --cpu: a cuda-* bundle on CPU kernels.
 """
 
@@ -25,10 +25,10 @@ from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.session import Session
 
-# Short enough for every bundle that is checked; long enough for several pieces of a prompt.
+# Short enough for every bundle that is checked; long enough for several chunks of a prompt.
 CHECKED, GENERATED = 96, 32
 RAGGED = (95, 48, 7)
-COPIED = 1 << 30
+COPY_BYTES = 1 << 30
 EXTRAS = {"tensorrt": "rtx", "ort-cuda": "cuda"}
 Opener = Callable[..., Session]
 
@@ -39,33 +39,32 @@ def checked_ids(vocab_size: int) -> list[int]:
 
 
 def compute(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
-    """Logits of a prompt read at once, and of every greedy step after it, to files; the steps' ids."""
+    """Write the logits of a prompt read in one step and of greedy steps after it; returns the steps' ids."""
     with contextlib.closing(opener(bundle, threads=None)) as session:
         prompt = checked_ids(session.vocab_size)
-        logits = np.array(session.step(np.array([prompt]), np.zeros(1, np.int32), np.arange(CHECKED)))
+        logits = np.array(session.step(prompt, [0], np.arange(CHECKED)))
         np.save(folder / "logits.npy", logits)
         steps, ids = [logits[-1]], [int(logits[-1].argmax())]
         for at in range(CHECKED, CHECKED + GENERATED - 1):
-            tokens, lengths = np.array([ids[-1:]]), np.array([at], np.int32)
-            steps.append(np.array(session.step(tokens, lengths, np.zeros(1, np.int64))[0]))
+            steps.append(np.array(session.step(ids[-1:], [at], [0])[0]))
             ids.append(int(steps[-1].argmax()))
         np.save(folder / "steps.npy", np.array(steps))
         return {"ids": ids}
 
 
 def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, Any]:
-    """Three sequences read the prompt and then each decodes one of its tokens again, at a length of its own, for one
-    row of logits, for all and for some: recorded steps must follow every length. Then slots are left out, so that rows
-    of the caches are swapped, one reads a prompt while two decode, and one goes on from a copy.
+    """Three sequences read the prompt and then each decodes one of its tokens again, at different starts, with logits
+    of all and of some: recorded CUDA graphs must work for every start. Then some slots are left out, one sequence reads
+    a prompt while two decode, and one continues from a copy.
     """
     with contextlib.closing(opener(bundle, threads=None, slots=len(RAGGED))) as session:
         prompt, lengths = np.array(checked_ids(session.vocab_size)), np.array(RAGGED, np.int32)
         found, positions = [], []
         fill = np.tile(prompt, (len(RAGGED), 1)), np.zeros(len(RAGGED), np.int32), np.zeros(0, np.int64)
-        for rows in ([0, 1, 2], [1], [2, 0], [0, 1, 2]):
+        for index in ([0, 1, 2], [1], [2, 0], [0, 1, 2]):
             session.step(*fill)
-            found.append(np.array(session.step(prompt[lengths][:, None], lengths, np.array(rows))))
-            positions += [int(lengths[row]) for row in rows]
+            found.append(np.array(session.step(prompt[lengths][:, None], lengths, np.array(index))))
+            positions += [int(lengths[one]) for one in index]
             lengths = lengths[[1, 2, 0]]
         session.step(*fill)
         for slots in ([0, 2], [2], [1, 0], [0, 1, 2]):
@@ -84,7 +83,7 @@ def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, An
 
 
 def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int, opener: Opener) -> dict[str, float]:
-    """Tokens a second of `batch` sequences in step; the first time through is a warm-up."""
+    """Tokens per second of `batch` sequences together; the first run is a warm-up."""
     with contextlib.closing(opener(bundle, threads=None, slots=batch)) as session:
         timed = [_run(session, prompt_tokens, output_tokens) for _ in range(3)][1:]
     prefill, decode = (min(run[part] for run in timed) for part in range(2))
@@ -92,7 +91,7 @@ def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int, op
 
 
 def _run(session: Session, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
-    """Seconds of reading a prompt in every slot, and of so many steps after it."""
+    """Seconds of prefill in every slot, and of `output_tokens` decoding steps."""
     slots = session.slots
     random = np.random.default_rng(0)
     prompt = random.integers(session.vocab_size, size=(slots, prompt_tokens))
@@ -107,21 +106,21 @@ def _run(session: Session, prompt_tokens: int, output_tokens: int) -> tuple[floa
 
 
 def bandwidth(bundle: Bundle) -> float:
-    """Bytes a second: of copies on the device, each byte read and written, or of reads by this CPU."""
+    """Bytes per second of copies on the device, reads plus writes, or of reads by this CPU."""
     if bundle.manifest.engine not in EXTRAS:
         return read_bandwidth(2)
     cuda = Cuda(EXTRAS[bundle.manifest.engine])
-    source, to = (cuda("cudaMalloc", COPIED) for _ in range(2))
+    source, to = (cuda("cudaMalloc", COPY_BYTES) for _ in range(2))
     kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
     best = float("inf")
     for _ in range(10):
         started = time.perf_counter()
-        cuda("cudaMemcpy", to, source, COPIED, kind)
+        cuda("cudaMemcpy", to, source, COPY_BYTES, kind)
         cuda("cudaDeviceSynchronize")
         best = min(best, time.perf_counter() - started)
     for address in (source, to):
         cuda("cudaFree", address)
-    return 2 * COPIED / best
+    return 2 * COPY_BYTES / best
 
 
 @click.command()

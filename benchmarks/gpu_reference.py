@@ -1,4 +1,4 @@
-"""A float16 bundle of a cuda-* target in float32: the same codes, scales and graph, for CPU kernels to compute exactly.
+"""A float16 bundle of a cuda-* target in float32: the same codes, scales and graph, for CPU kernels.
 
 python benchmarks/gpu_reference.py BUNDLE OUTPUT
 """
@@ -18,7 +18,7 @@ from megrez.runtime.manifest import FILE_NAME
 
 
 def widen(bundle: Bundle, output: Path) -> Bundle:
-    """Write the bundle `output`: float32 wherever `bundle` has float16."""
+    """Write the bundle `output`, with float32 instead of the float16 of `bundle`."""
     model = ir.load(bundle.path / MODEL_FILE)
     graph = model.graph
     for value in [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]:

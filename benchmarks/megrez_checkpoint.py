@@ -1,4 +1,4 @@
-"""A sharded bfloat16 checkpoint in Megrez-3B's full shape, with random weights: what compiling one costs.
+"""Writes a sharded bfloat16 checkpoint in Megrez-3B's full shape, with random weights, to measure compilation.
 
 python benchmarks/megrez_checkpoint.py FOLDER
 /usr/bin/time -v megrez-compile FOLDER --target cpu-int4 -o BUNDLE

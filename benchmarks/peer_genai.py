@@ -1,6 +1,6 @@
-"""onnxruntime-genai, by its Generator: run by benchmarks/speed.py with the peers' Python.
+"""onnxruntime-genai, through its Generator: run by benchmarks/speed.py with the peers' Python.
 
-python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says; 0 threads are those it takes by itself
+python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says; 0 threads are its default
 """
 
 import json

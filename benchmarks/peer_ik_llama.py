@@ -1,4 +1,4 @@
-"""ik_llama.cpp, by its C interface: run by benchmarks/speed.py with the peers' Python.
+"""ik_llama.cpp, through its C interface: run by benchmarks/speed.py with the peers' Python.
 
 python peer_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says
 """

@@ -2,9 +2,9 @@
 
 python peer_modelopt.py --model FOLDER --tokens FILE.npy --config INT8_SMOOTHQUANT_CFG --json FILE
 
-FILE.npy has the tokens to calibrate on (--skip of them) and then those to measure on, both read in windows that each
-start at position 0. What modelopt leaves in float32 stays so; its quantisation is simulated in torch. Measured as
-calibration/fidelity.py measures; that module is not imported because the peers' Python need not have it.
+FILE.npy has the calibration tokens (--skip of them) and then those to measure on, both read in windows that each start
+at position 0. modelopt's quantisation is simulated in torch. Measured like calibration/reference/fidelity.py, which is
+not imported because the peers' Python need not have it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 Figures = dict[str, Any]
 VERSIONS = "nvidia-modelopt", "torch", "transformers", "numpy"
 # Positions compared at a time, in float64.
-CHUNK = 64
+STEP_POSITIONS = 64
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -38,7 +38,7 @@ def load(folder: Path) -> torch.nn.Module:
 
 
 def quantise(model: torch.nn.Module, config: str, tokens: torch.Tensor, window: int) -> torch.nn.Module:
-    """`model` itself, with quantizers set by `tokens` [N]."""
+    """`model` itself, its quantizers calibrated on `tokens` [N]."""
 
     def forward(wrapped: torch.nn.Module) -> None:
         for ids in tokens.split(window):
@@ -48,7 +48,7 @@ def quantise(model: torch.nn.Module, config: str, tokens: torch.Tensor, window: 
 
 
 def quantizers(model: torch.nn.Module) -> Figures:
-    """What is quantised and how: counts of equal kinds over layers, and the widest range of each kind of input."""
+    """The enabled quantizers, counted over layers, and the widest range of each kind of input."""
     kinds: collections.Counter[str] = collections.Counter()
     ranges: dict[str, float] = {}
     for name, module in model.named_modules():
@@ -77,12 +77,17 @@ def compare(
     """KL, agreement [n] and both losses of consecutive positions of a window; its last position has no loss."""
     logits, truths = (one(ids[None], use_cache=False).logits[0] for one in (model, reference))
     targets = ids.numpy()
-    for start in range(0, len(ids), CHUNK):
-        found, truth = (log_softmax(one[start : start + CHUNK]) for one in (logits, truths))
-        known = targets[start + 1 : start + 1 + CHUNK]
-        rows = np.arange(len(known))
+    for start in range(0, len(ids), STEP_POSITIONS):
+        found, truth = (log_softmax(one[start : start + STEP_POSITIONS]) for one in (logits, truths))
+        next_tokens = targets[start + 1 : start + 1 + STEP_POSITIONS]
+        positions = np.arange(len(next_tokens))
         kl = (np.exp(truth) * (truth - found)).sum(axis=-1)
-        yield kl, truth.argmax(axis=-1) == found.argmax(axis=-1), -found[rows, known], -truth[rows, known]
+        yield (
+            kl,
+            truth.argmax(axis=-1) == found.argmax(axis=-1),
+            -found[positions, next_tokens],
+            -truth[positions, next_tokens],
+        )
 
 
 def measure(model: torch.nn.Module, reference: torch.nn.Module, tokens: torch.Tensor, window: int) -> Figures:
@@ -114,7 +119,7 @@ def main() -> None:
         calibrated = time.perf_counter()
         found = quantizers(model)
         print(json.dumps(found, indent=2), file=sys.stderr, flush=True)
-        mtq.fold_weight(model)  # bit for bit the same logits, without rounding every weight again in every window
+        mtq.fold_weight(model)  # same logits bit for bit, without quantising every weight again in every window
         figures = measure(model, load(args.model), tokens[args.skip :], args.window)
     figures |= {
         "config": args.config,

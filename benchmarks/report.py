@@ -1,4 +1,4 @@
-"""What was measured, as rows, as a table and as files that say on what and how."""
+"""Benchmark results as rows, as a table, and as files with machine, versions and command."""
 
 import json
 import platform
@@ -21,8 +21,8 @@ COLUMNS = (
 
 
 def summarise(rounds: list[dict[str, Figures]]) -> dict[str, Figures]:
-    """A row per name: medians over rounds of its speeds and of ours over its own in the same round, and the quartiles
-    between which half of the rounds' ratios lie. Ours is the first name.
+    """A row per name: medians over rounds of its speeds and of the ratios of ours to its in the same round, with their
+    quartiles. Ours is the first name.
     """
     first = next(iter(rounds[0]))
     rows: dict[str, Figures] = {name: {"name": name} for name in rounds[0]}
@@ -50,7 +50,7 @@ def table(rows: list[Figures]) -> str:
 
 
 def fidelity_table(found: dict[str, Figures], peers: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, float]]:
-    """In Markdown, and by name of ours its mean KL over that of the best of its peers; both only where measured."""
+    """In Markdown; and, by name of ours, the ratio of its mean KL to its best peer's, where both are measured."""
     lines = ["| build | KL mean | KL p99 | top-1 | perplexity | float32's | KL, ours / best peer's |"]
     lines.append("|---|---|---|---|---|---|---|")
     ratios: dict[str, float] = {}
@@ -73,7 +73,7 @@ def cpu_name() -> str:
 
 
 def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandwidths: list[list[float]]) -> str:
-    """path.md and path.json; returns the text of the former. bandwidths: bytes per second, by round."""
+    """Write path.md and path.json; returns the former's text. bandwidths: bytes per second, by round."""
     command = shlex.join(["python", script, *sys.argv[1:]])
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     lowest, middle, highest = (

@@ -3,12 +3,11 @@
 python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rounds 40] [--cache FOLDER]
 
 The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. All runtimes
-stay open, each in a process of its own, and take turns of one generation, every other round in the opposite order, so
-that a machine that changes its speed changes it for all; how fast it reads memory is measured between all turns.
-onnxruntime-genai has a second row with the threads that it takes by itself, which is half of the processors, and ours
-one with ONNX Runtime's kernels or, where those are what runs unasked (custom_ops.py says where), rows with ours. A peer
-that is not installed for --peers-python is skipped and named. Prefill is the prompt over the time to the first token,
-decode the rest over the time of the rest.
+stay open, each in its own process, and alternate, every other round in the opposite order, so that changes of the
+machine's speed affect all; memory bandwidth is measured between all turns. onnxruntime-genai has a second row with its
+default number of threads, half of the processors, and ours one with ONNX Runtime's kernels or, where those are the
+default (see custom_ops.py), rows with ours. A peer that is not installed for --peers-python is skipped and named.
+Prefill is the prompt's tokens over the time to the first token, decode the other tokens over the remaining time.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ HERE = Path(__file__).parent
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
-    """The ids that `megrez bench` draws."""
+    """The random ids of `megrez bench`."""
     return [int(token) for token in np.random.default_rng(0).integers(vocab_size, size=count)]
 
 
@@ -44,10 +43,10 @@ def missing(python: Path | None, module: str) -> bool:
     return True
 
 
-def contestants(
+def runtimes_to_compare(
     cache: Path, layers: int, python: Path | None, output_tokens: int, threads: int
 ) -> dict[str, tuple[list[object], int]]:
-    """By name: the command that opens it for its turns, and the bytes of weights it reads per token."""
+    """By name: the command that starts it, and the bytes of weights it reads per token."""
     found: dict[str, tuple[list[object], int]] = {}
     options: tuple[object, ...]
     for options in ((), ("--block-size", 128)):
@@ -74,7 +73,7 @@ def contestants(
 
 
 def other_kernels() -> dict[str, str]:
-    """What to set for kernels other than those that run unasked on this processor."""
+    """Values of MEGREZ_KERNELS for kernels other than this processor's default."""
     if custom_ops.register(SessionOptions()):
         return {"ONNX Runtime's kernels": "0"}
     library = custom_ops.find_library()
@@ -83,7 +82,7 @@ def other_kernels() -> dict[str, str]:
     return {"our kernels": "1", "our kernels but MatMulNBits": "attention"}
 
 
-def take_turns(
+def alternate(
     runtimes: dict[str, Runtime], reader: Reader, count: int
 ) -> tuple[list[dict[str, Figures]], list[list[float]]]:
     """By round: every runtime's figures, and the bandwidths read before, between and after their turns."""
@@ -111,7 +110,7 @@ def take_turns(
 @click.option("--rounds", "count", type=click.IntRange(min=2), default=40, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path(".cache/benchmarks/speed"), help="Less .md, .json."
+    "--output", type=click.Path(path_type=Path), default=Path(".cache/benchmarks/speed"), help="Without .md and .json."
 )
 def main(
     peers_python: Path | None,
@@ -123,13 +122,13 @@ def main(
     cache: Path,
     output: Path,
 ) -> None:
-    """Measure, print a table and write it with the details beside it."""
-    found = contestants(cache, layers, peers_python, output_tokens, threads)
+    """Measure, print a table and write it, with details in a JSON file."""
+    found = runtimes_to_compare(cache, layers, peers_python, output_tokens, threads)
     prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
     with contextlib.ExitStack() as stack:
         runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, (command, _) in found.items()}
         about = {name: runtime.about for name, runtime in runtimes.items()}
-        rounds, bandwidths = take_turns(runtimes, Reader(threads), count)
+        rounds, bandwidths = alternate(runtimes, Reader(threads), count)
     rows = summarise(rounds)
     bandwidth = statistics.median(value for read in bandwidths for value in read)
     for name, (_, read) in found.items():

@@ -1,4 +1,4 @@
-"""A bundle of ours, as `megrez bench` measures it: run by benchmarks/speed.py.
+"""Our runtime, as in `megrez bench`: run by benchmarks/speed.py.
 
 python speed_megrez.py BUNDLE THREADS OUTPUT_TOKENS, then as turns.py says
 """

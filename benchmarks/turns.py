@@ -1,8 +1,8 @@
-"""Runtimes that stay open, each in a process of its own, and generate when it is their turn: both ends of the pipe.
+"""Runtimes that stay open, each in its own process, and generate on request: both ends of the pipe.
 
-A process reads the prompt's ids as a line of JSON, opens its model, generates once unmeasured and says what it is in
-a line; then every further line it reads asks for one measured generation and gets its times as a line. Imports
-nothing but the standard library: the processes run under whatever Python has their runtime.
+A process reads the prompt's ids as a line of JSON, opens its model, generates once as a warm-up and writes a line with
+its version; then for every line it reads, it generates once and writes its speeds as a line. Imports only the standard
+library: the processes run under different Pythons.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step) -> L
 
 
 def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> None:
-    """The process's end. opened: from the prompt's ids to what the runtime is and how it generates once."""
+    """The runtime's end of the pipe. opened: from the prompt's ids to a description and a function that generates."""
     output = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries must not print to the pipe
 
     def answer(line: Line) -> None:
         os.write(output, json.dumps(line).encode() + b"\n")
@@ -48,7 +48,7 @@ def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> Non
 
 
 class Runtime:
-    """The benchmark's end: a process that `opened_runtime` opened."""
+    """The benchmark's end of the pipe: a process started by `opened_runtime`."""
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str], prompt: list[int]) -> None:
         self._process, self._errors = process, errors
@@ -73,7 +73,7 @@ class Runtime:
 
 @contextlib.contextmanager
 def opened_runtime(command: Sequence[object], prompt: list[int]) -> Iterator[Runtime]:
-    """A runtime whose model is loaded and warm; RuntimeError with what its process said where that fails."""
+    """A runtime whose model is loaded and warm; raises RuntimeError with its process's output where that fails."""
     words = [str(word) for word in command]
     pipe = subprocess.PIPE
     with (

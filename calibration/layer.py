@@ -1,8 +1,8 @@
-"""Calibrate one layer: smooth it, choose its inputs' scales, quantise its weights; knows no file and no other layer.
+"""Calibrate one layer: smooth it, choose its input scales, quantise its weights; knows no file and no other layer.
 
-Two streams of hidden states run through it side by side: the full-precision model's, and that of the model quantised
-so far, which the layer will read at run time. Smoothing is judged on the first, scales and weights on the second;
-asymmetric calibration brings the second back to the first.
+Two streams of hidden states pass through it: the full-precision model's, and that of the model quantised so far, which
+the layer reads at run time. Smoothing is chosen on the first, scales and weights on the second; asymmetric calibration
+brings the second closer to the first.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Float32 = NDArray[np.float32]
 class Streams:
     """Hidden states [S, T, H] of the full-precision model (reference) and of the quantised one.
 
-    The first `calibration_samples` are calibrated on; the others are held out.
+    The first `calibration_samples` samples are calibration data; the others are held out.
     """
 
     reference: Float32
@@ -33,17 +33,17 @@ class Streams:
 
 
 class _References:
-    """What the full-precision model has at each projection group, on the calibration tokens; see FullPrecision."""
+    """The full-precision model's values at each projection group, on the calibration tokens; see FullPrecision."""
 
     def __init__(self, streams: Streams) -> None:
         samples = streams.calibration_samples
         self.tokens = samples * streams.reference.shape[1]
-        self.inputs: dict[str, Float32] = {}  # of each group, until they are asked for
+        self.inputs: dict[str, Float32] = {}  # by group, until `pop`
         error = streams.reference[:samples] - streams.quantized[:samples]
         self._residual_errors = {"o": error.reshape(self.tokens, -1)}
 
     def record(self, group: str, x: Float32, y: Float32) -> None:
-        """The full-precision model's input x and output y of a group; o's y joins the stream that down's will join."""
+        """The full-precision model's input x and output y of a group; o's y joins the residual stream before down's."""
         self.inputs[group] = x[: self.tokens]
         if group == "o":
             self._residual_errors["down"] = self._residual_errors["o"] + y[: self.tokens]
@@ -60,11 +60,11 @@ class _References:
 def calibrate_layer(
     prefix: str, layer: dict[str, Float32], shape: DecoderShape, window: int | None, recipe: Recipe, streams: Streams
 ) -> tuple[Streams, Calibrated]:
-    """The streams behind the layer, and what was found for it. prefix: "model.layers.0."; layer: its tensors.
+    """The streams after the layer, and its calibration. prefix: "model.layers.0."; layer: its tensors.
 
     Raises CheckpointError where the full-precision model's hidden states overflow.
     """
-    references, found = _References(streams), Calibrated()
+    references, calibrated = _References(streams), Calibrated()
     reference_linear = linear_of(layer)
 
     def record(group: str, x: Float32) -> Float32:
@@ -89,20 +89,20 @@ def calibrate_layer(
             smoothed[norm] = smoothed[norm] * quantized.factors
             aligned = zip(GROUPS[group], quantized.projections, strict=True)
             smoothed.update({f"{name}.weight": one.weight for name, one in aligned})
-        found.matrices |= quantized.matrices
-        found.groups[prefix + group] = quantized.result(exponents.get(group))
+        calibrated.matrices |= quantized.matrices
+        calibrated.groups[prefix + group] = quantized.result(exponents.get(group))
         y = quantized(x)
         references.subtract(group, y)
         return y
 
     quantized = forward(streams.quantized, smoothed, shape, window, quantize)
-    found.tensors = {
+    calibrated.tensors = {
         prefix + name: tensor
         for name, tensor in smoothed.items()
-        if tensor is not layer[name] and prefix + name not in found.matrices
+        if tensor is not layer[name] and prefix + name not in calibrated.matrices
     }
     samples = streams.calibration_samples
-    return Streams(reference=reference, quantized=quantized, calibration_samples=samples), found
+    return Streams(reference=reference, quantized=quantized, calibration_samples=samples), calibrated
 
 
 def projection_of(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:

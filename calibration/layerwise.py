@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from megrez.calibration.layer import Streams, calibrate_layer
 from megrez.calibration.projections import Projection, QuantizedGroup, quantize_group
 from megrez.calibration.recipe import Calibrated, Recipe
-from megrez.calibration.reference.decoder import LM_HEAD, forward, linear_of
+from megrez.calibration.reference.decoder import LM_HEAD_GROUP, forward, linear_of
 from megrez.calibration.reference.fidelity import measure_fidelity
 from megrez.calibration.reference.hidden_session import HiddenSession
 from megrez.calibration.reference.model import LMHead, Model
@@ -23,7 +23,7 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutResult:
-    """reference: the full-precision model's hidden states behind the last layer, of the held-out samples, [S, T, H].
+    """reference: the full-precision model's hidden states after the last layer, of the held-out samples, [S, T, H].
 
     fidelity: of the quantised model on these samples; None where there are none.
     """
@@ -40,9 +40,9 @@ def calibrate_layers(
     store: Store,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> HeldOutResult:
-    """Calibrate on the first `calibration_samples` of tokens [S, T]; fidelity is measured on the others.
+    """Calibrate on the first `calibration_samples` rows of tokens [S, T]; measure fidelity on the others.
 
-    `progress` is called with how many of the model's layers are done. What a killed run finished is taken from `store`.
+    `progress` is called with the number of layers done. Layers that an interrupted run finished are taken from `store`.
     """
     embedded = model.embed(tokens)
     streams = store.resume(
@@ -51,15 +51,15 @@ def calibrate_layers(
     del embedded
     progress(min(store.progress.layers, model.layers))
     for layer in range(store.progress.layers, model.layers):
-        streams, found = calibrate_layer(
+        streams, calibrated = calibrate_layer(
             model.prefix(layer), model.layer(layer), model.shape, model.windows[layer], recipe, streams
         )
-        store.save(found, streams)
+        store.save(calibrated, streams)
         progress(layer + 1)
     head = model.lm_head()
     quantized_head = _quantize_head(model.lm_head_weight, head, recipe, streams)
     if store.progress.layers == model.layers and quantized_head is not None:
-        groups = {LM_HEAD: quantized_head.result(None)}
+        groups = {LM_HEAD_GROUP: quantized_head.result(None)}
         store.save(Calibrated(groups=groups, matrices=quantized_head.matrices), streams)
     return HeldOutResult(
         reference=streams.reference[calibration_samples:],
@@ -103,7 +103,7 @@ def _fidelity(tokens: Tokens, streams: Streams, head: LMHead, quantized_head: Qu
 def reference_hidden_states(
     model: Model, tokens: Tokens, progress: Callable[[int], None] = lambda layers: None
 ) -> Float32:
-    """Hidden states [S, T, H] behind the full-precision model's last layer; one layer's weights in memory at a time."""
+    """Hidden states [S, T, H] after the full-precision model's last layer; one layer's weights in memory at a time."""
     x = model.embed(tokens)
     for index in range(model.layers):
         layer = model.layer(index)

@@ -1,4 +1,4 @@
-"""Quantise a projection group, the projections that read one input; knows no layer around them."""
+"""Quantise a projection group, the projections that read one input; knows no layer."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Projection:
 class QuantizedGroup:
     """A projection group as it will be stored; matrices by name, the last three fields as in GroupResult.
 
-    factors: [K] that the input must be multiplied by first, which the projections were divided by; None for none.
+    factors: [K] that the input is multiplied by first, and the weights were divided by; None for none.
     """
 
     projections: list[Projection]
@@ -48,7 +48,7 @@ class QuantizedGroup:
     zero_channels: int
 
     def __call__(self, x: Float32) -> Float32:
-        """The outputs for x [tokens, K] in the engine's arithmetic: [tokens, sum of N], biases included."""
+        """The outputs for x [tokens, K], quantised as in the engine: [tokens, sum of N], biases included."""
         inputs = x if self.factors is None else x * self.factors
         if self.input_type is not None and self.input_scale is not None:
             inputs = fake_quantize(inputs, self.input_scale, self.input_type)
@@ -84,11 +84,11 @@ def quantize_group(
     alignable: bool = False,
     reference: FullPrecision | None = None,
 ) -> QuantizedGroup:
-    """Scales and codes for the inputs x [tokens, K] of the calibration data, read from the quantised model.
+    """Scales and codes for the inputs x [tokens, K] that the quantised model computes on the calibration data.
 
     Where all projections stay in float32 the input does too; where only some do, they read the quantised input.
-    alignable: whether the layer before can take factors for its channels; FP8 inputs are then aligned. reference: what
-    GPTQ is to approximate, where it is not the product with x; relative_error is then what is left besides.
+    alignable: whether the operator before can absorb per-channel factors; FP8 inputs are then aligned. reference: the
+    full-precision model's values, for asymmetric calibration; relative_error does not include its correction.
     """
     if all(one.weight_format is None for one in projections):
         return _group(projections, None, {}, recipe, None, x)
@@ -113,8 +113,8 @@ def quantize_group(
         for one in projections
         if one.weight_format is not None
     }
-    found = _group(projections, factors, matrices, recipe, scale, x)
-    return dataclasses.replace(found, relative_error=_relative_error(found, search_tokens(x)))
+    quantized = _group(projections, factors, matrices, recipe, scale, x)
+    return dataclasses.replace(quantized, relative_error=_relative_error(quantized, search_tokens(x)))
 
 
 def quantize_weight(weight: Float32, weight_format: WeightFormat, gram: Float64, *, gptq: bool) -> BlockQuantized:
@@ -131,7 +131,7 @@ def _group(
     input_scale: float | None,
     x: Float32,
 ) -> QuantizedGroup:
-    """Its error not yet measured."""
+    """With relative_error 0, which is measured afterwards."""
     zero_rows = sum(int((~one.weight.any(axis=1)).sum()) for one in projections if one.name in matrices)
     return QuantizedGroup(
         projections=projections,
@@ -145,7 +145,7 @@ def _group(
 
 
 def _importance(projections: list[Projection]) -> Float32:
-    """What a squared error of each channel costs: the squared weights of the quantised projections, summed: [K]."""
+    """The weight of each channel's squared error, [K]: the sum of the quantised projections' squared weights."""
     squares = [np.square(one.weight).sum(axis=0) for one in projections if one.weight_format is not None]
     total: Float32 = np.sum(squares, axis=0)
     return total

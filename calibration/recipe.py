@@ -1,4 +1,4 @@
-"""What to do to a model's projections, and what calibration found for them; knows no algorithm and no file."""
+"""How a model's projections are to be quantised, and the result of calibration; knows no algorithm and no file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Recipe:
     """How a model is quantised.
 
     smoothing: "smoothquant", "awq" or None. gptq: whether weights are quantised by GPTQ with asymmetric calibration,
-    else to nearest.
+    else round to nearest.
     input_type: "int8", "fp8" or "fp4" where the inputs of quantised projections are quantised too, with a static scale;
     else None. weight_format: a matrix's format by its tensor name; None leaves it in float32.
     """
@@ -30,12 +30,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
-    """What was found for one projection group, the projections that read one input.
+    """The calibration of one projection group, the projections that read one input.
 
     smoothing_exponent: None where the input is not smoothed. input_scale: None where the input stays in float32.
-    relative_error: the squared error of the outputs from this quantisation alone, as a share of their squares, on the
-    calibration data. zero_channels: input channels that are zero throughout the data, and rows of zeros of the
-    quantised weights; their scales mean nothing.
+    relative_error: the squared error of the outputs due to quantising this group alone, relative to their squares, on
+    the calibration data. zero_channels: input channels that are zero on all of the data, and all-zero rows of the
+    quantised weights; their scales are arbitrary.
     """
 
     smoothing_exponent: float | None
@@ -46,10 +46,10 @@ class GroupResult:
 
 @dataclass(slots=True)
 class Calibrated:
-    """All that was found for a layer, or for the LM head.
+    """The calibration of a layer, or of the LM head.
 
     groups: by the layer's prefix and the projection group, "model.layers.0.qkv". matrices: quantised projections.
-    tensors: those that smoothing changed and nothing quantised. Both by tensor name.
+    tensors: those that smoothing changed and that are not quantised. Both by tensor name.
     """
 
     groups: dict[str, GroupResult] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The `megrez-compile` command: options to a request, errors to one line; knows no stage."""
+"""The `megrez-compile` command: from options to a request; knows no stage."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from megrez.compile.commands.default_output import default_output, output_of_sta
 from megrez.compile.commands.engine_options import ENGINE, ENGINE_OPTIONS, NPU, engine_options, engine_request
 from megrez.compile.commands.sections import sectioned
 from megrez.compile.commands.targets_table import as_text
-from megrez.compile.graph.precision import fit_blocks
+from megrez.compile.graph.precision import fit_block_size
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, Target, find_target
@@ -29,8 +29,8 @@ from megrez.runtime.errors import UsageError
 from megrez.runtime.measure import peak_rss_bytes
 
 
-def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
+def _list_targets(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
         click.echo(as_text())
         context.exit()
 
@@ -61,24 +61,26 @@ SECTIONS = {
     metavar="N",
     help="Allow N tokens of prompt and answer together.  [default: 4096, for NPUs 1024]",
 )
-@click.option("--stage", type=click.Choice(["onnx"]), help="Stop at the calibrated graph, before the engine.")
+@click.option(
+    "--stage", type=click.Choice(["onnx"]), help="Stop after the calibrated graph, before the engine is built."
+)
 @click.option(
     "--block-size",
     type=click.Choice((*BLOCK_SIZES, CHANNEL)),
-    help="Share a scale among this many weights, or fewer to save padding.  [default: the target's]",
+    help="Share a scale among this many weights, or fewer to avoid padding.  [default: the target's]",
 )
-@click.option("--quantize-head", is_flag=True, help="Quantise the lm_head too, on targets that do not.")
+@click.option("--quantize-head", is_flag=True, help="Quantise the LM head too, for targets that do not by default.")
 @click.option(
     "--max-kl",
     type=float,
     metavar="NATS",
-    help="Keep the most sensitive weights in finer formats until the mean KL divergence is at most this.",
+    help="Keep the most sensitive weights in higher precision until the mean KL divergence is at most this.",
 )
 @click.option(
     "--scales",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Build from the scales that megrez calibrate wrote.",
+    help="Build from scales written by megrez calibrate.",
 )
 @calibration_options
 @engine_options
@@ -105,26 +107,26 @@ SECTIONS = {
 def compile_command(model: str, target: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into a bundle that `megrez run` opens.
 
-    MODEL is a Hugging Face folder or hub id, a .gguf file, with --dummy-weights a config.json, or what an earlier
-    --stage onnx wrote.
+    MODEL is a Hugging Face folder or hub id, a .gguf file, with --dummy-weights a config.json, or the bundle of
+    an earlier --stage onnx.
     """
     started = time.perf_counter()
     engine = engine_request(**{name: options.pop(name) for name in ENGINE_OPTIONS})
     with ConsoleReport() as report:
         if is_bundle(model):
             _refuse_checkpoint_options(model, options)
-            named = output or output_of_staged(model, open_bundle(model).manifest.target)
-            bundle = build_staged(model, target, named, engine, report)
+            output = output or output_of_staged(model, open_bundle(model).manifest.target)
+            bundle = build_staged(model, target, output, engine, report)
         elif target is None:
             raise UsageError("--target is missing: name one, --list-targets shows them all")
         else:
             staged = options["stage"] is not None
-            named = output or default_output(model, find_target(target).name, staged=staged)
-            bundle = compile_bundle(_request(model, target, named, engine, **options), report)
-    _tell(bundle, time.perf_counter() - started, as_json=as_json)
+            output = output or default_output(model, find_target(target).name, staged=staged)
+            bundle = compile_bundle(_request(model, target, output, engine, **options), report)
+    _print_result(bundle, time.perf_counter() - started, as_json=as_json)
 
 
-def _tell(bundle: Path, seconds: float, *, as_json: bool) -> None:
+def _print_result(bundle: Path, seconds: float, *, as_json: bool) -> None:
     peak = peak_rss_bytes()
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "seconds": round(seconds, 3), "peak_rss_bytes": peak}))
@@ -133,13 +135,13 @@ def _tell(bundle: Path, seconds: float, *, as_json: bool) -> None:
 
 
 def _next_command(bundle: Path) -> str:
-    """What this machine can do with it."""
+    """A command that works with it on this machine."""
     opened = open_bundle(bundle)
     target, path = find_target(opened.manifest.target), shlex.quote(str(bundle))
     if opened.manifest.engine != target.engine:
         target = target.staged()
     elif not target.runs_here:
-        return f"megrez inspect {path}  here, and  megrez run {path} PROMPT  where its device is"
+        return f"megrez inspect {path}  here, and  megrez run {path} PROMPT  on its device"
     if not target.runs_here:
         return f"megrez inspect {path}"
     has_text = opened.find(text_codec.FILE_NAME) is not None
@@ -167,11 +169,11 @@ def _request(
 ) -> Request:
     row = _row(target, block_size, stage, quantize_head)
     if scales is not None and algorithm is not None:
-        raise UsageError("--scales were made by an algorithm already: leave --algorithm out")
+        raise UsageError("--scales already have an algorithm: leave --algorithm out")
     if max_kl is not None and (not max_kl > 0 or scales is not None):
-        raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, whose formats are chosen")
+        raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, which already have formats")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
-    row = fit_blocks(row, checkpoint.config, asked=block_size is not None)
+    row = fit_block_size(row, checkpoint.config, requested=block_size is not None)
     calibration = CalibrationRequest(
         algorithm=algorithm,
         scales=scales,
@@ -185,11 +187,13 @@ def _request(
 
 
 def _refuse_checkpoint_options(model: str, options: dict[str, Any]) -> None:
-    """A staged bundle was calibrated and cut to its context already."""
+    """Raise UsageError for options that a staged bundle already has."""
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        raise UsageError(f"{model} is staged already, --{given[0].replace('_', '-')} comes before that: leave it out")
+        raise UsageError(
+            f"{model} is staged already, --{given[0].replace('_', '-')} belongs to that stage: leave it out"
+        )
 
 
 def _row(target: str, block_size: str | None, stage: str | None, quantize_head: bool) -> Target:

@@ -1,6 +1,6 @@
-"""What this machine has: packages, processor, memory and GPU; knows no target.
+"""This machine's packages, processor, memory and GPUs; knows no target.
 
-Every probe asks metadata, /proc or a program, and imports no library.
+Reads metadata and /proc and runs nvidia-smi; imports no engine library.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _PIECE = 1 << 22
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One NVIDIA GPU as nvidia-smi reports it. capability: ten times major plus minor, 0 where it does not say."""
+    """One NVIDIA GPU as nvidia-smi reports it. capability: ten times major plus minor, 0 where unknown."""
 
     name: str
     capability: int
@@ -43,7 +43,7 @@ def package_version(package: str) -> str | None:
 
 
 def can_import(module: str) -> bool:
-    """Whether the module would be found; imports only the packages that hold it."""
+    """Whether the module can be found; imports only its parent packages."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -72,7 +72,7 @@ def gpus() -> list[Gpu]:
 
 
 def processor(root: Path = Path("/")) -> tuple[str, list[str]]:
-    """The CPU's model, and which of INSTRUCTIONS it has. root: where /proc is found."""
+    """The CPU's model, and which of INSTRUCTIONS it has. root: the parent of /proc."""
     found: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -84,7 +84,7 @@ def processor(root: Path = Path("/")) -> tuple[str, list[str]]:
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int] | None:
-    """Bytes of memory, total and available; None where /proc does not say."""
+    """Bytes of memory, total and available; None where /proc does not state them."""
     found: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
@@ -114,7 +114,7 @@ def huge_pages(root: Path = Path("/")) -> str:
 
 
 def free_disk(folder: Path) -> int | None:
-    """Bytes free where `folder` is or would be made."""
+    """Free bytes on the disk of `folder`, which need not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -124,7 +124,7 @@ def free_disk(folder: Path) -> int | None:
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it downloads, by the variables that it reads."""
+    """huggingface_hub's cache folder, from its environment variables."""
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 

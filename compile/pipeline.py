@@ -34,7 +34,7 @@ DEFAULT_CALIBRATION = CalibrationRequest(text=TextRequest())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to compile. context: None takes the default, or the model's own where that is shorter."""
+    """What to compile. context: None for the target's default, or the model's maximum where that is shorter."""
 
     checkpoint: Checkpoint
     target: Target
@@ -47,14 +47,14 @@ class Request:
 def compile_bundle(request: Request, report: Report) -> Path:
     """Compile and return the bundle's folder.
 
-    Raises CheckpointError for a model that is not whole, UsageError for a request that cannot be met, BundleError
-    when the bundle cannot be written.
+    Raises CheckpointError for an incomplete model, UsageError for a request that cannot be met, BundleError where the
+    bundle cannot be written.
     """
     job, plan = check(request)
     with locked(request.output):
         report.stage("checking the checkpoint")
         job.checkpoint.check()
-        _name_ignored(job.checkpoint, report)
+        _report_ignored(job.checkpoint, report)
         check_space(request.output, estimate_weights(job.checkpoint, job.target))
         prepared = prepare(job, report)
         if plan.staged is None:
@@ -68,14 +68,14 @@ def compile_bundle(request: Request, report: Report) -> Path:
     return request.output
 
 
-def _name_ignored(checkpoint: Checkpoint, report: Report) -> None:
+def _report_ignored(checkpoint: Checkpoint, report: Report) -> None:
     if checkpoint.text is not None and checkpoint.text.ignored:
         ignored = ", ".join(checkpoint.text.ignored)
-        report.text(f"recommended for generating, and not followed by the runtime: {ignored}")
+        report.text(f"generation options of the checkpoint that the runtime does not support: {ignored}")
 
 
 def check(request: Request) -> tuple[Job, Plan]:
-    """What to calibrate and what to build; raises UsageError for all that can be refused before any work."""
+    """The calibration job and the build's plan; raises UsageError for all that can be refused before any work."""
     target, config = request.target, request.checkpoint.config
     context = choose_context(request.context, config.max_position_embeddings, target.default_context)
     check_shape(config, target)
@@ -83,7 +83,7 @@ def check(request: Request) -> tuple[Job, Plan]:
     plan = backend_of(target).plan(target, context, kv_cache(config, target), request.engine)
     if plan.staged is not None:
         check_output(_graphs_of(request.output))
-    dummy = request.calibration.weights == "dummy"  # which are as random in every basis
+    dummy = request.calibration.weights == "dummy"  # rotated random weights are as random
     job = Job(
         checkpoint=request.checkpoint if dummy else rotate_for(request.checkpoint, target),
         target=target if plan.staged is None else target.staged(),
@@ -95,7 +95,7 @@ def check(request: Request) -> tuple[Job, Plan]:
 
 
 def write_graph(job: Job, plan: Plan, prepared: Prepared, output: Path, report: Report) -> None:
-    """Trace, lower, build, describe and measure: the bundle `output` of what `plan` makes of the graph."""
+    """Trace, lower, build, describe and measure: write the bundle `output` from the graph by `plan`."""
     target, layers = prepared.target, job.checkpoint.config.num_hidden_layers
     report.stage(f"tracing {layers} layers for {target.name}")
     model = lowered(prepared.checkpoint, target, job.context, prepared.input_scale)
@@ -116,7 +116,7 @@ def write_graph(job: Job, plan: Plan, prepared: Prepared, output: Path, report: 
 
 
 def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:
-    if prepared.held_out is None or prepared.target.judge is None:
+    if prepared.held_out is None or prepared.target.fidelity_engine is None:
         return None
     report.stage(f"measuring fidelity on {prepared.held_out.tokens.size} tokens of {prepared.held_out.source}")
     return measure_bundle(bundle, prepared.target, prepared.held_out)
@@ -124,7 +124,7 @@ def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | N
 
 @contextlib.contextmanager
 def _staged_beside(output: Path) -> Iterator[Path]:
-    """Where the staged bundle lies from which `output` is built; it is removed at the end."""
+    """The path of the staged bundle from which `output` is built, which is removed at the end."""
     graphs = _graphs_of(output)
     try:
         yield graphs
@@ -136,10 +136,10 @@ def _graphs_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.graphs")
 
 
-def choose_context(asked: int | None, longest: int, default: int) -> int:
-    """The context to build for; raises UsageError when the model was not made for as much as was asked."""
-    if asked is None:
+def choose_context(requested: int | None, longest: int, default: int) -> int:
+    """The context to build for; raises UsageError where it exceeds the model's maximum."""
+    if requested is None:
         return min(default, longest)
-    if not 1 <= asked <= longest:
-        raise UsageError(f"--context is {asked}, this model takes 1 to {longest}: choose one of these")
-    return asked
+    if not 1 <= requested <= longest:
+        raise UsageError(f"--context is {requested}, this model takes 1 to {longest}: choose one of these")
+    return requested

@@ -1,4 +1,4 @@
-"""The installed `megrez-compile`: Ctrl-C ends it as ever while its libraries are still being imported."""
+"""The entry point of `megrez-compile`: Ctrl-C is handled also while libraries are imported."""
 
 import sys
 

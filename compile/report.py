@@ -1,4 +1,4 @@
-"""How a build reports its progress; knows no stage and no screen."""
+"""The interface by which a build reports its progress; knows no stage and no terminal."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,7 +7,7 @@ Progress = Callable[[int], None]
 
 
 class Report(Protocol):
-    """Stages and how far each is."""
+    """Receives stages and their progress."""
 
     def stage(self, name: str) -> None:
         """A stage begins."""
@@ -18,13 +18,13 @@ class Report(Protocol):
         ...
 
     def weights(self, total: int) -> Progress:
-        """Weights will be written, `total` bytes of them; call what is returned with each tensor's bytes."""
+        """`total` bytes of weights are going to be written; call the result with each tensor's bytes."""
         ...
 
     def layers(self, total: int) -> Progress:
-        """Layers will be walked, `total` of them; call what is returned with how many are done so far."""
+        """`total` layers are going to be processed; call the result with the number done so far."""
         ...
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A library that builds has done so many steps of a phase, by its own name of it."""
+        """The engine's builder has done `done` of `total` steps of its phase `name`."""
         ...

@@ -1,4 +1,4 @@
-"""From what `--stage onnx` wrote to a bundle with an engine, on the device itself; needs neither torch nor a model."""
+"""From a staged bundle to a bundle with an engine, on the device itself; needs neither torch nor the checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,19 +27,19 @@ def is_bundle(model: str) -> bool:
 
 
 def build_staged(model: str, target: str | None, output: Path, options: EngineOptions, report: Report) -> Path:
-    """Build the engine of the staged bundle `model` into a bundle of its own.
+    """Build the engine of the staged bundle `model` as the bundle `output`.
 
-    target: None, or that of the staged bundle. Raises UsageError where `model` is no such bundle or the device cannot
-    run it, BundleError where it is damaged, EngineError where its engine cannot be built.
+    target: None, or that of the staged bundle. Raises UsageError where `model` is not staged or the device cannot run
+    it, BundleError where it is damaged, EngineError where its engine cannot be built.
     """
     staged = open_bundle(model)
     row = _target(staged, target)
     if output.resolve() == staged.path.resolve():
-        raise UsageError(f"{output} is the staged bundle itself: give the engine's bundle another -o")
+        raise UsageError(f"{output} is the staged bundle itself: choose another -o")
     check_output(output)
     plan = backend_of(row).plan(row, staged.manifest.context_length, _kv_cache(staged.manifest, row), options)
     if plan.staged is not None and options.chunk is not None:
-        raise UsageError(f"{staged.path} was cut into steps of so many tokens already: leave --chunk out")
+        raise UsageError(f"{staged.path} was staged with its own --chunk: leave it out")
     with locked(output):
         build_from(staged, row, plan, output, report)
     return output
@@ -60,14 +60,14 @@ def build_from(staged: Bundle, target: Target, plan: Plan, output: Path, report:
         new.finish(_manifest(staged.manifest, target), _text(staged), device)
 
 
-def _target(staged: Bundle, asked: str | None) -> Target:
+def _target(staged: Bundle, requested: str | None) -> Target:
     manifest = staged.manifest
     if manifest.engine not in STAGED.values():
         raise UsageError(
-            f"{staged.path} is a finished bundle for {manifest.target}: give a checkpoint, or what --stage onnx wrote"
+            f"{staged.path} is a finished bundle for {manifest.target}: give a checkpoint or a bundle of --stage onnx"
         )
-    if asked not in (None, manifest.target):
-        raise UsageError(f"{staged.path} was staged for {manifest.target}, not {asked}: leave --target out")
+    if requested not in (None, manifest.target):
+        raise UsageError(f"{staged.path} was staged for {manifest.target}, not {requested}: leave --target out")
     return find_target(manifest.target)
 
 
@@ -78,14 +78,14 @@ def _kv_cache(staged: Manifest, target: Target) -> KvCache:
 
 
 def _manifest(staged: Manifest, target: Target) -> Manifest:
-    stated = staged.provenance
-    # What the staged graph gave on a CPU stands for an engine that may not run here.
+    provenance = staged.provenance
+    # The staged graph's fidelity on a CPU simulates that of an engine that may not run here.
     measured = None if staged.measured is None else replace(staged.measured, of="simulation")
     return replace(
         staged,
         engine=target.engine,
         kv_cache=_kv_cache(staged, target),
-        provenance=replace(stated, tools={**stated.tools, **tool_versions(target.engine)}),
+        provenance=replace(provenance, tools={**provenance.tools, **tool_versions(target.engine)}),
         measured=measured,
     )
 
@@ -97,7 +97,7 @@ def _text(staged: Bundle) -> TextAssets | None:
     return TextAssets(
         tokenizer_json=tokenizer.read_bytes(),
         chat_template=None if template is None else template.read_text(encoding="utf-8"),
-        bos_token=None,  # stated as tokens already
+        bos_token=None,  # already in `tokens`
         eos_token=None,
         tokens=staged.manifest.tokens,
         sampling=staged.manifest.sampling,

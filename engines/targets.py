@@ -27,9 +27,10 @@ class Target:
 
     weights: the projections. sensitive: those of them that lose most by rounding, see megrez.compile.graph.precision.
     head: the lm_head. embedding: the table that tokens are looked up in, and a coarser head's most common rows.
-    inputs: "int8", "fp8" or "fp4" where what a projection reads is rounded too, with one scale per tensor that
-    calibration measures. algorithm: the default one of calibration, of those in megrez.compile.calibrate.stage; "rtn"
-    rounds to nearest. finer: the tensors that get `sensitive`; None leaves that to megrez.compile.graph.precision.
+    input_type: "int8", "fp8" or "fp4" where the inputs of projections are quantised too, with one scale per tensor from
+    calibration. algorithm: the default one of calibration, of those in megrez.compile.calibrate.stage; "rtn"
+    rounds to nearest. higher_precision: the tensors that get `sensitive`; None leaves that to
+    megrez.compile.graph.precision.
     rotated: whether the residual stream is rotated first, see megrez.compile.checkpoint.rotated.
     min_capability: the oldest of the NVIDIA devices that have the data types it needs; None for other devices.
     default_context: tokens, where a user asks for none.
@@ -45,9 +46,9 @@ class Target:
     activations: str
     kv_dtype: str
     devices: str
-    inputs: str | None = None
+    input_type: str | None = None
     algorithm: str = "rtn"
-    finer: frozenset[str] | None = None
+    higher_precision: frozenset[str] | None = None
     rotated: bool = False
     min_capability: int | None = None
     default_context: int = 4096
@@ -58,8 +59,8 @@ class Target:
         return self.dialect in ("portable", "qnn")
 
     @property
-    def observes(self) -> bool:
-        """Whether every value of its graph is rounded, to a range that a text shows."""
+    def quantizes_all_activations(self) -> bool:
+        """Whether every value of its graph is quantised, with ranges observed on calibration data."""
         return self.dialect == "qnn"
 
     @property
@@ -68,20 +69,20 @@ class Target:
         return self.engine == "ort-cuda"
 
     @property
-    def judge(self) -> str | None:
-        """The engine by which a bundle's fidelity is measured on a CPU; None where calibration's simulation has to do.
+    def fidelity_engine(self) -> str | None:
+        """The engine with which a bundle's fidelity is measured on a CPU; None where only calibration can simulate it.
 
         An "ort-cuda" graph is computed by "ort", with CPU kernels of float16. No CPU computes NVFP4, whose operators
         are TensorRT's own, nor what is built for a device.
         """
-        if self.engine in STAGED or self.inputs == "fp4":
+        if self.engine in STAGED or self.input_type == "fp4":
             return None
         return "ort" if self.half else self.engine
 
     @property
     def runs_here(self) -> bool:
         """Whether any CPU runs the bundle."""
-        return self.judge == self.engine
+        return self.fidelity_engine == self.engine
 
     def staged(self) -> "Target":
         """This target without its engine: the calibrated graph, which any CPU runs as a reference."""
@@ -110,15 +111,17 @@ class Target:
             )
 
     @property
-    def finer_format(self) -> WeightFormat | None:
-        """What a budget may spend on a projection: 8 bits in place of 4, none of either in place of 8 or of E2M1."""
+    def higher_precision_format(self) -> WeightFormat | None:
+        """What --max-kl may keep projections in: 8 bits instead of 4; None, unquantised, instead of 8 or of E2M1."""
         if self.weights is None or self.weights.bits == 8 or self.weights.floating:
             return None
         return INT8_CHANNELS if self.dequantizes else INT8
 
-    def with_finer(self, names: frozenset[str]) -> "Target":
-        """This target with the projections `names`, and no others, in its finer format; the head is the embedding's."""
-        return replace(self, sensitive=self.finer_format, finer=names, head=self.embedding or self.head)
+    def with_higher_precision(self, names: frozenset[str]) -> "Target":
+        """This target with only the projections `names` in higher precision; the head gets the embedding's format."""
+        return replace(
+            self, sensitive=self.higher_precision_format, higher_precision=names, head=self.embedding or self.head
+        )
 
     def with_head(self) -> "Target":
         """This target with its projections' format for the lm_head too, but int8 in place of int4."""
@@ -255,7 +258,7 @@ TARGETS = (
         weights=INT8_CHANNELS,
         sensitive=INT8_CHANNELS,
         activations="int8 per tensor, calibrated",
-        inputs="int8",
+        input_type="int8",
         algorithm="smoothquant",
     ),
     replace(
@@ -265,7 +268,7 @@ TARGETS = (
         sensitive=FP8_CHANNELS,
         activations="fp8 per tensor, calibrated",
         devices="NVIDIA GPUs of SM89 and later",
-        inputs="fp8",
+        input_type="fp8",
         algorithm="gptq",
         min_capability=89,
     ),
@@ -285,7 +288,7 @@ TARGETS = (
         sensitive=NVFP4_BLOCKS,
         activations="fp4 in blocks of 16, at run time",
         devices="NVIDIA GPUs of SM100 and later",
-        inputs="fp4",
+        input_type="fp4",
         algorithm="gptq",
         min_capability=100,
     ),

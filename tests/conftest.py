@@ -35,9 +35,14 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+# torch and transformers are a million objects, which would be looked through again and again.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """torch and transformers are a million objects: tracing, which makes many, need not look through them again."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""Data types that values are quantised to, in units of their scale; knows no scale and no matrix."""
+"""Data types that values are quantised to, in units of their scale; knows no matrix."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +11,13 @@ Float32 = NDArray[np.float32]
 
 
 class DataType(Protocol):
-    """Values that lie symmetrically about zero. x is quantised to round(x / scale), with scale = amax / largest."""
+    """A symmetric data type. x is quantised to round(x / scale), with scale = amax / largest."""
 
     @property
     def largest(self) -> float: ...
 
     def round(self, x: Float32) -> Float32:
-        """The value nearest to each of x, ties to even; beyond the largest, the largest. float32, x's shape."""
+        """x rounded to the nearest value, ties to even, and clipped to the largest. float32, x's shape."""
         ...
 
 
@@ -51,8 +51,8 @@ class E4M3:
         return self.decode(self.encode(x))
 
     def encode(self, x: Float32) -> NDArray[np.uint8]:
-        """The bit patterns of what `round` gives."""
-        # The cast makes NaN of what it cannot hold.
+        """The bit patterns of round(x)."""
+        # The cast turns values out of range into NaN.
         top = np.float32(self.largest)
         return np.clip(x, -top, top).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
@@ -77,7 +77,7 @@ class E2M1:
         return self.decode(self.encode(x))
 
     def encode(self, x: Float32) -> NDArray[np.uint8]:
-        """The bit patterns of what `round` gives, each in the low half of a byte."""
+        """The bit patterns of round(x), each in the low half of a byte."""
         return x.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
 
     def decode(self, codes: NDArray[np.uint8]) -> Float32:
@@ -94,7 +94,7 @@ NVFP4_BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class NVFP4:
-    """E2M1 values with an E4M3 scale for each block of 16, chosen when they are quantised (dynamic quantisation).
+    """E2M1 values with an E4M3 scale per block of 16, computed at run time (dynamic quantisation).
 
     The largest is 6 * 448. Source: NVIDIA, TensorRT's documentation of dynamic double quantisation.
     """
@@ -113,6 +113,6 @@ class NVFP4:
 
 
 def tensor_scale(largest_scale: float) -> np.float32:
-    """NVFP4's scale of a whole matrix, whose blocks' scales are E4M3 values times it: a power of two, so exact."""
+    """NVFP4's scale of a whole matrix, by which block scales are divided to be E4M3: a power of two, so exact."""
     exponent = np.ceil(np.log2(largest_scale / FLOAT_TYPES[8].largest)) if largest_scale > 0 else 0.0
     return np.float32(2.0**exponent)

@@ -1,4 +1,4 @@
-"""Counts of magnitudes in a memory that does not grow with the data; knows nothing of what they are for."""
+"""A histogram of magnitudes whose memory does not grow with the data; knows no data type."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ class MagnitudeHistogram:
     """`bins` equal bins from zero to the first power of two above the largest magnitude.
 
     The range grows by doubling, and pairs of neighbouring bins merge. Range and number of bins are powers of two: a
-    value's bin is computed without rounding, so the counts do not depend on the order or the pieces data came in.
+    value's bin is computed without rounding, so the counts do not depend on how the data was split or ordered.
 
     counts: int64 [bins]. largest: float32, exact.
     """
@@ -33,7 +33,7 @@ class MagnitudeHistogram:
         self.counts += np.bincount((magnitudes * factor).astype(np.intp), minlength=bins)
 
     def width(self) -> float:
-        """Bin i holds values from i * width up to, not including, (i + 1) * width."""
+        """Bin i counts values in [i * width, (i + 1) * width)."""
         return float(np.ldexp(1.0, self._exponent)) / len(self.counts)
 
     def _grow(self) -> None:

@@ -1,7 +1,7 @@
-"""Smooth all of a layer: factors for every input, folded into the layer before it, at no cost to the graph.
+"""Smooth a layer: per-channel factors for every projection group's input, folded into the operator before it.
 
-The norms precede q, k, v, gate and up; v precedes o, through an attention that mixes tokens and not channels; up
-precedes down, as a factor. Knows no search: see smoothing.py.
+The norms take the factors of qkv and gate_up; v those of o, because attention mixes tokens and not channels; up those
+of down. Knows no search: see smoothing.py.
 """
 
 import numpy as np
@@ -22,9 +22,9 @@ def smooth_layer(
     recipe: Recipe,
     inputs: dict[str, Float32],
 ) -> tuple[dict[str, Float32], dict[str, float | None]]:
-    """The smoothed layer, equal to `layer` until it is quantised, and each projection group's exponent.
+    """The smoothed layer, equivalent to `layer` before quantisation, and each projection group's exponent.
 
-    inputs: of each group on the calibration data, [tokens, K]; afterwards, those in the smoothed layer.
+    inputs: each group's on the calibration data, [tokens, K]; replaced by those in the smoothed layer.
     Tensors that did not change are the same objects. A group is smoothed only if all its projections are quantised.
     """
     smoothed, exponents = dict(layer), dict[str, float | None]()

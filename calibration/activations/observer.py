@@ -1,6 +1,6 @@
-"""The range of a tensor seen piece by piece, whose quantisation loses least; knows no layer, model or text.
+"""The range of a tensor with the least quantisation error, from its histogram; knows no layer, model or text.
 
-The data may come in any pieces, and none of it is kept.
+Data may come in any number of parts; none of it is kept.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ CLIPPING_RATIOS = tuple(percent / 100 for percent in range(100, 0, -1))
 
 
 class MeanSquaredErrorObserver:
-    """The range, one for the whole tensor, with the least mean square of rounding and clipping errors."""
+    """The per-tensor range with the least mean squared error of rounding and clipping."""
 
     def __init__(self, data_type: DataType) -> None:
         self._data_type, self._histogram = data_type, MagnitudeHistogram(BINS)
@@ -30,18 +30,18 @@ class MeanSquaredErrorObserver:
         self._histogram.add(magnitudes)
 
     def amax(self) -> float:
-        """The magnitude that the data type's largest value stands for; 0 where all that was observed is zero."""
+        """The magnitude that the data type's largest value represents; 0 where everything observed is zero."""
         return least_squared_error(self._histogram, self._data_type)
 
     def scale(self) -> float:
-        """amax divided by the data type's largest value; 1 where all that was observed is zero."""
+        """amax divided by the data type's largest value; 1 where everything observed is zero."""
         return self.amax() / self._data_type.largest or 1.0
 
 
 def least_squared_error(histogram: MagnitudeHistogram, data_type: DataType) -> float:
-    """The share of the largest magnitude, from CLIPPING_RATIOS, that leaves the least squared error; ties: the first.
+    """The end of the range with the least squared error, of CLIPPING_RATIOS times the largest magnitude.
 
-    A bin's values count as its centre.
+    Ties: the first. Values of a bin are taken to be its centre.
     """
     largest = histogram.largest
     centres = np.minimum((np.arange(len(histogram.counts)) + 0.5) * histogram.width(), np.float64(largest))

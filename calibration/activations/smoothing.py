@@ -1,8 +1,8 @@
-"""Per-channel factors moved from activations into weights, or back, before either is quantised; knows no layer.
+"""Per-channel factors moved from activations to weights, or back, before quantisation; knows no layer.
 
 (x / s) @ (w * s)^T is x @ w^T for any s [K] > 0; the layer before can divide by s at no cost. Sources: Xiao et al.,
 SmoothQuant (arXiv 2211.10438): s = max|x|^a / max|w|^(1 - a); Lin et al., AWQ (arXiv 2306.00978): s = mean|x|^a. The
-exponent a is searched, and no smoothing is among the candidates.
+exponent a is searched; no smoothing is one of the candidates.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ EXPONENTS = {
 }
 # Rows of weights on which exponents are compared.
 SEARCH_ROWS = 1024
-# One in so many tokens helps to choose the input scale for a candidate; all are quantised with it.
+# Every so many tokens are used to choose a candidate's input scale; all are quantised with it.
 SCALE_STRIDE = 4
 SMALLEST = np.float32(1e-6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothing:
-    """factors: s, float32 [K]. exponent: None where no smoothing was best and the factors are 1."""
+    """factors: s, float32 [K]. exponent: None where not smoothing was best; the factors are then 1."""
 
     factors: Float32
     exponent: float | None
@@ -37,10 +37,10 @@ class Smoothing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothingSearch:
-    """The quantisation that candidates are compared under. method: a key of EXPONENTS.
+    """The quantisation under which candidates are compared. method: a key of EXPONENTS.
 
-    input_type: as in choose_scale, or None for float32. shared: channels that must have one factor, int [K], the group
-    of each; None where each has its own.
+    input_type: as in choose_scale, or None for float32. shared: int [K], channels of equal value must have
+    the same factor; None where each has its own.
     """
 
     method: str
@@ -50,9 +50,9 @@ class SmoothingSearch:
 
 
 def search_smoothing(x: Float32, weight: Float32, search: SmoothingSearch) -> Smoothing:
-    """The smoothing of inputs x [tokens, K] and `weight` [N, K] that leaves the least error in x @ weight^T.
+    """The smoothing of inputs x [tokens, K] and `weight` [N, K] with the least error in x @ weight^T.
 
-    Channel magnitudes are of all of x; errors are compared on some of it.
+    Channel magnitudes are those of all of x; errors are compared on a part of it.
     """
     input_size, weight_size = _channel_sizes(x, weight, search)
     x = search_tokens(x)

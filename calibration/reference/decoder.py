@@ -1,7 +1,7 @@
-"""One decoder layer in numpy, float32, cut at the inputs of its projections; knows no checkpoint and no graph.
+"""One decoder layer in numpy, float32, with its projections as a parameter; knows no checkpoint and no graph.
 
-Calibration needs a layer's activations and nothing of the rest of the model, so this is the forward pass of a layer
-over whole samples, without a cache. Shapes in comments: S samples, T tokens, H hidden, h heads, g KV heads,
+Calibration needs the activations of one layer at a time, so this is the forward pass of a layer over whole samples,
+without a cache. Shapes in comments: S samples, T tokens, H hidden, h heads, g KV heads,
 d head_dim, I intermediate.
 """
 
@@ -23,9 +23,9 @@ GROUPS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-# The norms before groups. The LM head is a group of its own, of no layer.
+# The norm before a group. The LM head is a group of its own, outside of the layers.
 NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
-LM_HEAD = "lm_head"
+LM_HEAD_GROUP = "lm_head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class DecoderShape:
 
 
 def forward(x: Float32, layer: Layer, shape: DecoderShape, window: int | None, linear: Linear) -> Float32:
-    """The layer's output for hidden states x [S, T, H]; `linear` computes every projection group of GROUPS."""
+    """The layer's output for hidden states x [S, T, H]; `linear` computes each of GROUPS."""
     samples, length, hidden = x.shape
     flat = x.reshape(-1, hidden)
     qkv = linear("qkv", rms_norm(flat, layer["input_layernorm.weight"], shape.rms_norm_eps))
@@ -120,7 +120,7 @@ def apply_rope(x: Float32, shape: DecoderShape) -> Float32:
 
 
 def swiglu(gate_up: Float32) -> Float32:
-    """[tokens, 2 I] -> silu(gate) * up, [tokens, I]; large activations are not held twice."""
+    """[tokens, 2 I] -> silu(gate) * up, [tokens, I]; in parts, so that temporaries stay small."""
     gate, up = np.split(gate_up, 2, axis=1)
     y = np.empty(up.shape, np.float32)
     for start in range(0, len(y), 512):
@@ -131,7 +131,7 @@ def swiglu(gate_up: Float32) -> Float32:
 
 
 def _masked(length: int, window: int | None) -> NDArray[np.bool_]:
-    """[T, T]: which keys a query must not attend to."""
+    """bool [T, T]: which keys a query must not attend to."""
     position = np.arange(length)
     distance = position[:, None] - position[None]
     return distance < 0 if window is None else (distance < 0) | (distance >= window)

@@ -1,4 +1,4 @@
-"""The distance of a session's next-token distributions from a reference's on the same text; knows no file."""
+"""KL divergence, perplexity and top-1 agreement of a session against a reference on the same text; knows no file."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ STEP_POSITIONS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Position:
-    """Comparisons of consecutive positions, [N] each; negative log-likelihoods only where the next token is known."""
+    """Comparisons at consecutive positions, [N] each; negative log-likelihoods only where there is a next token."""
 
     kl: Float64
     agree: NDArray[np.bool_]
@@ -32,10 +32,10 @@ def measure_fidelity(
     window: int = 512,
     progress: Callable[[int], None] = lambda positions: None,
 ) -> Fidelity:
-    """Compare at every one of `tokens` [N], in windows of so many tokens that each start with an empty cache.
+    """Compare at each of `tokens` [N], in windows of `window` tokens that each start with an empty cache.
 
-    The next token of a window's last position is unknown to it, so it counts for KL and agreement, not for perplexity.
-    Both sessions have one slot. `progress` is called with how many more positions are done. KL is in nats.
+    A window's last position has no next token, so it counts for KL and agreement, not for perplexity. Only slot 0 of
+    each session is used. `progress` is called with the number of positions just compared. KL is in nats.
     """
     parts: list[_Position] = []
     for start in range(0, len(tokens), window):
@@ -55,16 +55,16 @@ def measure_fidelity(
 
 def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int64]) -> Iterator[_Position]:
     for start in range(0, len(tokens), STEP_POSITIONS):
-        chunk = tokens[None, start : start + STEP_POSITIONS]
-        lengths, rows = np.array([start], np.int32), np.arange(chunk.shape[1])
-        model, truth = (log_softmax(one.step(chunk, lengths, rows)) for one in (session, reference))
-        targets = tokens[start + 1 : start + 1 + STEP_POSITIONS]
-        known = np.arange(len(targets))
+        piece = tokens[start : start + STEP_POSITIONS]
+        logits_index = np.arange(len(piece))
+        model, truth = (log_softmax(one.step(piece, [start], logits_index)) for one in (session, reference))
+        next_tokens = tokens[start + 1 : start + 1 + STEP_POSITIONS]
+        positions = np.arange(len(next_tokens))
         yield _Position(
             kl=(np.exp(truth) * (truth - model)).sum(axis=-1),
             agree=truth.argmax(axis=-1) == model.argmax(axis=-1),
-            loss=-model[known, targets],
-            reference_loss=-truth[known, targets],
+            loss=-model[positions, next_tokens],
+            reference_loss=-truth[positions, next_tokens],
         )
 
 

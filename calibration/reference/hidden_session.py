@@ -1,4 +1,4 @@
-"""A session that reads hidden states computed before: fidelity needs no second model in memory; knows no layer."""
+"""A session over precomputed hidden states: measuring fidelity needs no second model in memory; knows no layer."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Float32 = NDArray[np.float32]
 
 
 class HiddenSession:
-    """A Session of one slot that returns the logits of hidden states [N, H], for their own tokens in their order."""
+    """A Session of one slot whose logits are those of hidden states [N, H]; the tokens must be theirs, in order."""
 
     slots = 1
 
@@ -28,7 +28,7 @@ class HiddenSession:
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Float32:
-        """See megrez.runtime.session.Session; an empty cache starts the next window."""
+        """See megrez.runtime.session.Session; a start of 0 begins the next window."""
         batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
         if batch.starts[0] == 0:
             self._start += self._window

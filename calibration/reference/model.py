@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from megrez.calibration.reference.decoder import DecoderShape, rms_norm
 
 Float32 = NDArray[np.float32]
-EMBEDDING_WEIGHT = "model.embed_tokens.weight"
-FINAL_NORM_WEIGHT = "model.norm.weight"
-LM_HEAD_WEIGHT = "lm_head.weight"
+EMBED_TOKENS = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+LM_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +29,23 @@ class Model:
 
     @property
     def lm_head_weight(self) -> str:
-        """The name of its tensor: the embedding's where the two are tied."""
-        return LM_HEAD_WEIGHT if LM_HEAD_WEIGHT in self.names else EMBEDDING_WEIGHT
+        """The name of the LM head's tensor: the embedding's where the two are tied."""
+        return LM_HEAD if LM_HEAD in self.names else EMBED_TOKENS
 
     def prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 
     def layer(self, layer: int) -> dict[str, Float32]:
-        """One layer's tensors, their names without the prefix."""
+        """One layer's tensors, by their names without the prefix."""
         prefix = self.prefix(layer)
         return {name.removeprefix(prefix): self.read(name) for name in self.names if name.startswith(prefix)}
 
     def embed(self, tokens: NDArray[np.int64]) -> Float32:
         """Hidden states before the first layer: [*tokens.shape, H]."""
-        return self.read(EMBEDDING_WEIGHT)[tokens]
+        return self.read(EMBED_TOKENS)[tokens]
 
     def lm_head(self) -> "LMHead":
-        norm, weight = self.read(FINAL_NORM_WEIGHT), self.read(self.lm_head_weight)
+        norm, weight = self.read(FINAL_NORM), self.read(self.lm_head_weight)
         return LMHead(norm=norm, weight=weight, eps=self.shape.rms_norm_eps)
 
 
@@ -62,6 +62,6 @@ class LMHead:
         return rms_norm(hidden, self.norm, self.eps)
 
     def __call__(self, hidden: Float32) -> Float32:
-        """Logits [N, vocab_size] of hidden states [N, H] behind the last layer."""
+        """Logits [N, vocab_size] of hidden states [N, H] after the last layer."""
         logits: Float32 = self.inputs(hidden) @ self.weight.T
         return logits

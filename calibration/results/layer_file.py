@@ -1,4 +1,4 @@
-"""Quantised matrices and changed tensors in a safetensors file, one for each layer; knows no algorithm."""
+"""A layer's quantised matrices and changed tensors as a safetensors file; knows no algorithm."""
 
 import dataclasses
 import errno
@@ -14,11 +14,11 @@ from megrez.calibration.recipe import Calibrated
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 
 
-def write_layer(path: Path, found: Calibrated) -> None:
-    """Write `found`'s arrays under a temporary name, then rename; raises OSError where they cannot be written."""
-    arrays: dict[str, NDArray[np.generic]] = dict(found.tensors)
+def write_layer(path: Path, calibrated: Calibrated) -> None:
+    """Write the arrays of `calibrated` under a temporary name, then rename; raises OSError where that fails."""
+    arrays: dict[str, NDArray[np.generic]] = dict(calibrated.tensors)
     formats = {}
-    for name, matrix in found.matrices.items():
+    for name, matrix in calibrated.matrices.items():
         assert matrix.offsets is None
         arrays[f"{name}.codes"] = _packed(matrix.codes) if matrix.bits == 4 else matrix.codes
         arrays[f"{name}.scales"] = matrix.scales
@@ -29,13 +29,13 @@ def write_layer(path: Path, found: Calibrated) -> None:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         save_file(contiguous, temporary, {"formats": json.dumps(formats)})
-    except SafetensorError as error:  # a full disk among others
+    except SafetensorError as error:  # for example a full disk
         raise OSError(errno.EIO, str(error), str(path)) from error
     temporary.replace(path)
 
 
 class LayerFile:
-    """Reads what `write_layer` wrote, each array when it is needed."""
+    """Reads a file of `write_layer`, each array when it is needed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

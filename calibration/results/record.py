@@ -1,6 +1,6 @@
-"""What calibration writes: a readable JSON of scales, and beside it the quantised matrices, a file for each layer.
+"""What calibration writes: a readable JSON of scales, and beside it the quantised matrices, one file per layer.
 
-Knows names and figures; knows neither how they were found nor what reads them.
+Knows neither how scales are computed nor what reads them.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class TextRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One calibration. target: whose formats it is for. model_sha256: of the weights and config it belongs to.
+    """One calibration. target: the one it is for. model_sha256: of the weights and config it belongs to.
 
-    input_type: of the projections' inputs, "int8", "fp8" or "fp4"; None for float. finer: the tensors that have the
-    target's finer format, where a budget chose them; None where none was given. groups: projection groups, by
+    input_type: of the projections' inputs, "int8", "fp8" or "fp4"; None for float. finer: the tensors that
+    --max-kl keeps in higher precision; None without --max-kl. groups: projection groups, by
     "model.layers.0.qkv" and so on, and "lm_head". fidelity: of the quantised model on held-out text, in simulation.
     files: paths are relative to the JSON's folder.
     """
@@ -65,7 +65,7 @@ def read_record(path: Path) -> Record:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as scales ({error}): give a file of  megrez calibrate") from error
+        raise UsageError(f"{path} cannot be read as scales ({error}): give one of  megrez calibrate") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise UsageError(

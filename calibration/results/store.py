@@ -1,7 +1,7 @@
-"""Calibration's state on disk, so that a killed run resumes where it was; knows no algorithm.
+"""Calibration's state on disk, from which an interrupted run resumes; knows no algorithm.
 
-A folder for each request: finished layers, the hidden states behind the last of them, and progress.json, which is
-written last. A layer that progress.json does not name was not finished and is calibrated again.
+One folder per request: finished layers, the hidden states after the last of them, and progress.json, which is written
+last. A layer that progress.json does not list was not finished and is calibrated again.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """layers: how many are finished, the LM head counted as one; their results in the other fields as in Record."""
+    """layers: the number finished, the LM head counted as one. groups, files: theirs, as in Record."""
 
     layers: int
     groups: dict[str, GroupResult]
@@ -43,7 +43,7 @@ class Store:
         self.progress = self._read()
 
     def resume(self, streams: Streams) -> Streams:
-        """The hidden states behind the last finished layer; `streams` where none is."""
+        """The hidden states after the last finished layer; `streams` where there is none."""
         if self.progress.layers == 0:
             return streams
         try:
@@ -53,22 +53,22 @@ class Store:
             return streams
         return dataclasses.replace(streams, reference=reference, quantized=quantized)
 
-    def save(self, found: Calibrated, streams: Streams) -> None:
-        """Record a finished layer, or the LM head. streams: behind the last layer."""
+    def save(self, calibrated: Calibrated, streams: Streams) -> None:
+        """Record a finished layer, or the LM head. streams: the hidden states after it."""
         done = self.progress
         path = self.folder / f"{done.layers:03d}.safetensors"
-        write_layer(path, found)
+        write_layer(path, calibrated)
         self._write_hidden(done.layers + 1, streams)
         self.progress = Progress(
             layers=done.layers + 1,
-            groups=done.groups | found.groups,
+            groups=done.groups | calibrated.groups,
             files=(*done.files, describe_file(path, self.folder.parent)),
         )
         self._replace(PROGRESS, json.dumps(dataclasses.asdict(self.progress)).encode())
         self._hidden(done.layers).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Remove all but the files that a Record names."""
+        """Remove all but the files that a Record lists."""
         for path in [self.folder / PROGRESS, *self.folder.glob("hidden-*")]:
             path.unlink(missing_ok=True)
 
@@ -78,13 +78,13 @@ class Store:
     def _read(self) -> Progress:
         faults: list[str] = []
         try:
-            found = parse(Progress, json.loads((self.folder / PROGRESS).read_bytes()), faults)
+            progress = parse(Progress, json.loads((self.folder / PROGRESS).read_bytes()), faults)
         except (OSError, ValueError):
             return _NOTHING
-        whole = not faults and all(self._is_whole(file) for file in found.files)
-        return found if whole and self._hidden(found.layers).is_file() else _NOTHING
+        complete = not faults and all(self._is_complete(file) for file in progress.files)
+        return progress if complete and self._hidden(progress.layers).is_file() else _NOTHING
 
-    def _is_whole(self, file: File) -> bool:
+    def _is_complete(self, file: File) -> bool:
         path = self.folder.parent / file.path
         return path.is_file() and path.stat().st_size == file.size
 

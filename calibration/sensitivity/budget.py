@@ -1,4 +1,4 @@
-"""Which projection groups to keep finer so that a model stays within a budget of KL divergence; knows no weight."""
+"""Which projection groups to keep in higher precision for a budget of KL divergence; knows no weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One group: the divergence of quantising it alone, in nats, and the bytes that keeping it finer costs."""
+    """One group: the divergence of quantising it alone, in nats, and the bytes that higher precision costs."""
 
     name: str
     divergence: float
     bytes: int
 
 
-def choose_finer(choices: Mapping[str, Choice], budget: float) -> frozenset[str]:
-    """The names to keep finer, most divergence saved per byte first, until the others' sum is within `budget`.
+def choose_higher_precision(choices: Mapping[str, Choice], budget: float) -> frozenset[str]:
+    """The groups to keep in higher precision, most divergence saved per byte first, until the rest is within `budget`.
 
-    Divergences of single groups add up while they are small; the caller measures what the choice costs together.
+    Divergences of single groups are additive while they are small; the caller measures the choice as a whole.
     """
     left = sum(choice.divergence for choice in choices.values())
-    finer = set[str]()
+    higher_precision = set[str]()
     for choice in sorted(choices.values(), key=lambda one: (-one.divergence / max(one.bytes, 1), one.name)):
         if left <= budget:
             break
-        finer.add(choice.name)
+        higher_precision.add(choice.name)
         left -= choice.divergence
-    for choice in sorted((choices[name] for name in finer), key=lambda one: -one.bytes):
-        # One chosen before another that saves more may no longer be needed.
+    for choice in sorted((choices[name] for name in higher_precision), key=lambda one: -one.bytes):
+        # A group chosen early may no longer be needed.
         if left + choice.divergence <= budget:
-            finer.remove(choice.name)
+            higher_precision.remove(choice.name)
             left += choice.divergence
-    return frozenset(finer)
+    return frozenset(higher_precision)
 
 
-def remaining(choices: Mapping[str, Choice], finer: frozenset[str]) -> float:
-    """The sum of the divergences of the groups that are not finer."""
-    return sum(choice.divergence for choice in choices.values() if choice.name not in finer)
+def remaining(choices: Mapping[str, Choice], higher_precision: frozenset[str]) -> float:
+    """The sum of the divergences of the groups that are not in higher precision."""
+    return sum(choice.divergence for choice in choices.values() if choice.name not in higher_precision)

@@ -1,7 +1,7 @@
-"""The sensitivity of a model to the quantisation of each projection group alone; knows no target and no budget.
+"""A model's sensitivity to quantising each projection group alone; knows no target and no budget.
 
-Every group gets a stream of hidden states of its own, in full precision but for that group, and all streams go through
-the layers together: weights are read once, and the KL divergence at the end is the whole model's, not a layer's.
+Every group has its own stream of hidden states, with only that group quantised, and all streams pass through the
+layers together: weights are read once, and the KL divergence at the end is the whole model's, not a layer's.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from megrez.calibration.reference.fidelity import log_softmax
 from megrez.calibration.reference.model import Model
 
 Float32 = NDArray[np.float32]
-# Positions whose logits are held at a time, in float64: 126 MB at vocabulary 122880.
+# Positions whose logits are in memory at a time, in float64: 126 MB at vocabulary 122880.
 STEP_POSITIONS = 128
 
 
@@ -30,8 +30,8 @@ def measure_sensitivity(
 ) -> dict[str, float]:
     """Mean KL(reference || quantised), in nats, of quantising each group alone: by "model.layers.0.qkv" and so on.
 
-    tokens: [S, T], both calibrated and measured on: the figures rank groups, they do not promise a result. Memory
-    grows with layers * tokens: a few hundred tokens are enough.
+    tokens: [S, T], for calibration and measurement alike: the figures rank groups, they do not predict a result.
+    Memory grows with layers * tokens: a few hundred tokens are enough.
     """
     reference = model.embed(tokens)
     perturbed: dict[str, Float32] = {}

@@ -1,4 +1,4 @@
-"""Block-quantised matrices: what quantisers produce and graph passes pack; knows no engine's layout."""
+"""Block-quantised matrices, which quantisers produce and graph passes pack; knows no engine's layout."""
 
 from dataclasses import dataclass
 
@@ -21,16 +21,15 @@ class BlockFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockQuantized:
-    """A matrix [N, K] in unsigned codes that share a scale along blocks of K; a last, short block is allowed.
+    """A matrix [N, K] of unsigned codes that share a scale in blocks along K; the last block may be short.
 
         w[n, k] = scales[n, b] * (codes[n, k] - zero_points[n, b]) + offsets[n, b]      with b = k // block
 
     codes: uint8 [N, K], each below 2**bits. scales: float32 [N, ceil(K / block)].
-    zero_points: uint8, shaped as scales; None means the middle of the range, 2**(bits - 1).
-    offsets: float32, shaped as scales; None means zero. Only formats with a real minimum (GGUF's Q4_1) have them.
-    floating: the codes are bit patterns of E4M3 (8 bits) or E2M1 (4 bits) and count as their values; there are no zero
-    points then. Scales of E2M1 blocks are E4M3 values times a power of two, NVFP4's tensor scale.
-    One block of K columns gives each row one scale: per channel.
+    zero_points: uint8, shaped as scales; None stands for 2**(bits - 1).
+    offsets: float32, shaped as scales; None stands for zero. Only formats with a float minimum (GGUF's Q4_1) have them.
+    floating: the codes are bit patterns of E4M3 (8 bits) or E2M1 (4 bits), without zero points. Scales of E2M1 blocks
+    are E4M3 values times a power of two, NVFP4's tensor scale. A block of K columns is one scale per row: per channel.
     """
 
     bits: int
@@ -42,7 +41,7 @@ class BlockQuantized:
     floating: bool = False
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The matrix that these codes stand for, float32 [N, K]."""
+        """The dequantised matrix, float32 [N, K]."""
         columns = self.codes.shape[1]
 
         def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:

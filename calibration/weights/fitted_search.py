@@ -1,4 +1,4 @@
-"""RTN, round to nearest from the weights alone: a few ranges per block, each with its best scale; knows no text."""
+"""Ranges for RTN, from the weights alone: a few clipping ratios per block, each with a fitted scale; knows no text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from megrez.calibration.weights.ranges import (
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
-# Clipping ratios tried with fitted scales, of the range from the block's own extremes.
+# Clipping ratios tried with fitted scales, relative to the block's range.
 FITTED_RATIOS = {4: (1.0, 0.96, 0.92), 8: (128 / 127, 1.0, 0.99)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedSearch:
-    """RTN's search from the weights alone: of a few clipping ratios the one with the least squared error.
+    """Of a few clipping ratios the one with the least squared error.
 
-    Each candidate's scale is then fitted to its codes by least squares. A symmetric range reaches the largest magnitude
-    with the longer, negative side of the codes, so a scale may be negative, and zero for a block of zeros; with
-    `positive`, no scale is either. Only for integer formats whose scales are free.
+    Each candidate's scale is fitted to its codes by least squares. A symmetric range maps the largest magnitude to the
+    most negative code, so a scale may be negative, and zero for a block of zeros; with `positive`, every scale is
+    positive. Only for integer formats whose scales are not quantised.
     """
 
     positive: bool
@@ -60,7 +60,7 @@ def _symmetric_for_fit(x: Float32, bits: int, positive: bool) -> Iterator[Grid]:
 
 
 def _asymmetric_for_fit(x: Float32, bits: int) -> Iterator[Grid]:
-    """x [block, blocks]; scales and zero points [blocks], the zero points around that of the full range."""
+    """x [block, blocks]; scales and zero points [blocks], the zero points those next to the full range's."""
     top = np.float32(2**bits - 1)
     low, high = extremes(x, axis=0)
     scale = (high - low) / top
@@ -70,7 +70,7 @@ def _asymmetric_for_fit(x: Float32, bits: int) -> Iterator[Grid]:
 
 
 def _best_fit(x: Float32, bits: int, grids: Iterator[Grid]) -> Grid:
-    """Per block of x [block, blocks], the grid with the least squared error once its scale fits its codes best."""
+    """Per block of x [block, blocks], the grid with the least squared error after its scale is fitted."""
     best_scale, best_zero = (np.zeros(x.shape[1], np.float32) for _ in range(2))
     least = np.full(x.shape[1], np.inf, np.float32)
     for scale, zero in grids:
@@ -87,5 +87,5 @@ def _best_fit(x: Float32, bits: int, grids: Iterator[Grid]) -> Grid:
 
 
 def _reciprocal(scale: Float32) -> Float32:
-    """1 / scale, and 0 for scales too small, whose blocks are then zeros."""
+    """1 / scale, and 0 for scales that are too small: their blocks are quantised to zeros."""
     return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=np.abs(scale) > SMALLEST_SCALE)

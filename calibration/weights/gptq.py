@@ -1,4 +1,4 @@
-"""GPTQ: quantise column by column, with each column's error fed back into those after it; knows no text.
+"""GPTQ: quantise column by column, feeding each column's error back into later ones; knows no text.
 
 Source: Frantar et al., GPTQ (arXiv 2210.17323), in the form that Chee et al., QuIP (arXiv 2307.13304), prove equal to
 it (LDLQ): with the Hessian H = (A + I) D (A + I)^T, A strictly upper triangular, column k is quantised as
@@ -15,7 +15,7 @@ from megrez.calibration.weights.blocks import BlockQuantized
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# Added to the Hessian's diagonal, as a share of its mean: directions that the calibration data lacks have no inverse.
+# Added to the Hessian's diagonal, relative to its mean: without it the Hessian may be singular.
 DAMPING = 0.01
 # GPTQ's lazy batches: columns quantised before their errors are fed back to all others; rows quantised at a time.
 BATCH_COLUMNS, BATCH_ROWS = 64, 8192
@@ -24,10 +24,10 @@ BATCH_COLUMNS, BATCH_ROWS = 64, 8192
 def quantize_gptq(weight: Float32, grid: BlockQuantized, gram: Float64) -> BlockQuantized:
     """New codes for `weight` [N, K] with the scales and zero points of `grid`, in act-order.
 
-    gram: float64 [K, K], the mean of x x^T over the inputs x [K] of the calibration data. Least is the mean of
-    ||(w - q) x||^2 over them, where rounding to nearest makes ||w - q||^2 least.
+    gram: float64 [K, K], the mean of x x^T over the inputs x [K] of the calibration data. Minimises the mean of
+    ||(w - q) x||^2 over them, where rounding to nearest minimises ||w - q||^2.
     """
-    order = np.argsort(-np.diag(gram), kind="stable")  # act-order: what errs most has most columns left to feed back to
+    order = np.argsort(-np.diag(gram), kind="stable")  # act-order: the largest errors are fed back to the most columns
     feedback = _feedback(gram[np.ix_(order, order)])
     codes = np.empty(weight.shape, np.uint8)
     for start in range(0, len(weight), BATCH_ROWS):

@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of projections, GPTQ's Hessians but for a factor of 2; knows no weight."""
+"""Gram matrices of projections' inputs, half of GPTQ's Hessians; knows no weight."""
 
 import numpy as np
 from numpy.typing import NDArray

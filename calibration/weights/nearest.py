@@ -1,6 +1,6 @@
 """Quantise a matrix to a weight format, each weight to its nearest code; knows no text and no engine's layout.
 
-The range of each block, and with it the scale and the zero point, is the policy's choice: see ranges.py.
+A policy chooses the range of each block, which gives its scale and zero point: see ranges.py.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,9 @@ from megrez.runtime.errors import CheckpointError
 from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
-# Weights that a thread quantises at a time: a few temporaries of 1 MB each, and numpy holds no lock for long.
+# Weights that a thread quantises at a time: temporaries of 1 MB, and the interpreter lock is held for short times.
 TILE = 1 << 18
-# A block's scale as multiples of its channel's, in the 4 bits that Hexagon NPUs store (Qualcomm's LPBQ).
+# A block's scale is 1 to LPBQ_STEPS times its channel's, in 4 bits (Qualcomm's LPBQ, for Hexagon NPUs).
 LPBQ_STEPS = 16
 
 
@@ -67,16 +67,16 @@ def quantize_nearest(weight: Float32, weight_format: WeightFormat, policy: Range
 
 
 def _tensor_scale(weight: Float32, weight_format: WeightFormat) -> np.float32 | None:
-    """NVFP4's scale of the whole matrix, with room for the widest range tried; None in other formats."""
+    """NVFP4's scale of the whole matrix, with headroom for the widest range tried; None in other formats."""
     if not weight_format.floating or weight_format.bits != 4:
         return None
     return tensor_scale(float(np.abs(weight).max(initial=0)) * LARGEST_NVFP4_RATIO / FLOAT_TYPES[4].largest)
 
 
 def _lpbq_scales(scale: Float32, filled: NDArray[np.bool_]) -> Float32:
-    """Scales [rows, blocks], each as the nearest of 1 to LPBQ_STEPS sixteenths of its row's largest.
+    """Scales [rows, blocks], each rounded to 1 to LPBQ_STEPS sixteenths of its row's largest.
 
-    filled: which blocks are not all zeros; the others' scales mean nothing and do not count.
+    filled: which blocks are not all zeros; the scales of the others are ignored.
     """
     largest = np.where(filled, scale, 0).max(axis=1, keepdims=True)
     unit = positive_scale(largest / np.float32(LPBQ_STEPS))

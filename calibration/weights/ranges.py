@@ -19,9 +19,9 @@ Grid = tuple[Float32, Float32]  # scales, zero points
 SMALLEST_SCALE = np.float32(1e-30)
 # Clipping ratios tried by the weighted search, by the bits of integers.
 SEARCH_RATIOS = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: (1.0, 0.95, 0.9, 0.85, 0.8)}
-# E4M3's values repeat at every power of two: ratios within one octave are all there are.
+# E4M3's values repeat at every power of two: ratios within one octave are enough.
 E4M3_RATIOS = tuple(2.0 ** (-step / 8) for step in range(8))
-# NVFP4's scales are E4M3 values themselves: neighbours of the full range, above it too, where 4 and 6 lie far apart.
+# NVFP4's scales are E4M3 values: neighbours of the full range, also above it, because 4 and 6 are far apart.
 NVFP4_RATIOS = (1.0, 1.125, 1.25, 1.375, 1.5, 0.9, 0.8)
 LARGEST_NVFP4_RATIO = max(NVFP4_RATIOS)
 
@@ -34,12 +34,12 @@ class RangePolicy(Protocol):
         ...
 
     def divide(self, x: Float32, scale: Float32) -> Float32:
-        """x / scale, [rows, blocks, block]: what is rounded to codes."""
+        """x / scale, [rows, blocks, block], which is then rounded to codes."""
         ...
 
 
 class AbsMax:
-    """The range that clips nothing: to the largest magnitude, or with zero points from the smallest to the largest."""
+    """The range without clipping: to the largest magnitude, or with zero points from the smallest to the largest."""
 
     def choose(self, x: Float32, weight_format: WeightFormat, unit: np.float32 | None) -> Grid:
         return next(_clipped(x, weight_format, unit))
@@ -72,7 +72,7 @@ class WeightedSearch:
 
 
 def block_view(rows: Float32, block: int) -> Float32:
-    """[rows, K] as [rows, blocks, block], a last, short block padded with zeros."""
+    """[rows, K] as [rows, blocks, block], a short last block padded with zeros."""
     short = -rows.shape[1] % block
     if short:
         rows = np.pad(rows, ((0, 0), (0, short)))
@@ -80,12 +80,12 @@ def block_view(rows: Float32, block: int) -> Float32:
 
 
 def positive_scale(scale: Float32) -> Float32:
-    """`scale`, and 1 for blocks of zeros and of weights too small for any scale."""
+    """`scale`, and 1 for blocks of zeros and of weights too small for a scale."""
     return np.where(scale > SMALLEST_SCALE, scale, np.float32(1))
 
 
 def nearest_steps(quotients: Float32, zero: Float32, bits: int) -> Float32:
-    """Quotients rounded, in place, to whole steps from the zero point (of a shape that broadcasts) within the codes."""
+    """Quotients rounded in place to codes less the zero point, clipped to the codes' range. zero broadcasts."""
     np.rint(quotients, out=quotients)
     np.maximum(quotients, -zero, out=quotients)
     np.minimum(quotients, np.float32(2**bits - 1) - zero, out=quotients)
@@ -93,7 +93,7 @@ def nearest_steps(quotients: Float32, zero: Float32, bits: int) -> Float32:
 
 
 def _clipped(x: Float32, weight_format: WeightFormat, unit: np.float32 | None) -> Iterator[Grid]:
-    """Candidate ranges of each block, the one that clips nothing first."""
+    """Candidate ranges of each block, the one without clipping first."""
     if unit is not None:
         yield from _nvfp4(x, unit)
     elif weight_format.symmetric:
@@ -119,7 +119,7 @@ def _symmetric(x: Float32, weight_format: WeightFormat) -> Iterator[Grid]:
 
 
 def _asymmetric(x: Float32, bits: int) -> Iterator[Grid]:
-    """At every ratio, the zero point nearest to where the range puts zero, then its two neighbours."""
+    """At every ratio, the zero point nearest to zero's place in the range, then its two neighbours."""
     top = np.float32(2**bits - 1)
     low, high = extremes(x, axis=2)
     for ratio in SEARCH_RATIOS[bits]:
@@ -130,7 +130,7 @@ def _asymmetric(x: Float32, bits: int) -> Iterator[Grid]:
 def _weighted_error(
     x: Float32, scale: Float32, zero: Float32, weight_format: WeightFormat, importance: Float32
 ) -> Float32:
-    """Of each block: the sum over its columns of importance * (quantised - x)^2, [rows, blocks]."""
+    """The sum over each block's columns of importance * (quantised - x)^2, [rows, blocks]."""
     steps = x / scale[..., None]
     if weight_format.floating:
         steps = FLOAT_TYPES[weight_format.bits].round(steps)
@@ -144,7 +144,7 @@ def _weighted_error(
 
 
 def extremes(x: Float32, axis: int) -> tuple[Float32, Float32]:
-    """The smallest and the largest weight of each block, zero among them."""
+    """The smallest and the largest weight of each block, with zero in the range."""
     return np.minimum(x.min(axis=axis), 0), np.maximum(x.max(axis=axis), 0)
 
 

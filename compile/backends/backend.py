@@ -1,4 +1,4 @@
-"""What the pipeline asks of a backend: plan, disk_bytes and build; knows no engine."""
+"""The interface of backends: plan, disk_bytes and build; knows no engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ Source = TypeVar("Source", contravariant=True)
 class Lowered:
     """A graph in its target's dialect.
 
-    checkpoint: where its weights come from; None where they lie in a staged bundle. observed: samples [S, T] of the
-    calibration text, to find the range of every value; None for targets without such ranges, and for random weights.
+    checkpoint: the source of its weights; None where they are in a staged bundle. observed: calibration samples [S, T]
+    on which to observe the range of every value; None for targets without such ranges, and for random weights.
     """
 
     model: ir.Model
@@ -32,14 +32,14 @@ class Lowered:
 
 
 class Step(Protocol[Source]):
-    """One step of a build, whose options, devices and library were checked when it was planned."""
+    """One step of a build; options, devices and library were checked when it was planned."""
 
     def disk_bytes(self, source: Source) -> int:
-        """The disk space that its files take while they are made, from shapes alone."""
+        """The disk space that its files take while they are written, from shapes alone."""
         ...
 
     def build(self, source: Source, folder: Path, report: Report) -> Device | None:
-        """Write the engine's files into `folder`; the device that they need, None for any.
+        """Write the engine's files into `folder`; returns the device that they need, None for any.
 
         Raises EngineError where the engine cannot be built.
         """
@@ -48,21 +48,19 @@ class Step(Protocol[Source]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """graph: what is built from the lowered graph. staged: what is then built from the bundle that `graph` wrote; None
-    where that is the engine already.
-    """
+    """graph: builds from the lowered graph. staged: builds from the bundle of `graph`; None where that is it."""
 
     graph: Step[Lowered]
     staged: Step[Bundle] | None = None
 
 
 class Backend(Protocol):
-    """How the bundles of an engine are built."""
+    """Builds the bundles of an engine."""
 
     def plan(self, target: Target, context: int, cache: KvCache, options: EngineOptions) -> Plan:
-        """What to build for sequences of up to `context` tokens.
+        """The steps to build for sequences of up to `context` tokens.
 
-        Raises UsageError for what the devices, the library or the engine cannot do, MissingExtraError where there is no
-        library, both before any work.
+        Raises UsageError for what devices, library or engine do not support, MissingExtraError where the library is
+        not installed, both before any work.
         """
         ...

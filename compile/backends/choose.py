@@ -1,4 +1,4 @@
-"""Which backend builds a target: the table of engines."""
+"""The backend of a target, from the table of engines."""
 
 from megrez.compile.backends.backend import Backend
 from megrez.compile.backends.onnxruntime import OnnxRuntime

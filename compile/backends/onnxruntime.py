@@ -1,4 +1,4 @@
-"""ONNX Runtime reads the graph itself: its files are the graph and its weights; knows no checkpoint."""
+"""The backend of ONNX Runtime, whose engine files are the graph and its weights; knows no checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class GraphFiles:
 
 
 def refuse_npu_options(target: Target, options: EngineOptions) -> None:
-    """Raise UsageError for what only NPUs take."""
+    """Raise UsageError for options that only NPUs have."""
     if options.chunk is not None or options.share_weights:
         raise UsageError(
             f"--chunk and --share-weights are for NPUs, {target.name} is for {target.devices}: leave them out"

@@ -1,14 +1,14 @@
-"""What a user may ask of an engine's build, whatever the engine; each backend refuses what is not for it."""
+"""The options of building an engine, for all engines; each backend refuses those that are not for it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """arch: devices or capabilities, see find_capabilities; "native" for the GPU at hand, None for all that the library
-    can build for; for NPUs one chip, see find_chip. builder: the library; None for the one that is installed.
+    """arch: devices or capabilities, see find_capabilities; "native" for this machine's GPU, None for all that the
+    library can build for; for NPUs one chip, see find_chip. builder: the library; None for the installed one.
 
-    batch: most sequences at once. chunk, share_weights: of NPUs, see megrez.compile.backends.qnn. See
+    batch: the most sequences in a step. chunk, share_weights: of NPUs, see megrez.compile.backends.qnn. See
     megrez.engines.tensorrt.plan.PlanRequest for the rest.
     """
 

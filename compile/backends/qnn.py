@@ -1,4 +1,4 @@
-"""An NPU's bundle in two steps: the lowered graph becomes static graphs, those become contexts for one chip."""
+"""The backend of NPUs, in two steps: from the lowered graph to static graphs, from those to contexts for one chip."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +15,17 @@ from megrez.runtime.bundle import Bundle
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Device, KvCache
 
-# Prompt tokens of one step.
+# Prompt tokens per step.
 CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Qnn:
-    """See megrez.compile.backends.backend.Backend. Refuses chips that are not known and what static graphs lack."""
+    """See megrez.compile.backends.backend.Backend. Refuses unknown chips and options of other engines."""
 
     def plan(self, target: Target, context: int, cache: KvCache, options: EngineOptions) -> Plan:
-        known = EngineOptions(arch=options.arch, chunk=options.chunk, share_weights=options.share_weights)
-        if options != known:
+        npu_options = EngineOptions(arch=options.arch, chunk=options.chunk, share_weights=options.share_weights)
+        if options != npu_options:
             raise UsageError(
                 f"--batch and a builder's options are for TensorRT engines, {target.name} takes one sequence in static "
                 "shapes: leave them out"
@@ -41,13 +41,13 @@ class Qnn:
             load_library()
             return Plan(graph=graphs, staged=Contexts(chip=chip, share_weights=options.share_weights))
         if options != replace(EngineOptions(), chunk=options.chunk):
-            raise UsageError("--arch and --share-weights come with the contexts: leave them out of --stage onnx")
+            raise UsageError("--arch and --share-weights are for contexts, not for --stage onnx: leave them out")
         return Plan(graph=graphs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticGraphs:
-    """chunk: prompt tokens of a step. See megrez.compile.backends.backend.Step."""
+    """chunk: prompt tokens per step. See megrez.compile.backends.backend.Step."""
 
     context: int
     chunk: int
@@ -59,7 +59,7 @@ class StaticGraphs:
         """Raises CheckpointError where a value is not finite on the calibration text."""
         from megrez.compile.graph.static.graphs import write_static_graphs
 
-        assert source.checkpoint is not None, "static graphs are made of a checkpoint's graph"
+        assert source.checkpoint is not None, "static graphs need a checkpoint"
         write_static_graphs(
             source.model, source.checkpoint, source.observed, folder, context=self.context, chunk=self.chunk,
             report=report,

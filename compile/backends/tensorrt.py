@@ -1,4 +1,4 @@
-"""From a portable graph to a TensorRT engine, and what a user may ask of one; knows no checkpoint."""
+"""The backend of TensorRT and TensorRT-RTX, which builds from a portable graph; knows no checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from megrez.engines.tensorrt.plan import LEAST_SLOTS, PlanRequest
 from megrez.runtime.errors import UsageError
 from megrez.runtime.manifest import Device, KvCache
 
-# Prompt tokens of one step, and most logits that it returns: memory for speed.
+# Prompt tokens per step, and the most logits that it returns: memory for speed.
 CHUNK, LOGITS = 512, 64
 LEAST_CONTEXT = 2
-# The largest memory of a GPU that TensorRT knows today: a B300's.
+# The largest memory of a GPU that TensorRT supports: a B300's.
 LARGEST_MEMORY = 288 * 10**9
 
 
@@ -36,8 +36,8 @@ class TensorRt:
             target.check_capabilities(capabilities)
         if context < LEAST_CONTEXT:
             raise UsageError(
-                f"--context is {context}: TensorRT leaves out the mask of a cache of one token, so that its engine "
-                f"cannot be audited: choose {LEAST_CONTEXT} or more"
+                f"--context is {context}: TensorRT omits the mask of a cache of one token, and its engine cannot "
+                f"be audited: choose {LEAST_CONTEXT} or more"
             )
         _check_batch(options.batch, context, cache)
         name = choose_library(options.builder)
@@ -67,15 +67,15 @@ class TensorRt:
 
 
 def _check_batch(batch: int, context: int, cache: KvCache) -> None:
-    """Raise UsageError for a batch of none, and for one whose KV cache no GPU holds."""
+    """Raise UsageError for a batch below 1, and for one whose KV cache exceeds every GPU's memory."""
     if batch < 1:
-        raise UsageError(f"--batch is {batch}: ask for at least 1")
+        raise UsageError(f"--batch is {batch}: give at least 1")
     one = context * cache.bytes_per_token
     if max(batch, LEAST_SLOTS) * one > LARGEST_MEMORY:
         raise UsageError(
             f"--batch is {batch}: the KV cache of {max(batch, LEAST_SLOTS)} sequences of {context} tokens takes "
             f"{max(batch, LEAST_SLOTS) * one / 1e9:.1f} GB ({one / 1e6:.3g} MB each) and the largest GPU has "
-            f"{LARGEST_MEMORY / 1e9:.0f} GB: ask for a smaller --batch or --context"
+            f"{LARGEST_MEMORY / 1e9:.0f} GB: choose a smaller --batch or --context"
         )
 
 
@@ -87,7 +87,7 @@ class Engine:
     context: int
 
     def disk_bytes(self, source: Lowered) -> int:
-        """Twice the weights: the graph lies beside the engine until that is whole."""
+        """Twice the weights: the graph is kept until the engine is complete."""
         return 2 * data_bytes(source.model)
 
     def build(self, source: Lowered, folder: Path, report: Report) -> Device:

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all; knows nothing of what is in it."""
+"""Write a folder atomically; knows nothing of its content."""
 
 import contextlib
 import glob
@@ -13,12 +13,12 @@ OLD = "-old"
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a fresh sibling of `path` to write into; on success it becomes `path`, on any failure it is removed.
+    """Yield an empty sibling of `path`; on success it is renamed to `path`, on any failure it is removed.
 
-    An older `path` stays until the new one is whole. Siblings left by processes that were killed are removed, but for
-    an older `path` that one of them had just set aside: it gets its name back.
+    An existing `path` stays until the new one is complete. Siblings left by killed processes are removed, except for a
+    `path` that one of them had renamed: it gets its name back.
     """
-    path = path.resolve()  # through a link, its goal is replaced and the link stays
+    path = path.resolve()  # of a link, the target is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     partial = path.with_name(f".{path.name}{MARK}{os.getpid()}")
@@ -37,7 +37,7 @@ def _swap(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}{MARK}{os.getpid()}{OLD}")
     path.rename(old)
     new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)  # the new one is there: what is left of the old is removed next time
+    shutil.rmtree(old, ignore_errors=True)  # what remains is removed next time
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -52,7 +52,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_another(pid: int) -> bool:
-    """Whether `pid` is running and is not this process; in a container, a killed run had the same number."""
+    """Whether `pid` is another running process; in a container, a killed run may have had this one's pid."""
     if pid == os.getpid():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The manifest of a bundle that is about to be written: what it is, and where it comes from; knows no file."""
+"""The manifest of a bundle: its content and provenance; knows no file."""
 
 import importlib.metadata
 from dataclasses import asdict, dataclass
@@ -32,7 +32,7 @@ BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a bundle states. weights: "checkpoint" or "dummy"; record: the calibration, None without one."""
+    """What the manifest describes. weights: "checkpoint" or "dummy"; record: the calibration, None without one."""
 
     checkpoint: Checkpoint
     target: Target
@@ -50,7 +50,7 @@ def kv_cache(config: ModelConfig, target: Target) -> KvCache:
 def describe(content: Content) -> Manifest:
     """The manifest of a bundle whose files are not written yet.
 
-    What calibration measured stands for an engine that cannot run here.
+    Its fidelity is that of the calibration where no CPU can run the engine or its graph.
     """
     checkpoint, target = content.checkpoint, content.target
     config, text = checkpoint.config, checkpoint.text
@@ -70,7 +70,7 @@ def describe(content: Content) -> Manifest:
             calibration=None if content.record is None else Calibration(**asdict(content.record.text)),
             tools=tool_versions(target.engine),
         ),
-        measured=None if target.judge is not None else _simulated(content),
+        measured=None if target.fidelity_engine is not None else _simulated(content),
         device=None,
         files=(),
     )
@@ -91,26 +91,31 @@ def _quantization(content: Content) -> Quantization | None:
         algorithm="rtn" if content.record is None else content.record.algorithm,
         projections=str(target.weights),
         sensitive=_spelled(target.sensitive),
-        inputs=target.inputs,
-        activations=target.activations if target.observes else None,
-        embedding="uint16" if target.observes else _spelled(target.embedding),
+        inputs=target.input_type,
+        activations=target.activations if target.quantizes_all_activations else None,
+        embedding="uint16" if target.quantizes_all_activations else _spelled(target.embedding),
         lm_head=_spelled(target.head),
-        keeps_blocks=target.inputs is None and not target.observes and _keeps_blocks(checkpoint, target),
+        keeps_blocks=target.input_type is None
+        and not target.quantizes_all_activations
+        and _keeps_blocks(checkpoint, target),
         rotated=isinstance(checkpoint, RotatedCheckpoint),
     )
 
 
 def _keeps_blocks(checkpoint: Checkpoint, target: Target) -> bool:
-    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
+    precision, quantizer = (
+        Precision(checkpoint, target),
+        Quantizer(checkpoint, dequantize_linear=target.dequantizes),
+    )
     for name, shape in expected_tensors(checkpoint.config).items():
-        wanted = precision.wanted(name) if len(shape) == 2 else None
-        if wanted is not None and quantizer.plan((name,), shape[0], shape[1], wanted).carried:
+        weight_format = precision.format_of(name) if len(shape) == 2 else None
+        if weight_format is not None and quantizer.plan((name,), shape[0], shape[1], weight_format).keeps_blocks:
             return True
     return False
 
 
-def _spelled(form: WeightFormat | None) -> str | None:
-    return None if form is None else str(form)
+def _spelled(weight_format: WeightFormat | None) -> str | None:
+    return None if weight_format is None else str(weight_format)
 
 
 def _architecture(config: ModelConfig) -> Architecture:
@@ -127,7 +132,7 @@ def _architecture(config: ModelConfig) -> Architecture:
 
 
 def tool_versions(engine: str) -> dict[str, str]:
-    """What is installed of the tools that a bundle of `engine` may have been made with."""
+    """The installed versions of the tools that build bundles of `engine`."""
     found = importlib.metadata.distributions()
     installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
     return {tool: installed[tool] for tool in (*TOOLS, *ENGINE_TOOLS.get(engine, ())) if tool in installed}

@@ -1,4 +1,4 @@
-"""Where a bundle is written: a path that may be replaced, with room for it, held by one build at a time."""
+"""Checks and locks the path of a bundle: replaceable, writable, with enough disk space, used by one build at a time."""
 
 import contextlib
 import os
@@ -15,23 +15,23 @@ SMALL_FILES = 64 << 20
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError if `output` exists and is no bundle, for it would be replaced, is where this program runs, or
-    cannot be written.
-    """
+    """Raise UsageError where `output` exists and is not a bundle, contains the current folder, or cannot be written."""
     try:
         if Path.cwd().is_relative_to(output.resolve()):
-            raise UsageError(f"{output} is the current folder or holds it: give -o a folder of its own")
+            raise UsageError(f"{output} is the current folder or contains it: choose another -o")
         if output.exists() and not _may_be_replaced(output):
             raise UsageError(f"{output} exists and is not a bundle: choose another -o or remove it")
         parent = _existing_parent(output)
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
         raise UsageError(f"-o {output} cannot be used ({first_line(error)}): choose another") from error
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"-o {output} cannot be written, {parent} is no folder for you to write in: choose another")
+        raise UsageError(
+            f"-o {output} cannot be written, {parent} is not a folder that you can write to: choose another"
+        )
 
 
 def _may_be_replaced(output: Path) -> bool:
-    """An empty folder, or a bundle in which nobody has put a file of his own."""
+    """Whether it is an empty folder, or a bundle without files that its manifest does not list."""
     if not output.is_dir():
         return False
     if not any(output.iterdir()):
@@ -51,7 +51,7 @@ def _existing_parent(output: Path) -> Path:
 
 
 def check_space(output: Path, weight_bytes: int, needs: str = "the bundle needs") -> None:
-    """Raise BundleError if the disk cannot hold the bundle. needs: how the message begins."""
+    """Raise BundleError if the disk cannot hold the bundle. needs: the beginning of the message."""
     parent = _existing_parent(output)
     free, needed = shutil.disk_usage(parent).free, weight_bytes + SMALL_FILES
     if free < needed:
@@ -63,26 +63,29 @@ def check_space(output: Path, weight_bytes: int, needs: str = "the bundle needs"
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold `output` for one build; raises UsageError while another one, of any process, holds it.
+    """Lock `output` for one build; raises UsageError while another build, of any process, has the lock.
 
-    The lock is the system's own on a file beside `output`, so that a process that is killed loses it. Windows and file
-    systems without such locks are not guarded.
+    An flock on a file beside `output`, which the system releases when a process is killed. On Windows, and on file
+    systems without flock, nothing is locked.
     """
     path = output.resolve()
     file = path.with_name(f".{path.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(file)
+    except OSError as error:
+        raise BundleError(f"{output} cannot be written ({error.strerror}): choose another -o") from error
     if descriptor is None:
         raise UsageError(f"{output} is being built by another process: wait for it or choose another -o")
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # while it is held: nobody can have locked this very file
+        file.unlink(missing_ok=True)  # while locked, so that nobody else has locked this file
         os.close(descriptor)
 
 
 def _lock(path: Path) -> int | None:
-    """The descriptor of the locked file; None where it is locked already."""
+    """The descriptor of the locked file; None where another process has the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if sys.platform == "win32":
@@ -99,4 +102,4 @@ def _lock(path: Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # its last holder removed it in between
+        os.close(descriptor)  # its last holder has removed it

@@ -19,13 +19,13 @@ from megrez.runtime.manifest import FILE_NAME, Device, File, Manifest, Measured
 
 @dataclass(frozen=True, slots=True)
 class NewBundle:
-    """A bundle while it is written: the engine's files go into `folder`, which becomes `output`."""
+    """A bundle that is being written: the engine's files go into `folder`, which becomes `output`."""
 
     output: Path
     folder: Path
 
     def finish(self, manifest: Manifest, text: TextAssets | None, device: Device | None) -> Bundle:
-        """Write the text assets and the manifest, which lists all files; the bundle, which opens from here on.
+        """Write the text assets and the manifest, which lists all files; returns the bundle, which can now be opened.
 
         manifest: see megrez.compile.bundle.describe. device: what the engine needs.
         """
@@ -38,17 +38,17 @@ class NewBundle:
         return Bundle(path=self.folder, manifest=manifest)
 
     def state(self, finished: Bundle, measured: Measured) -> None:
-        """Have the finished bundle's manifest state what was measured on it."""
+        """Add the measured fidelity to the finished bundle's manifest."""
         manifest = replace(finished.manifest, measured=measured)
         (self.folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def new_bundle(output: Path) -> Iterator[NewBundle]:
-    """A bundle to build and `finish`, which becomes `output` at the end; after any failure, nothing has changed there.
+    """A bundle to build and `finish`, which becomes `output` at the end; after any failure, `output` is unchanged.
 
-    An older bundle of that name is replaced once the new one is whole.
-    Raises BundleError when the disk is full, UsageError when `output` is something else than a bundle.
+    An existing bundle is replaced when the new one is complete.
+    Raises BundleError where the disk is full, UsageError where `output` is not a bundle.
     """
     check_output(output)
     try:
@@ -64,7 +64,7 @@ def _what_failed(error: OSError, output: Path) -> str:
     reason = error.strerror or str(error)
     if error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(output.absolute().parent):
         return f"cannot write {output}: {reason}: choose another -o"
-    return f"cannot build {output}, {error.filename} failed: {reason}: see to that file and compile again"
+    return f"cannot build {output}, {error.filename} failed: {reason}: check that file and compile again"
 
 
 def _write_text(text: TextAssets, folder: Path) -> None:

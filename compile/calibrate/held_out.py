@@ -1,6 +1,6 @@
-"""Held-out text and the float32 model's hidden states for it: what a bundle's fidelity is measured against.
+"""Held-out text and the float32 model's hidden states for it, the reference for a bundle's fidelity.
 
-The float32 model runs layer by layer, so that a reference can be had of a model that would not fit into memory.
+The float32 model runs layer by layer, so it need not fit into memory.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ from megrez.runtime.manifest import Measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """tokens: [windows, length]. reference: `model`'s hidden states behind its last layer, [windows, length, H].
+    """tokens: [windows, length]. reference: `model`'s hidden states after its last layer, [windows, length, H].
 
-    model: the float32 one, for samples of `length`. source: the text's name.
+    model: in float32, for samples of `length`. source: the text's name.
     """
 
     tokens: NDArray[np.int64]
@@ -62,7 +62,7 @@ def model_of(checkpoint: Checkpoint, positions: int) -> Model:
 
 
 def read_held_out(checkpoint: Checkpoint, text: CalibrationText, progress: Callable[[int], None]) -> HeldOut:
-    """The held-out part of a text, read by the float32 model layer by layer."""
+    """The held-out part of a text, and the float32 model's hidden states for it."""
     length = text.tokens.shape[1]
     tokens = text.held_out.reshape(-1, length)
     model = model_of(checkpoint, length)
@@ -71,28 +71,32 @@ def read_held_out(checkpoint: Checkpoint, text: CalibrationText, progress: Calla
 
 
 def read_reference(job: Job, request: TextRequest, report: Report) -> HeldOut | None:
-    """The held-out part of the request's text, where a build that calibrates nothing has its fidelity measured.
+    """The held-out part of the request's text, for a build without calibration.
 
-    None for unquantised weights, which the graph's own tests hold, and where there is no text, or no CPU to run it.
+    None for unquantised weights, without a tokenizer, and for targets that no CPU runs.
     """
-    wanted = job.request.weights == "checkpoint" and job.target.weights is not None and job.target.judge is not None
-    if not wanted or job.checkpoint.text is None or request.fidelity_tokens == 0:
+    measurable = (
+        job.request.weights == "checkpoint"
+        and job.target.weights is not None
+        and job.target.fidelity_engine is not None
+    )
+    if not measurable or job.checkpoint.text is None or request.fidelity_tokens == 0:
         return None
     text = read_text(job.checkpoint.text, request, job.context)
     report.stage(f"reading {text.held_out.size} tokens of {text.held_out_source} with the float32 model")
-    # As its file has it: the same model, with nothing to rotate.
+    # Not the rotated checkpoint: the model is the same, and nothing needs to be rotated.
     original = file_of(job.checkpoint)
     return read_held_out(original, text, report.layers(original.config.num_hidden_layers))
 
 
 def measure_bundle(bundle: Bundle, target: Target, held_out: HeldOut) -> Measured:
-    """The fidelity of `bundle` to the float32 model, by the target's judge."""
+    """The fidelity of `bundle` to the float32 model, on the target's fidelity_engine."""
     windows, length = held_out.tokens.shape
     head = held_out.model.lm_head()
     vocab_size = len(head.weight)
     hidden = held_out.reference.reshape(windows * length, -1)
     reference = HiddenSession(hidden, head, window=length, vocab_size=vocab_size)
-    simulated = target.judge != target.engine
+    simulated = target.fidelity_engine != target.engine
     opener = open_on_cpu if simulated else open_session
     with closing(opener(bundle, threads=None, capacity=length)) as session:
         found = measure_fidelity(session, reference, held_out.tokens.reshape(-1), window=length)

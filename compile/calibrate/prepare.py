@@ -1,4 +1,4 @@
-"""What a build starts from: the checkpoint as it is or as calibration leaves it, and the text to measure it on."""
+"""Prepare a build: the checkpoint, calibrated where needed, and the text to measure fidelity on."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from megrez.compile.calibrate.held_out import HeldOut, read_reference
 from megrez.compile.calibrate.request import Job
 from megrez.compile.calibrate.self_generated import calibration_text
 from megrez.compile.calibrate.space import check_space_to_calibrate
-from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
+from megrez.compile.calibrate.stage import calibrate_checkpoint, quantizes_anything
 from megrez.compile.calibrate.text import CalibrationText, read_text
 from megrez.compile.calibrate.within_budget import calibrate_within, report_sensitivities
 from megrez.compile.checkpoint.calibrated import CalibratedCheckpoint
@@ -23,21 +23,22 @@ from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
-# Random weights have no ranges to calibrate: a norm leaves a standard deviation of 1, all inputs get the range of that.
+# The range of all inputs where weights are random: after a norm their standard deviation is 1.
 DUMMY_RANGE = 8.0
-# Parameters up to which a model is calibrated unasked where only its quality needs it: half an hour on two cores.
-CALIBRATED_UNASKED = 1_000_000_000
-# Samples of the calibration text on which the ranges of values are observed.
+# Parameters up to which a model is calibrated by default where RTN would do: half an hour on two cores.
+CALIBRATED_BY_DEFAULT = 1_000_000_000
+# Calibration samples on which the ranges of values are observed.
 OBSERVED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """target: the one asked for, with the tensors that a budget keeps finer. record: None where nothing was calibrated.
+    """target: the requested one, with the tensors that --max-kl keeps in higher precision.
 
-    held_out: None where fidelity is not to be measured. dummy_scale: of all inputs, where weights are random. observed:
-    samples [S, T] of the text, to observe the ranges of values on; None where the target has no use for them.
-    is_new: whether the record was calibrated here, and its files are of no use once the bundle is whole.
+    record: None without calibration. held_out: None where fidelity is not measured. dummy_scale: of all inputs, where
+    weights are random. observed: samples [S, T] on which the ranges of values are observed; None for targets that do
+    not need them. is_new: whether the record was calibrated for this build, and its files are removed when the bundle
+    is complete.
     """
 
     checkpoint: Checkpoint
@@ -55,16 +56,16 @@ class Prepared:
 
 
 def prepare(job: Job, report: Report) -> Prepared:
-    """Calibrate where the target asks for it; what is unfinished is taken up again.
+    """Calibrate where the target needs it; an interrupted calibration is resumed.
 
-    Where RTN is possible, a checkpoint without a tokenizer gets it unless a calibration is asked for, and so do models
-    of more than CALIBRATED_UNASKED parameters on ONNX Runtime's targets.
+    Where the target allows RTN, it is the default for checkpoints without a tokenizer, and on ONNX Runtime's targets
+    for models of more than CALIBRATED_BY_DEFAULT parameters.
     Raises UsageError for a request that cannot be met, CheckpointError for weights that are not finite.
     """
     if job.request.weights == "dummy":
         return _dummy(job)
-    # Read first: a text that cannot be used is refused before anything is calibrated.
-    observed = _observed_samples(job) if job.target.observes else None
+    # First, so that an unusable text is refused before calibration.
+    observed = _observed_samples(job) if job.target.quantizes_all_activations else None
     return dataclasses.replace(_prepared(job, report), observed=observed)
 
 
@@ -78,13 +79,13 @@ def _prepared(job: Job, report: Report) -> Prepared:
         found = read_scales(job, request.scales)
         held_out = read_reference(job, found.text, report)
         return Prepared(checkpoint=found.checkpoint, target=found.target, record=found.record, held_out=held_out)
-    if request.max_kl is None and not rounds_anything(job.checkpoint, target):
+    if request.max_kl is None and not quantizes_anything(job.checkpoint, target):
         _refuse_calibration(job, f"{target.name} quantises nothing of {job.checkpoint.source}")
         return _rtn(job, report)
     algorithm = _choose_algorithm(job, report)
     if request.max_kl is not None:
         return _within_budget(job, algorithm, request.max_kl, report)
-    if algorithm == "rtn" and target.inputs is None:
+    if algorithm == "rtn" and target.input_type is None:
         return _rtn(job, report)
     return _calibrated(job, algorithm, report)
 
@@ -92,18 +93,18 @@ def _prepared(job: Job, report: Report) -> Prepared:
 def _dummy(job: Job) -> Prepared:
     """Random weights, with one scale for all inputs."""
     if job.request.scales is not None:
-        raise UsageError("--scales belong to a model's weights, random ones have none: leave one of the two out")
+        raise UsageError("--scales are for a model's weights, not for --dummy-weights: leave one of the two out")
     _refuse_calibration(job, "random weights cannot be calibrated")
     if job.request.max_kl is not None:
-        raise UsageError("--max-kl measures a model's answers, random weights have none: leave one of the two out")
-    if job.target.inputs is None:
+        raise UsageError("--max-kl is measured on a model's weights, not on --dummy-weights: leave one of the two out")
+    if job.target.input_type is None:
         return Prepared(checkpoint=job.checkpoint, target=job.target)
-    scale = DUMMY_RANGE / INPUT_TYPES[job.target.inputs].largest
+    scale = DUMMY_RANGE / INPUT_TYPES[job.target.input_type].largest
     return Prepared(checkpoint=job.checkpoint, target=job.target, dummy_scale=scale)
 
 
 def _rtn(job: Job, report: Report) -> Prepared:
-    """The build quantises what there is to quantise; no text is needed for that."""
+    """Without calibration: the build quantises the weights to nearest."""
     return Prepared(
         checkpoint=job.checkpoint, target=job.target, held_out=read_reference(job, job.request.text, report)
     )
@@ -117,7 +118,7 @@ def _calibrated(job: Job, algorithm: str, report: Report) -> Prepared:
 
 
 def _within_budget(job: Job, algorithm: str, max_kl: float, report: Report) -> Prepared:
-    if not rounds_anything(job.checkpoint, job.target.with_finer(frozenset())):
+    if not quantizes_anything(job.checkpoint, job.target.with_higher_precision(frozenset())):
         raise UsageError(
             f"--max-kl needs something to quantise, {job.target.name} quantises nothing here: leave it out"
         )
@@ -132,7 +133,7 @@ def _within_budget(job: Job, algorithm: str, max_kl: float, report: Report) -> P
 
 def _of_record(job: Job, target: Target, record: Record, held_out: HeldOut | None, report: Report) -> Prepared:
     if record.zero_channels:
-        report.stage(f"{record.zero_channels} channels are zero throughout: they stay zero")
+        report.stage(f"{record.zero_channels} channels are zero on all of the calibration data: they stay zero")
     calibrated = CalibratedCheckpoint(job.checkpoint, record, job.work.parent)
     return Prepared(checkpoint=calibrated, target=target, record=record, held_out=held_out, is_new=True)
 
@@ -148,22 +149,22 @@ def _choose_algorithm(job: Job, report: Report) -> str:
     request, target = job.request, job.target
     if request.algorithm is not None:
         return request.algorithm
-    optional = target.inputs is None and target.algorithm != "rtn"
+    optional = target.input_type is None and target.algorithm != "rtn"
     if not optional or request.text.path is not None or request.max_kl is not None:
         return target.algorithm
     if job.checkpoint.text is None:
         return "rtn"
     parameters = parameter_count(job.checkpoint.config)
-    if target.dialect != "ort" or parameters <= CALIBRATED_UNASKED:
+    if target.dialect != "ort" or parameters <= CALIBRATED_BY_DEFAULT:
         return target.algorithm
     report.stage(
         f"quantising {parameters / 1e9:.1f} billion parameters to nearest (RTN), in minutes; "
-        f"--algorithm {target.algorithm} takes much longer and stays nearer to the checkpoint"
+        f"--algorithm {target.algorithm} takes much longer and is closer to the checkpoint"
     )
     return "rtn"
 
 
-def _refuse_calibration(job: Job, why: str) -> None:
-    asked = job.request.algorithm not in (None, "rtn")
-    if asked or job.request.text.path is not None:
-        raise UsageError(f"{why}: leave {'--algorithm' if asked else '--calib'} out")
+def _refuse_calibration(job: Job, reason: str) -> None:
+    is_algorithm = job.request.algorithm not in (None, "rtn")
+    if is_algorithm or job.request.text.path is not None:
+        raise UsageError(f"{reason}: leave {'--algorithm' if is_algorithm else '--calib'} out")

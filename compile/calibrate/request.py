@@ -1,4 +1,4 @@
-"""What a user may ask of calibration, and what one calibration is made for; knows no algorithm."""
+"""The options of calibration, and the job that it is part of; knows no algorithm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from megrez.engines.targets import Target
 class CalibrationRequest:
     """algorithm: a key of ALGORITHMS; None takes the target's own, or RTN (see megrez.compile.calibrate.prepare).
 
-    scales: those of an earlier calibration, in place of a new one. max_kl: keep as much of the model in finer formats
-    as this mean divergence, in nats, asks for. weights: "checkpoint" or "dummy".
+    scales: those of an earlier calibration, instead of a new one. max_kl: the largest mean divergence, in nats, for
+    which weights are kept in higher precision. weights: "checkpoint" or "dummy".
     """
 
     text: TextRequest
@@ -25,7 +25,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """context: of the bundle, in tokens. work: the JSON of unfinished calibrations, whose other files lie beside it."""
+    """context: of the bundle, in tokens. work: the JSON of unfinished calibrations; their other files are beside it."""
 
     checkpoint: Checkpoint
     target: Target

@@ -1,7 +1,7 @@
-"""Self-generated calibration data: text sampled from the model itself, where none is given; knows no scales.
+"""Self-generated calibration data: text sampled from the model itself, where none is fixed; knows no scales.
 
-It is of the kind that the model was trained on, in its languages, and needs no network (LLM-QAT, Liu et al., 2023).
-It is sampled from a draft of the model, quantised by RTN, that ONNX Runtime runs.
+It resembles the training data, in its languages, and needs no network (LLM-QAT, Liu et al., 2023). It is sampled from a
+draft of the model, quantised by RTN, on ONNX Runtime.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from megrez.runtime.session import Logits, Session
 
 Ids = NDArray[np.int64]
 SOURCE = "self-generated text"
-# Its text is near enough to the model's, and it takes half the memory of 8 bits.
+# Close enough to the model, in half the memory of 8 bits.
 DRAFT = find_target("cpu-int4").with_block(32)
-# Samples that are generated side by side: each has a KV cache of its own.
-AT_ONCE = 32
+# Samples that are generated in one batch: each has its own KV cache.
+BATCH = 32
 
 
 def calibration_text(
     checkpoint: Checkpoint, target: Target, request: TextRequest, context: int, work: Path, report: Report
 ) -> CalibrationText:
-    """The text asked for; where none is, self-generated text if ONNX Runtime will run the target, which it needs.
+    """The requested text; where none is requested, self-generated text for ONNX Runtime's targets.
 
-    What is held out is always read from a text. work: the tokens are kept beside it until `discard_generated`, so that
-    an unfinished calibration finds them again. Raises UsageError as read_text does.
+    The held-out part is always read from a text. work: the tokens are kept beside it until `discard_generated`, so that
+    an interrupted calibration finds them again. Raises UsageError as read_text does.
     """
     text = read_text(checkpoint.text, request, context)
     if request.path is not None or target.dialect != "ort":
@@ -76,7 +76,7 @@ def _generate(checkpoint: Checkpoint, samples: int, length: int, seed: int, fold
     with tempfile.TemporaryDirectory(prefix="draft-", dir=folder) as scratch:
         draft = _write_draft(checkpoint, length, Path(scratch) / "bundle", report)
         bos = tokens.bos if tokens.add_bos else None
-        with closing(open_session(open_bundle(draft), threads=None, slots=min(samples, AT_ONCE))) as session:
+        with closing(open_session(open_bundle(draft), threads=None, slots=min(samples, BATCH))) as session:
             parts = [
                 sample_tokens(session, length, bos=bos, stop=tokens.stop, seed=seed + number)
                 for number in range(-(-samples // session.slots))
@@ -94,20 +94,20 @@ def _write_draft(checkpoint: Checkpoint, context: int, output: Path, report: Rep
 
 
 def sample_tokens(session: Session, length: int, *, bos: int | None, stop: Collection[int], seed: int) -> Ids:
-    """Tokens [slots, length], each sampled at temperature 1 given those before it; the first uniformly.
+    """Tokens [slots, length], sampled at temperature 1; the first uniformly.
 
-    bos: leads every sequence, None for none. No id of `stop` is sampled: every sequence has the whole length.
+    bos: the first token of every sequence, None for none. No id of `stop` is sampled, so sequences have full length.
     """
     random = np.random.default_rng(seed)
     every = np.arange(session.slots)
     tokens = np.empty((session.slots, length), np.int64)
-    given = 1
+    fixed = 1
     tokens[:, 0] = random.integers(session.vocab_size, size=len(every))
     if bos is not None and length > 1:
-        tokens[:, 0], tokens[:, 1], given = bos, tokens[:, 0].copy(), 2
+        tokens[:, 0], tokens[:, 1], fixed = bos, tokens[:, 0].copy(), 2
     for at in range(length - 1):
         logits = session.step(tokens[:, at], np.full(len(every), at, np.int32), every)
-        if at + 1 < given:
+        if at + 1 < fixed:
             continue
         logits[:, list(stop)] = -np.inf
         tokens[:, at + 1] = _draw(logits, random)
@@ -115,7 +115,7 @@ def sample_tokens(session: Session, length: int, *, bos: int | None, stop: Colle
 
 
 def _draw(logits: Logits, random: np.random.Generator) -> Ids:
-    """Of each of the logits [N, vocab_size], an id by its probability."""
+    """Sample an id from each of the logits [N, vocab_size]."""
     sums = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1, dtype=np.float64)
-    wanted = random.random(len(sums)) * sums[:, -1]
-    return np.array([np.searchsorted(one, at, side="right") for one, at in zip(sums, wanted, strict=True)])
+    drawn = random.random(len(sums)) * sums[:, -1]
+    return np.array([np.searchsorted(one, at, side="right") for one, at in zip(sums, drawn, strict=True)])

@@ -1,4 +1,4 @@
-"""Disk space, estimated from shapes before any work: of a bundle, and of the files of its calibration."""
+"""Disk space of a bundle and of its calibration's files, estimated from shapes before any work."""
 
 import math
 from pathlib import Path
@@ -13,21 +13,24 @@ from megrez.compile.graph.quantizer import Quantizer
 from megrez.engines.targets import Target
 
 SCALE_BYTES = 4
-# Of every token: the exact model's hidden states and the quantised one's, written anew before the old ones go.
+# Hidden states per token: of the full-precision and the quantised model, new ones written before old ones are removed.
 STREAMS, COPIES = 2, 2
 
 
 def estimate_weights(checkpoint: Checkpoint, target: Target) -> int:
     """Bytes of the weights in the target's formats; never more than what will be written."""
-    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
-    unquantised = min(BYTES[target.kv_dtype], 2) if target.observes else BYTES[target.kv_dtype]
+    precision, quantizer = (
+        Precision(checkpoint, target),
+        Quantizer(checkpoint, dequantize_linear=target.dequantizes),
+    )
+    unquantised = min(BYTES[target.kv_dtype], 2) if target.quantizes_all_activations else BYTES[target.kv_dtype]
     total = 0
     for name, shape in expected_tensors(checkpoint.config).items():
-        wanted = precision.wanted(name) if len(shape) == 2 else None
-        if wanted is None:
+        weight_format = precision.format_of(name) if len(shape) == 2 else None
+        if weight_format is None:
             total += math.prod(shape) * unquantised
             continue
-        plan = quantizer.plan((name,), shape[0], shape[1], wanted)
+        plan = quantizer.plan((name,), shape[0], shape[1], weight_format)
         total += plan.n * (plan.k * plan.bits // 8 + (0 if plan.nested or plan.floating else plan.blocks * SCALE_BYTES))
     return total
 

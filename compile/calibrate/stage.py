@@ -1,4 +1,4 @@
-"""The calibration stage: a checkpoint, a target and a text to scales on disk; knows no graph and no option."""
+"""The calibration stage: from a checkpoint, a target and a text to scales on disk; knows no graph and no option."""
 
 import glob
 import hashlib
@@ -26,7 +26,7 @@ from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError, MegrezError, UsageError
 
-# Name on the command line -> smoothing, and whether GPTQ rounds the weights.
+# Name on the command line -> smoothing, and whether weights are quantised by GPTQ.
 ALGORITHMS: dict[str, tuple[str | None, bool]] = {
     "rtn": (None, False),
     "smoothquant": ("smoothquant", False),
@@ -49,17 +49,17 @@ def calibrate_checkpoint(
 ) -> tuple[Record, HeldOut]:
     """Calibrate, and write the scales to `path` and their matrices to a folder beside it.
 
-    What a run of the same request left unfinished is taken up again; with `reuse`, what one left finished is too.
-    Raises CheckpointError for weights that are no numbers, MegrezError when the scales cannot be written.
+    An interrupted run of the same request is resumed; with `reuse`, a finished one is reused.
+    Raises CheckpointError for weights that are not finite, MegrezError when the scales cannot be written.
     """
     smoothing, gptq = ALGORITHMS[algorithm]
-    weight_format = rounded_form(checkpoint, target)
-    recipe = Recipe(smoothing=smoothing, gptq=gptq, input_type=target.inputs, weight_format=weight_format)
+    weight_format = quantized_format_of(checkpoint, target)
+    recipe = Recipe(smoothing=smoothing, gptq=gptq, input_type=target.input_type, weight_format=weight_format)
     fingerprint = checkpoint.fingerprint()
-    learn, length = text.tokens.shape
+    samples, length = text.tokens.shape
     held_out = text.held_out.reshape(-1, length)
     tokens = np.concatenate([text.tokens, held_out])
-    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, learn)
+    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, samples)
     folder = path.with_name(f"{path.stem}.{digest[:12]}")
     if reuse and (record := _finished(path, folder)) is not None:
         return record, read_held_out(checkpoint, text, progress)
@@ -67,24 +67,24 @@ def calibrate_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
-        result = calibrate_layers(model, tokens, learn, recipe, store, progress)
+        result = calibrate_layers(model, tokens, samples, recipe, store, progress)
         record = _record(checkpoint, target, algorithm, fingerprint, text, result, store)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(record.to_json(), encoding="utf-8")
         partial.replace(path)
         store.finish()
     except CheckpointError:
-        store.discard()  # of no use to another checkpoint
+        store.discard()  # the checkpoint has to change
         raise
     except OSError as error:
         raise MegrezError(
-            f"the scales {path} cannot be written ({error.strerror}): make room there or choose another -o"
+            f"the scales {path} cannot be written ({error.strerror}): free some space or choose another -o"
         ) from error
     return record, HeldOut(tokens=held_out, model=model, reference=result.reference, source=text.held_out_source)
 
 
 def discard(work: Path) -> None:
-    """Remove what Preparations wrote for builds of one bundle: the last one's, and those of other requests."""
+    """Remove the calibrations for builds of one bundle: the last one, and those of other requests."""
     work.unlink(missing_ok=True)
     discard_generated(work)
     for folder in work.parent.glob(f"{glob.escape(work.stem)}.{'[0-9a-f]' * 12}"):
@@ -92,7 +92,7 @@ def discard(work: Path) -> None:
 
 
 def _finished(path: Path, folder: Path) -> Record | None:
-    """The scales at `path`, if their matrices are whole and lie in `folder`."""
+    """The scales at `path`, if their matrices are complete and in `folder`."""
     try:
         record = read_record(path)
     except UsageError:
@@ -109,60 +109,65 @@ def _record(
     result: HeldOutResult,
     store: Store,
 ) -> Record:
-    learn, length = text.tokens.shape
+    samples, length = text.tokens.shape
     return Record(
         schema_version=SCHEMA_VERSION,
         target=target.name,
         algorithm=algorithm,
-        input_type=target.inputs,
-        finer=None if target.finer is None else tuple(sorted(target.finer)),
+        input_type=target.input_type,
+        finer=None if target.higher_precision is None else tuple(sorted(target.higher_precision)),
         model=checkpoint.source,
         model_sha256=fingerprint,
-        text=TextRecord(source=text.source, sha256=text.sha256, samples=learn, tokens=length, seed=text.seed),
+        text=TextRecord(source=text.source, sha256=text.sha256, samples=samples, tokens=length, seed=text.seed),
         fidelity=result.fidelity,
         groups=store.progress.groups,
         files=store.progress.files,
     )
 
 
-def rounded_form(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
-    """What calibration rounds: matrices in the target's format, but for those whose own blocks are carried over.
+def quantized_format_of(checkpoint: Checkpoint, target: Target) -> Callable[[str], WeightFormat | None]:
+    """The formats of the matrices that calibration quantises; None where it does not: where stored blocks are kept.
 
-    A head of 8 bits is left to the build, unless its input needs a static scale: rounding to nearest costs it nothing.
+    An 8-bit LM head is left to the build, unless its input needs a static scale: RTN is as good for it.
     """
-    precision, quantizer = Precision(checkpoint, target), Quantizer(checkpoint, exact=target.dequantizes)
+    precision, quantizer = (
+        Precision(checkpoint, target),
+        Quantizer(checkpoint, dequantize_linear=target.dequantizes),
+    )
     shapes = expected_tensors(checkpoint.config)
 
-    def form(name: str) -> WeightFormat | None:
-        wanted = precision.wanted(name)
-        if wanted is None or (name in LM_HEAD_TABLES and target.inputs is None and wanted.bits == 8):
+    def format_of(name: str) -> WeightFormat | None:
+        weight_format = precision.format_of(name)
+        if weight_format is None or (name in LM_HEAD_TABLES and target.input_type is None and weight_format.bits == 8):
             return None
         rows, columns = shapes[name]
-        carried = quantizer.plan((name,), rows, columns, wanted).carried
-        return None if carried else quantizer.fitted(wanted, columns)
+        keeps_blocks = quantizer.plan((name,), rows, columns, weight_format).keeps_blocks
+        return None if keeps_blocks else quantizer.fitted(weight_format, columns)
 
-    return form
+    return format_of
 
 
-def rounds_anything(checkpoint: Checkpoint, target: Target) -> bool:
-    """Whether calibration has work: a file of 4-bit blocks is carried over as it is."""
-    form = rounded_form(checkpoint, target)
-    return any(form(name) is not None for name, shape in expected_tensors(checkpoint.config).items() if len(shape) == 2)
+def quantizes_anything(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether there is anything to calibrate: stored 4-bit blocks are kept as they are."""
+    format_of = quantized_format_of(checkpoint, target)
+    return any(
+        format_of(name) is not None for name, shape in expected_tensors(checkpoint.config).items() if len(shape) == 2
+    )
 
 
 def _digest(
-    checkpoint: Checkpoint, fingerprint: str, recipe: Recipe, algorithm: str, tokens: NDArray[np.int64], learn: int
+    checkpoint: Checkpoint, fingerprint: str, recipe: Recipe, algorithm: str, tokens: NDArray[np.int64], samples: int
 ) -> str:
-    """Of all that decides the result: a folder of unfinished work belongs to one request."""
+    """A hash of everything that the result depends on, which names the request's folder."""
     shapes = expected_tensors(checkpoint.config)
-    forms = {name: str(recipe.weight_format(name)) for name, shape in shapes.items() if len(shape) == 2}
+    weight_formats = {name: str(recipe.weight_format(name)) for name, shape in shapes.items() if len(shape) == 2}
     request = {
         "version": version("megrez-compile"),
         "model": fingerprint,
         "algorithm": algorithm,
         "inputs": recipe.input_type,
-        "forms": forms,
+        "forms": weight_formats,
         "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
-        "learn": learn,
+        "learn": samples,
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The text that calibration reads, and the text beside it that fidelity is measured on; knows no weights."""
+"""The text of the calibration data, and the held-out text for fidelity; knows no weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ REMEDY = "lower --calib-samples or --calib-tokens, or give a longer text"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationText:
-    """What was read. The sources are a file's name, without its folder, or name the default text.
+    """source, held_out_source: a file's name without its folder, or that of the default text.
 
-    tokens: [samples, length], each row to be read from an empty cache; a row begins with BOS where the model wants one.
-    held_out: [M] tokens in a row, for measuring fidelity, none of which was calibrated on; no BOS is added to them.
+    tokens: [samples, length], each read from an empty cache; a sample begins with BOS where the model uses one.
+    held_out: [M] consecutive tokens for measuring fidelity, none of them in `tokens`; without an added BOS.
     sha256: of `tokens` as little-endian int64, in hexadecimal. seed: None where the first tokens were taken.
     """
 
@@ -34,7 +34,7 @@ class CalibrationText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRequest:
-    """What to read; the fields are those of read_calibration_text.
+    """Which text; the fields are those of read_calibration_text.
 
     length: None takes WINDOW, or the context where that is shorter. fidelity_tokens: how many tokens to hold out,
     rounded up to whole samples; 0 for none.
@@ -57,13 +57,13 @@ def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> 
     length = sample_length(request, context)
     if length < 2 and request.length is None:
         raise UsageError(
-            f"--context is {context}: calibration and fidelity read samples of 2 tokens or more: choose 2 or more, or "
+            f"--context is {context}: calibration and fidelity need samples of at least 2 tokens: choose 2 or more, or "
             "leave both out with  --algorithm rtn --fidelity-tokens 0  where the target allows it"
         )
     if request.fidelity_tokens < 0:
         raise UsageError(f"--fidelity-tokens is {request.fidelity_tokens}: measure on 0 or more")
     if length > context:
-        raise UsageError(f"--calib-tokens is {length}, the context holds {context}: lower it or take a longer one")
+        raise UsageError(f"--calib-tokens is {length}, the context is {context}: lower it or choose a longer context")
     return read_calibration_text(
         assets,
         request.path,
@@ -81,9 +81,9 @@ def read_calibration_text(
 
     path: a UTF-8 text, or a .jsonl file whose lines are strings, {"text": …} or {"messages": […]}, which the model's
     chat template renders. None reads the default, pydoc_data.topics (see text_records.read_default).
-    seed: None takes the first windows, and what follows them is held out; a number draws windows from the whole text
-    without replacement, and what is held out are further ones. A file too short for that leaves it to the default text.
-    Raises UsageError when the request cannot be met; it says what to change.
+    seed: None takes the first windows and holds out the text after them; an int draws windows from the whole text
+    without replacement and holds out others. Where a file is too short for that, the default text is held out. Raises
+    UsageError when the request cannot be met; it says what to change.
     """
     _check_request(samples, length, held_out, seed)
     if assets is None:
@@ -91,23 +91,25 @@ def read_calibration_text(
     tokenizer = Tokenizer(assets)
     source = default_name() if path is None else path.name
     pieces = read_default(tokenizer) if path is None else read_file(path, tokenizer)
-    # Rows that a BOS leads take fewer tokens of the text than this.
+    # An upper bound: samples with an added BOS take one token less.
     ids = _read(pieces, samples * length + held_out if seed is None else None)
     bos = assets.tokens.bos if assets.tokens.add_bos else None
     windows = _windows(ids, length, bos)
     if len(windows) < samples:
         raise UsageError(
-            f"{samples} samples of {length} tokens were asked for and {source} has {len(ids)} tokens, "
+            f"{samples} samples of {length} tokens were requested and {source} has {len(ids)} tokens, "
             f"enough for {len(windows)}: {REMEDY}"
         )
     drawn, rest = _draw(ids, windows, samples, seed)
     tokens = np.stack([_lead(window, length, bos) for window in drawn])
-    own = len(rest) >= held_out
+    is_long_enough = len(rest) >= held_out
     return CalibrationText(
         tokens=tokens,
-        held_out=rest[:held_out].copy() if own else _default_held_out(tokenizer, held_out, used=path is None),
+        held_out=rest[:held_out].copy()
+        if is_long_enough
+        else _default_held_out(tokenizer, held_out, used=path is None),
         source=source,
-        held_out_source=source if own else default_name(),
+        held_out_source=source if is_long_enough else default_name(),
         sha256=hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
         seed=seed,
     )
@@ -119,24 +121,24 @@ def _check_request(samples: int, length: int, held_out: int, seed: int | None) -
     if length < 2:
         raise UsageError(f"--calib-tokens is {length}: a sample takes at least 2 tokens")
     if held_out < 0:
-        raise UsageError(f"{held_out} tokens were to be held out: hold out 0 or more")
+        raise UsageError(f"{held_out} held-out tokens were requested: give 0 or more")
     if seed is not None and seed < 0:
         raise UsageError(f"the seed of the calibration text is {seed}: give 0 or more")
 
 
-def _read(pieces: Iterator[Ids], wanted: int | None) -> Ids:
-    """At least `wanted` tokens where there are as many; all of them for None."""
-    parts, count = [np.empty(0, np.int64)], 0
+def _read(pieces: Iterator[Ids], count: int | None) -> Ids:
+    """At least `count` tokens where there are as many; all of them for None."""
+    parts, total = [np.empty(0, np.int64)], 0
     for piece in pieces:
         parts.append(piece)
-        count += len(piece)
-        if wanted is not None and count >= wanted:
+        total += len(piece)
+        if count is not None and total >= count:
             break
     return np.concatenate(parts)
 
 
 def _windows(ids: Ids, length: int, bos: int | None) -> list[slice]:
-    """Where each row of `length` tokens lies in the text; it is one shorter there where a BOS has to be added."""
+    """The slice of the text for each sample of `length` tokens; one shorter where a BOS is to be added."""
     windows, start = [], 0
     while start < len(ids):
         stop = start + length - (bos is not None and int(ids[start]) != bos)
@@ -148,7 +150,7 @@ def _windows(ids: Ids, length: int, bos: int | None) -> list[slice]:
 
 
 def _draw(ids: Ids, windows: list[slice], samples: int, seed: int | None) -> tuple[list[Ids], Ids]:
-    """The tokens of `samples` windows, and those that may be held out, in their order."""
+    """The tokens of `samples` windows, and those that can be held out, in their order."""
     if seed is None:
         return [ids[window] for window in windows[:samples]], ids[windows[samples - 1].stop :]
     drawn = [ids[windows[at]] for at in np.random.default_rng(seed).permutation(len(windows))]
@@ -163,5 +165,5 @@ def _default_held_out(tokenizer: Tokenizer, count: int, *, used: bool) -> Ids:
     """The first `count` tokens of the default text, unless they have been `used`."""
     ids = np.empty(0, np.int64) if used else _read(read_default(tokenizer), count)[:count]
     if len(ids) < count:
-        raise UsageError(f"{count} tokens were to be held out and the text has too few left: {REMEDY}")
+        raise UsageError(f"{count} held-out tokens were requested and the text has too few left: {REMEDY}")
     return ids

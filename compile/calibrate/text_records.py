@@ -1,4 +1,4 @@
-"""Texts, of files or of Python itself, as the tokens a model reads; knows nothing of what they are read for."""
+"""Tokenises text files and the default text, Python's documentation; knows no calibration."""
 
 import io
 import itertools
@@ -23,29 +23,29 @@ Ids = NDArray[np.int64]
 
 
 class Tokenizer:
-    """Records to token ids, without a BOS of ours: a chat template writes its own."""
+    """Records to token ids, without an added BOS: a chat template writes its own."""
 
     def __init__(self, assets: TextAssets) -> None:
         import tokenizers
 
         self.text = Text(tokenizers.Tokenizer.from_buffer(assets.tokenizer_json), assets.tokens)
-        words = {
+        names = {
             "bos_token": assets.bos_token,
             "eos_token": assets.eos_token,
             "pad_token": self.text.token_text(assets.tokens.pad),
         }
-        variables = {name: word for name, word in words.items() if word}
+        variables = {name: token for name, token in names.items() if token}
         self._template = None if assets.chat_template is None else ChatTemplate(assets.chat_template, variables)
 
     def encode(self, record: Any) -> Ids:
-        """Token ids of a string, {"text": …} or {"messages": […]}; other keys do not count. UsageError for the rest."""
+        """Token ids of a string, {"text": …} or {"messages": […]}; other keys are ignored. Else UsageError."""
         given = record if isinstance(record, dict) else {"text": record}
         match given.get("text"), given.get("messages"):
             case str(text), None:
                 return np.array(self.text.encode(text, add_bos=False), np.int64)
             case None, list(messages):
                 return np.array(self.text.encode(self._render(messages), add_bos=False), np.int64)
-        raise UsageError('it is of no known form: write a string, {"text": "…"} or {"messages": [{"role": …}, …]}')
+        raise UsageError('it has no known format: write a string, {"text": "…"} or {"messages": [{"role": …}, …]}')
 
     def _render(self, messages: list[Any]) -> str:
         if self._template is None:
@@ -54,10 +54,10 @@ class Tokenizer:
 
 
 def read_file(path: Path, tokenizer: Tokenizer) -> Iterator[Ids]:
-    """Tokens of a UTF-8 text, or of a .jsonl file's records, piece by piece and joined without anything between.
+    """Tokens of a UTF-8 text, or of a .jsonl file's records, piece by piece, with nothing between records.
 
-    A text is cut at the first line end after each PIECE, so that tokens there may differ from those of the whole.
-    Raises UsageError when it cannot be read, holds no text, or has a record that is malformed.
+    A text is split at the first line end after each PIECE, where tokens may differ from those of the whole text.
+    Raises UsageError when it cannot be read, is empty, or has a malformed record.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -74,10 +74,10 @@ def read_file(path: Path, tokenizer: Tokenizer) -> Iterator[Ids]:
 
 
 def read_default(tokenizer: Tokenizer) -> Iterator[Ids]:
-    """Tokens of pydoc_data.topics, which needs no network: the language reference that Python's help() shows.
+    """Tokens of pydoc_data.topics, the language reference that Python's help() shows.
 
-    English prose and code of 450,000 characters, in every CPython; its topics in the order of their names, with blank
-    lines between. It differs a little from one version of Python to the next.
+    English prose and code of 450,000 characters, in every CPython; sorted by topic, with blank lines between. It
+    differs a little between versions of Python.
     """
     try:
         from pydoc_data.topics import topics

@@ -1,7 +1,7 @@
-"""`--max-kl`: the cheapest assignment of formats whose measured divergence is within a budget; knows no graph.
+"""`--max-kl`: the smallest assignment of formats whose measured divergence is within a budget; knows no graph.
 
-Sensitivities of single projection groups say which to keep finer first; what all of the choice costs together is
-measured by calibrating with it, and the choice is corrected by what was found.
+Sensitivities of projection groups rank which to keep in higher precision. The choice is then calibrated as a whole and
+its divergence measured; where that is above the budget, more groups are chosen.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from megrez.calibration.recipe import Recipe
 from megrez.calibration.reference.decoder import GROUPS
 from megrez.calibration.results.record import Record
 from megrez.calibration.sensitivity import report as sensitivity_report
-from megrez.calibration.sensitivity.budget import Choice, choose_finer, remaining
+from megrez.calibration.sensitivity.budget import Choice, choose_higher_precision, remaining
 from megrez.calibration.sensitivity.measure import measure_sensitivity
 from megrez.compile.calibrate.held_out import HeldOut, model_of
-from megrez.compile.calibrate.stage import calibrate_checkpoint, discard, rounded_form
+from megrez.compile.calibrate.stage import calibrate_checkpoint, discard, quantized_format_of
 from megrez.compile.calibrate.text import CalibrationText
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
@@ -28,20 +28,20 @@ from megrez.runtime.errors import UsageError
 
 # Tokens that rank the groups; the result itself is measured on the held-out text.
 PROBE_SAMPLES, PROBE_TOKENS = 2, 256
-# The share of the budget that is aimed at: the text that is measured is not the text that will be read.
+# The share of the budget to aim at: users' text differs from the measured text.
 AIM = 0.85
 ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinBudget:
-    """target: with its finer tensors. divergences, finer: by projection group, for the report."""
+    """target: with its tensors in higher precision. divergences, higher_precision: by group, for the report."""
 
     target: Target
     record: Record
     held_out: HeldOut
     divergences: dict[str, float]
-    finer: frozenset[str]
+    higher_precision: frozenset[str]
 
 
 def calibrate_within(
@@ -53,10 +53,10 @@ def calibrate_within(
     max_kl: float,
     report: Report,
 ) -> WithinBudget:
-    """Calibrate with as few finer groups as the budget allows.
+    """Calibrate with as few groups in higher precision as the budget allows.
 
-    Raises UsageError when even with every group finer the divergence is above the budget. It is measured on the text's
-    held-out part.
+    The divergence is measured on the text's held-out part. Raises UsageError where it is above the budget even with
+    every group in higher precision.
     """
     layers = checkpoint.config.num_hidden_layers
     report.stage("sensitivity of every layer")
@@ -65,26 +65,32 @@ def calibrate_within(
     factor, best = 1.0, None
     lowest = 0.0
     for left in reversed(range(ROUNDS)):
-        finer = choose_finer(choices, AIM * max_kl / factor) if left else frozenset(choices)
-        mixed = target.with_finer(_tensors(finer))
-        report.stage(f"{len(finer)} of {len(choices)} projection groups finer")
+        higher_precision = choose_higher_precision(choices, AIM * max_kl / factor) if left else frozenset(choices)
+        mixed = target.with_higher_precision(_tensors(higher_precision))
+        report.stage(f"{len(higher_precision)} of {len(choices)} projection groups in higher precision")
         record, held_out = calibrate_checkpoint(
             checkpoint, mixed, algorithm, text, path, report.layers(layers), reuse=True
         )
         assert record.fidelity is not None
-        found, predicted = record.fidelity.kl_mean, remaining(choices, finer)
+        found, predicted = record.fidelity.kl_mean, remaining(choices, higher_precision)
         if found <= max_kl:
-            best = WithinBudget(target=mixed, record=record, held_out=held_out, divergences=divergences, finer=finer)
+            best = WithinBudget(
+                target=mixed,
+                record=record,
+                held_out=held_out,
+                divergences=divergences,
+                higher_precision=higher_precision,
+            )
             break
         lowest = found
-        if len(finer) == len(choices):
+        if len(higher_precision) == len(choices):
             break
         factor = max(factor * 1.5, found / max(predicted, 1e-12))
     if best is None:
         discard(path)
         raise UsageError(
-            f"--max-kl is {max_kl:g}, and {algorithm} for {target.name} came down to {lowest:.5f} with its finest "
-            "formats: raise it or choose a finer target"
+            f"--max-kl is {max_kl:g}, and {algorithm} for {target.name} reaches {lowest:.5f} with all projections in "
+            "higher precision: raise it or choose a target of higher precision"
         )
     return best
 
@@ -94,33 +100,33 @@ def report_sensitivities(
 ) -> None:
     """As a table in the report and as a PNG."""
     layers = checkpoint.config.num_hidden_layers
-    report.stage("KL divergence of quantising each projection group alone, in millinats; * stays finer")
-    report.text(sensitivity_report.table(found.divergences, found.finer, layers))
+    report.stage("KL divergence of quantising each projection group alone, in millinats; *: higher precision")
+    report.text(sensitivity_report.table(found.divergences, found.higher_precision, layers))
     title = f"{checkpoint.source}, {found.target.name}, KL at most {max_kl:g}"
-    sensitivity_report.draw(found.divergences, found.finer, layers, title, picture)
+    sensitivity_report.draw(found.divergences, found.higher_precision, layers, title, picture)
     report.stage(f"drawn in {picture}")
 
 
 def _sensitivities(
     checkpoint: Checkpoint, target: Target, text: CalibrationText, progress: Callable[[int], None]
 ) -> dict[str, float]:
-    """Ranked with RTN: on so few tokens anything that is fitted would look better than it is."""
+    """Measured with RTN: on so few tokens, GPTQ and smoothing would overfit."""
     length = min(PROBE_TOKENS, text.tokens.shape[1])
     tokens = np.ascontiguousarray(text.tokens[:PROBE_SAMPLES, :length])
-    coarse = rounded_form(checkpoint, target.with_finer(frozenset()))
-    recipe = Recipe(smoothing=None, gptq=False, input_type=target.inputs, weight_format=coarse)
+    weight_format = quantized_format_of(checkpoint, target.with_higher_precision(frozenset()))
+    recipe = Recipe(smoothing=None, gptq=False, input_type=target.input_type, weight_format=weight_format)
     return measure_sensitivity(model_of(checkpoint, length), tokens, recipe, progress)
 
 
 def _choice(checkpoint: Checkpoint, target: Target, name: str, divergence: float) -> Choice:
     shapes = expected_tensors(checkpoint.config)
     weights = sum(shapes[tensor][0] * shapes[tensor][1] for tensor in _tensors({name}))
-    fine, coarse = _bits(target.finer_format), _bits(target.weights)
-    return Choice(name=name, divergence=divergence, bytes=weights * (fine - coarse) // 8)
+    high, low = _bits(target.higher_precision_format), _bits(target.weights)
+    return Choice(name=name, divergence=divergence, bytes=weights * (high - low) // 8)
 
 
-def _bits(form: WeightFormat | None) -> int:
-    return 32 if form is None else form.bits
+def _bits(weight_format: WeightFormat | None) -> int:
+    return 32 if weight_format is None else weight_format.bits
 
 
 def _tensors(groups: frozenset[str] | set[str]) -> frozenset[str]:

@@ -1,7 +1,4 @@
-"""Opens whatever MODEL names: a folder, a GGUF file, a hub id, or a bare config.json with random weights.
-
-Knows which kind a string is; knows no file format.
-"""
+"""Opens MODEL: a folder, a GGUF file, a hub id, or a config.json with random weights; knows no file format."""
 
 import os
 import re
@@ -24,7 +21,7 @@ def open_checkpoint(
     """The checkpoint that `model` names.
 
     dummy_weights: seeded random weights in the shape of `model`, a config.json or a folder with one; `layers` then
-    replaces the number of layers. revision: a branch, tag or commit of a hub id.
+    replaces its number of layers. revision: a branch, tag or commit of a hub id.
     Raises UsageError when the options do not fit together, CheckpointError when there is no usable checkpoint.
     """
     path = Path(model).expanduser()
@@ -60,7 +57,7 @@ def _open_stored(path: Path, model: str, revision: str | None) -> Checkpoint:
     if path.is_dir():
         return HuggingFaceCheckpoint(path, source=_name(path))
     if path.is_file():
-        raise CheckpointError(f"{model} is a file of no known kind: name a folder, a .gguf file or a config.json")
+        raise CheckpointError(f"{model} has an unknown file type: name a folder, a .gguf file or a config.json")
     if not _can_be_hub_id(model):
         raise CheckpointError(f"{model} does not exist: name a folder, a .gguf file or a hub id such as owner/name")
     from megrez.compile.checkpoint.hub import download
@@ -69,7 +66,7 @@ def _open_stored(path: Path, model: str, revision: str | None) -> Checkpoint:
 
 
 def _can_be_hub_id(model: str) -> bool:
-    """Whether a string that is no file may name a model on the hub, and is no mistyped path."""
+    """Whether a string that is not a file may be a hub id, and not a mistyped path."""
     looks_local = model.startswith((".", "~", os.sep)) or model.endswith((os.sep, ".gguf", ".json", ".safetensors"))
     return not looks_local and HUB_ID.fullmatch(model) is not None and not Path(model).parent.is_dir()
 

@@ -1,7 +1,7 @@
-"""Tokens that stand beside tokenizer.json, added to it in the order and with the flags that transformers 5 gives them.
+"""Tokens in files other than tokenizer.json, added to it in the order and with the flags of transformers 5.
 
-Ids follow from the order alone: a token of the vocabulary keeps its id, a new one takes the next free one, whatever id
-a file states for it. Knows no folder.
+Ids follow from the order alone: a token of the vocabulary keeps its id, a new one gets the next free one, whatever id a
+file states for it. Knows no folder.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,9 +21,9 @@ DECODER, EXTRA, OLDER_EXTRA = "added_tokens_decoder", "extra_special_tokens", "a
 def add_stated_tokens(
     tokenizer: "Tokenizer", config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
 ) -> bool:
-    """Add to `tokenizer` what tokenizer_config.json, special_tokens_map.json and added_tokens.json name beside it.
+    """Add to `tokenizer` what tokenizer_config.json, special_tokens_map.json and added_tokens.json name in addition.
 
-    Returns whether there was anything. Raises CheckpointError for what is no token.
+    Returns whether anything changed. Raises CheckpointError for an entry that is not a token.
     """
     stated = merged(config, special_map)
     known = list(tokenizer.get_added_tokens_decoder().values())
@@ -45,7 +45,7 @@ def add_stated_tokens(
 
 
 def merged(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, Any]:
-    """What both files state: without added_tokens_decoder, special_tokens_map.json too, which is the stronger one."""
+    """Both files: without added_tokens_decoder, special_tokens_map.json is read too and takes precedence."""
     stated = dict(config)
     if OLDER_EXTRA in stated and not stated.get(EXTRA):
         stated[EXTRA] = stated.pop(OLDER_EXTRA)
@@ -58,16 +58,16 @@ def merged(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[st
 
 
 def _by_id(stated: Mapping[str, Any], added: Mapping[str, Any]) -> "list[AddedToken]":
-    """The tokens that a file states ids for, in the order of those."""
+    """The tokens for which a file states ids, in the order of the ids."""
     if DECODER in stated:
         entries = stated[DECODER]
         if not isinstance(entries, dict) or not all(str(i).isdecimal() for i in entries):
-            raise CheckpointError(f"tokenizer_config.json: {DECODER} is no object of ids and tokens: mend it")
+            raise CheckpointError(f"tokenizer_config.json: {DECODER} is not an object of ids and tokens: repair it")
         return [_token(entries[i], DECODER, special=False) for i in sorted(entries, key=int)]
     raise_faults(
         "added_tokens.json",
         [f"{token!r} has the id {i!r}" for token, i in added.items() if type(i) is not int],
-        "mend it or remove it",
+        "repair it or remove it",
     )
     listed = stated.get(EXTRA) or stated.get(OLDER_EXTRA) or []
     names = [stated[key] for key in NAMED if stated.get(key)] + (listed if isinstance(listed, list) else [])
@@ -88,7 +88,7 @@ def _specials(
     if isinstance(extra, dict):
         named, extra = named | extra, []
     if not isinstance(extra, list):
-        raise CheckpointError(f"tokenizer_config.json: {EXTRA} is neither a list nor an object: mend it")
+        raise CheckpointError(f"tokenizer_config.json: {EXTRA} is neither a list nor an object: repair it")
     return _tokens(named.items(), known), _tokens(((EXTRA, token) for token in extra), known)
 
 
@@ -103,13 +103,13 @@ def _content(value: Any) -> str | None:
 
 
 def _token(value: Any, key: str, *, special: bool) -> "AddedToken":
-    """A string, or an object with content and flags, of which normalized is off for special tokens if unstated."""
+    """A string, or an object with content and flags, where normalized is off for special tokens by default."""
     from tokenizers import AddedToken
 
     content = _content(value)
     stated = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
     if content is None or not all(isinstance(flag, bool) for flag in stated.values()):
         raise CheckpointError(
-            f"the tokenizer's files state {key} as something that is no token: mend tokenizer_config.json"
+            f"the tokenizer's files state {key} as something that is not a token: repair tokenizer_config.json"
         )
     return AddedToken(content, **{"special": special, **stated})

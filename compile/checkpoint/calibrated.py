@@ -1,11 +1,11 @@
-"""A checkpoint as calibration left it: rounded matrices in their blocks, smoothed tensors; knows no graph."""
+"""A checkpoint after calibration: quantised matrices in blocks, smoothed tensors; knows no graph."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.decoder import GROUPS, LM_HEAD
+from megrez.calibration.reference.decoder import GROUPS, LM_HEAD_GROUP
 from megrez.calibration.results.layer_file import LayerFile
 from megrez.calibration.results.record import Record
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
@@ -17,7 +17,7 @@ GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 
 class CalibratedCheckpoint(DerivedCheckpoint):
-    """The Checkpoint `original` with what `record`, whose files lie under `folder`, has in place of its own."""
+    """The Checkpoint `original`, its tensors replaced by those of `record`, whose files are under `folder`."""
 
     def __init__(self, original: Checkpoint, record: Record, folder: Path) -> None:
         super().__init__(original)
@@ -30,7 +30,7 @@ class CalibratedCheckpoint(DerivedCheckpoint):
             self._tensors |= dict.fromkeys(layer.tensors, layer)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """As the protocol says; of a rounded matrix, what it was before: a tied embedding is looked up exactly."""
+        """See the protocol; a quantised matrix is read unquantised: a tied embedding is looked up in full precision."""
         return self._tensors[name].tensor(name) if name in self._tensors else self.original.read(name)
 
     def block_format(self, name: str) -> BlockFormat | None:
@@ -44,7 +44,7 @@ class CalibratedCheckpoint(DerivedCheckpoint):
         return None if name in self._tensors else self.original.blocks(name)
 
     def input_scale(self, name: str) -> float | None:
-        """The static scale of what the matrix `name` multiplies."""
+        """The static scale of the input of the matrix `name`."""
         group = self.record.groups.get(_group(name))
         return None if group is None else group.input_scale
 
@@ -52,7 +52,7 @@ class CalibratedCheckpoint(DerivedCheckpoint):
 def _group(name: str) -> str:
     """ "model.layers.3.qkv" for "model.layers.3.self_attn.k_proj.weight"."""
     if name in LM_HEAD_TABLES:
-        return LM_HEAD
+        return LM_HEAD_GROUP
     stem = name.removesuffix(".weight")
     for short, group in GROUP_OF.items():
         if stem.endswith(f".{short}"):

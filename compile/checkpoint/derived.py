@@ -1,18 +1,18 @@
-"""What checkpoints that are made from another one have in common with it; knows no way of making them."""
+"""The base of checkpoints that are derived from another one; knows no derivation."""
 
 from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
 from megrez.compile.families.config import ModelConfig
 
 
 def file_of(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint that others were made from, as its file has it."""
+    """The checkpoint in a file from which `checkpoint` was derived, or itself."""
     while isinstance(checkpoint, DerivedCheckpoint):
         checkpoint = checkpoint.original
     return checkpoint
 
 
 class DerivedCheckpoint:
-    """The part of the Checkpoint `original` that other weights leave as it is."""
+    """The part of the Checkpoint `original` that does not depend on its weights."""
 
     def __init__(self, original: Checkpoint) -> None:
         self.original = original

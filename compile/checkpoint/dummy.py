@@ -1,4 +1,4 @@
-"""Seeded random weights in a model's shape, for sizing and speed without a checkpoint; the values mean nothing."""
+"""Seeded random weights in a model's shape, for sizing and speed without a checkpoint; the values are meaningless."""
 
 import hashlib
 import math
@@ -20,7 +20,7 @@ from megrez.compile.families.config import ModelConfig, read_config
 from megrez.runtime.errors import CheckpointError
 
 STD = 0.02
-CHUNK = 1 << 20
+PIECE = 1 << 20
 
 
 class DummyCheckpoint:
@@ -68,23 +68,23 @@ class DummyCheckpoint:
         return None
 
     def blocks(self, name: str) -> BlockQuantized | None:
-        """None: these are floats."""
+        """None: the weights are floats."""
         return None
 
 
 def _noise(count: int, key: str) -> NDArray[np.float32]:
     """Roughly normal values of variance 1; the same for the same key on every machine.
 
-    Two 16-bit halves of a random word, summed: a triangle, which is as good here and far faster than a real normal.
+    The sum of two random 16-bit integers: a triangular distribution, far faster than a normal one.
     """
     digest = hashlib.sha256(key.encode()).digest()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
     values = np.empty(count, np.float32)
     # Each half is uniform on [-32768, 32767] with variance 65536**2 / 12.
     scale = np.float32(math.sqrt(6) / 65536)
-    for at in range(0, count, CHUNK):
-        chunk = values[at : at + CHUNK]
-        halves = generator.integers(0, 1 << 64, (chunk.size + 1) // 2, np.uint64).view(np.int16)
-        np.add(halves[: chunk.size], halves[-chunk.size :], out=chunk, dtype=np.float32)
-        chunk *= scale
+    for at in range(0, count, PIECE):
+        piece = values[at : at + PIECE]
+        halves = generator.integers(0, 1 << 64, (piece.size + 1) // 2, np.uint64).view(np.int16)
+        np.add(halves[: piece.size], halves[-piece.size :], out=piece, dtype=np.float32)
+        piece *= scale
     return values

@@ -1,4 +1,4 @@
-"""Faults found in a checkpoint's headers, told in one line; knows no file format."""
+"""Faults in a checkpoint's headers, as a one-line error; knows no file format."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ SHOWN = 6
 
 
 def shape_faults(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What `shapes`, the tensors that are stored, lack of the tensors that `config` needs, or have otherwise."""
+    """What is missing, misshapen or unexpected in `shapes`, the stored tensors, for a model of `config`."""
     faults = []
     fields = shape_fields(config)
     for name, shape in expected_tensors(config).items():
@@ -36,12 +36,12 @@ def _missing(name: str, config: ModelConfig) -> str:
     return f"{name} is missing"
 
 
-def _misshapen(name: str, found: tuple[int, ...], asked: tuple[int, ...], fields: tuple[str, ...]) -> str:
-    told = f"{name} is {list(found)}, the config says {list(asked)}"
-    if len(found) != len(asked):
-        return told
-    wrong = [field for field, have, want in zip(fields, found, asked, strict=True) if have != want]
-    return f"{told} ({', '.join(wrong)})"
+def _misshapen(name: str, found: tuple[int, ...], expected: tuple[int, ...], fields: tuple[str, ...]) -> str:
+    fault = f"{name} is {list(found)}, the config says {list(expected)}"
+    if len(found) != len(expected):
+        return fault
+    wrong = [field for field, stored, needed in zip(fields, found, expected, strict=True) if stored != needed]
+    return f"{fault} ({', '.join(wrong)})"
 
 
 def _changes_the_model(name: str, fields: Mapping[str, tuple[str, ...]], config: ModelConfig) -> bool:

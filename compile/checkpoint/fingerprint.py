@@ -1,4 +1,4 @@
-"""One hash for a model: its shape and its weights as they are stored; knows no tensor."""
+"""A hash of a model's config and stored weights; knows no tensor."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,5 +16,5 @@ def fingerprint_of(config: ModelConfig, files: Iterable[Path] = (), *, salt: str
         try:
             digest.update(sha256_of(path).encode())
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror}): check the disk it lies on") from error
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its disk") from error
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Stored floats read by position into float32, a chunk at a time; knows no file format and maps no page."""
+"""Reads stored floats at a position as float32, piece by piece; knows no file format and does not map the file."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": BFLOAT16,
 }
-CHUNK = 1 << 21  # values converted at a time: all that a read needs beside its result
+PIECE = 1 << 21  # values converted at a time, the only memory besides the result
 
 
 def read_floats(path: Path, *, tensor: str, dtype: str, start: int, count: int) -> NDArray[np.float32]:
-    """`count` values of type `dtype` (a key of DTYPES) from byte `start` on, as float32 [count].
+    """`count` values of type `dtype` (a key of DTYPES) from byte `start`, as float32 [count].
 
     Raises CheckpointError, naming `tensor` and the file, on a NaN, an infinity or an early end.
     """
@@ -27,13 +27,13 @@ def read_floats(path: Path, *, tensor: str, dtype: str, start: int, count: int) 
     stored = DTYPES[dtype]
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        for at in range(0, count, CHUNK):
-            chunk = values[at : at + CHUNK]
-            raw = np.fromfile(file, stored, chunk.size)
-            if raw.size < chunk.size:
+        for at in range(0, count, PIECE):
+            piece = values[at : at + PIECE]
+            raw = np.fromfile(file, stored, piece.size)
+            if raw.size < piece.size:
                 raise CheckpointError(f"{path.name} ends inside {tensor}: download it again")
-            _convert(raw, chunk)
-            refuse_non_finite(chunk, tensor=tensor, path=path)
+            _convert(raw, piece)
+            refuse_non_finite(piece, tensor=tensor, path=path)
     return values
 
 

@@ -1,4 +1,4 @@
-"""What generation_config.json recommends, read as transformers' generate reads it; knows no tokenizer."""
+"""The sampling of generation_config.json, as transformers' generate reads it; knows no tokenizer."""
 
 import math
 from dataclasses import replace
@@ -9,8 +9,8 @@ from megrez.runtime.errors import CheckpointError
 from megrez.runtime.manifest import SamplingDefaults
 
 GENERATION = "generation_config.json"
-# Keys that change which tokens generate chooses and that the runtime does not follow, each with the values that turn
-# it off beside null. The keys for samplers count only with do_sample.
+# Options of generate that the runtime does not support, each with the values besides null that disable it. Those of
+# SAMPLERS_OFF have an effect only with do_sample.
 OFF: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -48,9 +48,9 @@ SHOWN = 40
 def read_sampling(generation: dict[str, Any], *, source: str = GENERATION) -> SamplingDefaults:
     """The sampling of generation_config.json, or of the file `source`.
 
-    Without do_sample generate is greedy whatever the temperature says, and so is this; the repetition penalty holds
-    either way. Keys left out have generate's own defaults; a top_p of 0 leaves the likeliest token, as it does there.
-    Raises CheckpointError for what is no number or can sample nothing.
+    As in generate, sampling is greedy without do_sample whatever the temperature; the repetition penalty always
+    applies. Missing keys have generate's defaults; a top_p of 0 keeps the likeliest token. Raises CheckpointError for a
+    value that is not a number or out of range.
     """
 
     def number(key: str, default: float) -> float:
@@ -71,7 +71,7 @@ def read_sampling(generation: dict[str, Any], *, source: str = GENERATION) -> Sa
 
 
 def ignored_keys(generation: dict[str, Any]) -> tuple[str, ...]:
-    """Each key that is on and that the runtime does not follow, with its value: "no_repeat_ngram_size 3"."""
+    """Each enabled option that the runtime does not support, with its value: "no_repeat_ngram_size 3"."""
     off = {**OFF, **(SAMPLERS_OFF if generation.get("do_sample") is True else {})}
     found = {key: generation[key] for key in off if generation.get(key) is not None}
     return tuple(f"{key} {_shown(value)}" for key, value in found.items() if value not in off[key])
@@ -87,11 +87,11 @@ def _number(generation: dict[str, Any], key: str, default: float, source: str) -
     if value is None:
         return default
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise CheckpointError(f"{source}: {key} is {value!r}, not a number: mend it or remove it")
+        raise CheckpointError(f"{source}: {key} is {value!r}, not a number: repair it or remove it")
     return float(value)
 
 
 def _usable(found: SamplingDefaults, source: str) -> SamplingDefaults:
     if faults := found.faults():
-        raise CheckpointError(f"{source}: {', '.join(faults)}, which samples nothing: mend it or remove it")
+        raise CheckpointError(f"{source}: {', '.join(faults)}, which cannot be sampled with: repair it or remove it")
     return found

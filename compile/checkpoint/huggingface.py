@@ -1,4 +1,4 @@
-"""A folder as Hugging Face's libraries write one: config.json and safetensors; opens no network and no pickle."""
+"""A Hugging Face folder as a Checkpoint: config.json and safetensors; uses no network and opens no pickle."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.model import EMBEDDING_WEIGHT, LM_HEAD_WEIGHT
+from megrez.calibration.reference.model import EMBED_TOKENS, LM_HEAD
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.faults import raise_faults, shape_faults
 from megrez.compile.checkpoint.fingerprint import fingerprint_of
@@ -40,13 +40,10 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """As config.json states it, but untied where the files hold an lm_head that is not the embedding.
-
-        transformers 5 compares the two and keeps both where they differ.
-        """
-        if not self._stated.tie_word_embeddings or not {EMBEDDING_WEIGHT, LM_HEAD_WEIGHT} <= self._tensors.keys():
+        """That of config.json, but untied where the stored lm_head differs from the embedding, as in transformers 5."""
+        if not self._stated.tie_word_embeddings or not {EMBED_TOKENS, LM_HEAD} <= self._tensors.keys():
             return self._stated
-        equal = same_values(self._tensors[EMBEDDING_WEIGHT], self._tensors[LM_HEAD_WEIGHT])
+        equal = same_values(self._tensors[EMBED_TOKENS], self._tensors[LM_HEAD])
         return replace(self._stated, tie_word_embeddings=equal)
 
     @cached_property
@@ -54,11 +51,11 @@ class HuggingFaceCheckpoint:
         return read_text_assets(self._folder, vocab_size=self._stated.vocab_size)
 
     def check(self) -> None:
-        """As the protocol says, from the files' headers alone; the tokenizer's files are read too."""
+        """See the protocol; reads the files' headers and the tokenizer's files."""
         tensors = self._weights
         expected = expected_tensors(self.config)
         needed = [tensors[name] for name in expected if name in tensors]
-        # A bias or a norm's weight is a vector of floats; whatever else no weight asks for is a buffer.
+        # Unexpected biases and norm weights are vectors of floats; all else is a buffer.
         vectors = [tensor for tensor in tensors.values() if tensor.dtype in DTYPES and len(tensor.shape) == 1]
         faults = shape_faults(self.config, {tensor.name: tensor.shape for tensor in (*needed, *vectors)})
         faults += [
@@ -76,14 +73,14 @@ class HuggingFaceCheckpoint:
         return self.rows(name, 0, self._stored(name).shape[0])
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of a tensor, where all of it at once would be too much."""
+        """Rows [start, stop) of a tensor, to read a large one in parts."""
         return read_rows(self._stored(name), start, stop)
 
     def block_format(self, name: str) -> BlockFormat | None:
         return None
 
     def blocks(self, name: str) -> BlockQuantized | None:
-        """None: these folders hold floats."""
+        """None: the weights are floats."""
         return None
 
     def _stored(self, name: str) -> StoredTensor:
@@ -93,17 +90,17 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _weights(self) -> dict[str, StoredTensor]:
-        """The stored tensors; of a tied model whose file holds the lm_head alone, that one is the embedding too."""
+        """The stored tensors; in a tied model that stores only the lm_head, it is the embedding too."""
         if not self.config.tie_word_embeddings:
             return self._tensors
-        weights = {name: tensor for name, tensor in self._tensors.items() if name != LM_HEAD_WEIGHT}
-        if EMBEDDING_WEIGHT not in weights and LM_HEAD_WEIGHT in self._tensors:
-            weights[EMBEDDING_WEIGHT] = replace(self._tensors[LM_HEAD_WEIGHT], name=EMBEDDING_WEIGHT)
+        weights = {name: tensor for name, tensor in self._tensors.items() if name != LM_HEAD}
+        if EMBED_TOKENS not in weights and LM_HEAD in self._tensors:
+            weights[EMBED_TOKENS] = replace(self._tensors[LM_HEAD], name=EMBED_TOKENS)
         return weights
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
-        if (self._folder / SINGLE).is_file():  # before an index that an older save left there, as in transformers
+        if (self._folder / SINGLE).is_file():  # takes precedence over an index from an older save, as in transformers
             return read_header(self._folder / SINGLE)
         if (self._folder / INDEX).is_file():
             return _read_shards(self._folder, self._source)

@@ -1,4 +1,4 @@
-"""A JSON object from a checkpoint's folder, or a one-line reason why there is none."""
+"""Reads a JSON object from a checkpoint's folder, with one-line errors."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from megrez.runtime.errors import CheckpointError
 
-DEEPEST = 100  # far below what Python's own recursion takes, wherever the values are shown or walked later
+DEEPEST = 100  # far below Python's recursion limit, wherever the values are processed later
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in `path`; raises CheckpointError when it cannot be read or is something else."""
+    """The object in `path`; raises CheckpointError where it cannot be read or is not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the compiler asks of a checkpoint, whatever its file format."""
+"""The interface of a checkpoint, for every file format."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,11 +13,11 @@ from megrez.runtime.manifest import SamplingDefaults, Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAssets:
-    """How the model reads and writes text.
+    """The model's tokenizer, chat template, special tokens and sampling.
 
     tokenizer_json: the bytes of a `tokenizers` file. chat_template: Jinja source, or None for a base model.
-    bos_token, eos_token: the strings a template may ask for by these names. ignored: what the checkpoint recommends for
-    generating and the runtime does not follow, each as "min_length 3".
+    bos_token, eos_token: variables of the template. ignored: generation options of the checkpoint that the runtime does
+    not support, each as "min_length 3".
     """
 
     tokenizer_json: bytes
@@ -30,7 +30,7 @@ class TextAssets:
 
 
 class Checkpoint(Protocol):
-    """A model's weights under their Hugging Face names, read one tensor at a time and never kept."""
+    """A model's weights under their Hugging Face names, read one tensor at a time and never cached."""
 
     @property
     def source(self) -> str:
@@ -42,15 +42,15 @@ class Checkpoint(Protocol):
 
     @property
     def text(self) -> TextAssets | None:
-        """None where the checkpoint has no tokenizer, as a bare config.json."""
+        """None where the checkpoint has no tokenizer, such as a lone config.json."""
         ...
 
     def check(self) -> None:
-        """Raise CheckpointError, before any work, if a tensor that the config needs is missing, misshapen or cut."""
+        """Raise CheckpointError, before any work, if a required tensor is missing, misshapen or truncated."""
         ...
 
     def fingerprint(self) -> str:
-        """A SHA-256 that changes with the shape and with any weight; reads all of the files."""
+        """A SHA-256 of the config and all weights; reads all of the files."""
         ...
 
     def read(self, name: str) -> NDArray[np.float32]:
@@ -62,9 +62,9 @@ class Checkpoint(Protocol):
         ...
 
     def block_format(self, name: str) -> BlockFormat | None:
-        """How `blocks` will answer, without reading the tensor."""
+        """The format of `blocks`, without reading the tensor."""
         ...
 
     def blocks(self, name: str) -> BlockQuantized | None:
-        """The tensor in the 4- or 8-bit blocks it is stored in, losslessly; None where it is not stored so."""
+        """The tensor in its stored 4- or 8-bit blocks, without loss; None where it is not stored in such blocks."""
         ...

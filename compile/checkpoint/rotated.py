@@ -1,8 +1,8 @@
-"""A checkpoint after Hadamard rotation of its residual stream, which leaves its logits as they are; knows no graph.
+"""A checkpoint after Hadamard rotation of its residual stream, with the same logits; knows no graph.
 
-4 bits lose least where a block's weights are of one magnitude. An orthogonal matrix R between the layers, folded into
-the weights on both sides, spreads outliers over all channels at no cost at run time; so does one per head between the
-values and the output projection. RMSNorm commutes with R once its weights are folded into the projections behind it.
+4-bit quantisation loses least where a block's weights have similar magnitudes. An orthogonal matrix R, folded into the
+weights that read and write the residual stream, spreads outliers over all channels at no cost at run time; so does one
+per head between v_proj and o_proj. RMSNorm commutes with R once its weights are folded into the next projections.
 Source: Ashkboos et al., QuaRot (arXiv 2404.00456), its offline part.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.reference.decoder import GROUPS, NORMS
-from megrez.calibration.reference.model import EMBEDDING_WEIGHT, FINAL_NORM_WEIGHT, LM_HEAD_WEIGHT
+from megrez.calibration.reference.model import EMBED_TOKENS, FINAL_NORM, LM_HEAD
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
 from megrez.compile.checkpoint.derived import DerivedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -27,24 +27,24 @@ from megrez.runtime.threads import default_threads
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 NORM_OF = {name: norm for group, norm in NORMS.items() for name in GROUPS[group]}
-NORM_WEIGHTS = (FINAL_NORM_WEIGHT, *(f"{norm}.weight" for norm in NORMS.values()))
-# The largest power of two that is one factor of a rotation.
+NORM_WEIGHTS = (FINAL_NORM, *(f"{norm}.weight" for norm in NORMS.values()))
+# The largest Hadamard matrix that is a factor of a rotation.
 LARGEST_FACTOR = 64
 # Weights that a thread rotates at a time.
 TILE = 1 << 20
-# Changed signs would change every bundle of a rotated target.
+# Fixed: other signs would change every bundle of a rotated target.
 SIGNS_LABEL = "megrez Hadamard rotation"
 
 
 def rotate_for(checkpoint: Checkpoint, target: Target) -> Checkpoint:
-    """`checkpoint`, rotated where `target` asks for it and it has no quantised blocks that would be carried over."""
+    """`checkpoint`, rotated where `target` is and the checkpoint has no quantised blocks to keep."""
     if not target.rotated or any(checkpoint.block_format(name) for name in expected_tensors(checkpoint.config)):
         return checkpoint
     return RotatedCheckpoint(checkpoint)
 
 
 class RotatedCheckpoint(DerivedCheckpoint):
-    """The Checkpoint `original`, rotated; its LM head is never tied: it alone gets the final norm's weights."""
+    """The Checkpoint `original`, rotated; its LM head is untied: the final norm's weights are folded into it."""
 
     @property
     def config(self) -> ModelConfig:
@@ -60,11 +60,11 @@ class RotatedCheckpoint(DerivedCheckpoint):
         """See the protocol."""
         if name.endswith(NORM_WEIGHTS):
             return np.ones_like(self.original.read(name))
-        if name == LM_HEAD_WEIGHT:
+        if name == LM_HEAD:
             tied = self.original.config.tie_word_embeddings
-            return self._rotate_input(self.original.read(EMBEDDING_WEIGHT if tied else name), FINAL_NORM_WEIGHT)
+            return self._rotate_input(self.original.read(EMBED_TOKENS if tied else name), FINAL_NORM)
         found = self.original.read(name)
-        if name == EMBEDDING_WEIGHT:
+        if name == EMBED_TOKENS:
             return rotate(found)
         *lead, block, linear, kind = name.split(".")
         prefix, projection = "".join(f"{part}." for part in lead), f"{block}.{linear}"
@@ -97,7 +97,7 @@ def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
 
     def rotate_part(start: int) -> None:
         part = x[start : start + step] * scale
-        for factor in factors:  # each moves the first axis last: after all of them the order is the original one
+        for factor in factors:  # each moves its axis to the end: after the last the order is the original one
             size = len(factor)
             moved = part.reshape(len(part), size, n // size).swapaxes(1, 2)
             part = (moved.reshape(-1, size) @ factor).reshape(len(part), n)
@@ -121,7 +121,7 @@ def random_signs(n: int) -> Float32:
 
 
 def _rotate_rows(x: Float32, width: int) -> Float32:
-    """Every `width` rows of x [N, K], or elements of x [N], by the transpose of their R."""
+    """x [N, K] or [N] with each group of `width` rows multiplied by R transposed."""
     groups = x.reshape(len(x) // width, width, -1)
     moved = groups.swapaxes(1, 2)
     rotated = rotate(moved.reshape(-1, width)).reshape(moved.shape).swapaxes(1, 2)
@@ -139,7 +139,7 @@ def _sizes(n: int) -> list[int]:
 
 
 def _factor(n: int) -> Float64:
-    """An orthogonal [n, n]: the Hadamard matrix for a power of two, all of one magnitude, else the DCT-II's."""
+    """An orthogonal [n, n]: the Hadamard matrix for a power of two, else that of the DCT-II."""
     if n & (n - 1) == 0:
         matrix = np.ones((1, 1))
         while len(matrix) < n:

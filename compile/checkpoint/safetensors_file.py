@@ -1,6 +1,6 @@
-"""One safetensors file: its table of tensors; knows no tensor's meaning.
+"""One safetensors file: its table of tensors; does not interpret them.
 
-Needs no library: the format is a length, a JSON table and the bytes, and safetensors' numpy side has no bfloat16.
+Uses no library: the format is a length, a JSON table and the data, and safetensors' numpy API has no bfloat16.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.compile.checkpoint.floats import CHUNK, DTYPES, read_floats
+from megrez.compile.checkpoint.floats import DTYPES, PIECE, read_floats
 from megrez.runtime.errors import CheckpointError
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
@@ -20,9 +20,9 @@ MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies: its file, the position of its first byte there and its size in bytes.
+    """Where a tensor is stored: its file, the position of its first byte and its size in bytes.
 
-    dtype: as the file names it, which need not be one that can be read.
+    dtype: the file's name for it, which may be one that cannot be read.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The file's tensors by name; raises CheckpointError when the file is cut or is none of its kind."""
+    """The file's tensors by name; raises CheckpointError where the file is truncated or not safetensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -42,12 +42,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise _garbage(path, size)
         base = 8 + length
         if base > size:
-            raise CheckpointError(f"{path.name} is cut: its header needs {base} bytes, found {size}: download it again")
+            raise CheckpointError(
+                f"{path.name} is truncated: its header needs {base} bytes, found {size}: download it again"
+            )
         tensors = _parse(path, size, file.read(length), base)
     ends = sorted((tensor.start, tensor.start + tensor.size, name) for name, tensor in tensors.items())
     expected = max((stop for _, stop, _ in ends), default=base)
     if expected != size:
-        state = "is cut" if size < expected else "is too long"
+        state = "is truncated" if size < expected else "is too long"
         raise CheckpointError(f"{path.name} {state}: expected {expected} bytes, found {size}: download it again")
     previous = base
     for start, stop, name in ends:
@@ -76,7 +78,7 @@ def same_values(one: StoredTensor, other: StoredTensor) -> bool:
     if one.shape != other.shape or not one.shape or not {one.dtype, other.dtype} <= DTYPES.keys():
         return False
     rows = one.shape[0]
-    step = max(1, CHUNK // max(1, math.prod(one.shape[1:])))
+    step = max(1, PIECE // max(1, math.prod(one.shape[1:])))
     parts = ((at, min(at + step, rows)) for at in range(0, rows, step))
     return all(np.array_equal(read_rows(one, *part), read_rows(other, *part)) for part in parts)
 

@@ -1,4 +1,4 @@
-"""Which tensors a model of a given shape has, under their Hugging Face names; knows no file."""
+"""The tensors of a model of a given config, by Hugging Face names; knows no file."""
 
 import math
 
@@ -9,7 +9,7 @@ KV_WIDTH = "num_key_value_heads * head_dim"
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model is made of, with its shape; in the order a forward pass meets them."""
+    """The shape of every tensor of the model, in the order of a forward pass."""
     sizes = {
         Q_WIDTH: config.num_attention_heads * config.head_dim,
         KV_WIDTH: config.num_key_value_heads * config.head_dim,
@@ -22,12 +22,12 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Numbers in all of them; an lm_head that is the embedding counts once."""
+    """Parameters of the model; a tied lm_head counts once."""
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def shape_fields(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The same tensors, each size as the config's fields that give it."""
+    """The same tensors, each dimension as the config's fields that determine it."""
     fields: dict[str, tuple[str, ...]] = {"model.embed_tokens.weight": ("vocab_size", "hidden_size")}
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."

@@ -1,4 +1,4 @@
-"""How a Hugging Face folder's model reads and writes text: tokenizer, template, stop tokens, sampling; no weights."""
+"""A Hugging Face folder's tokenizer, chat template, stop tokens and sampling; knows no weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +107,7 @@ def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
         try:
             return jinja.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): save it as such") from error
+            raise CheckpointError(f"{jinja} is not UTF-8 text ({error}): convert it") from error
     others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
     if others:
         raise CheckpointError(f"no chat template is named 'default', found {others}: rename one to chat_template.jinja")

@@ -1,4 +1,4 @@
-"""From a tokenizer and what its files say about it to TextAssets; knows neither folders nor file formats."""
+"""TextAssets from a tokenizer and the fields of its files; knows neither folders nor file formats."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from megrez.runtime.manifest import SamplingDefaults, Tokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Ends of a turn or a text by common agreement. Many checkpoints leave one of theirs out of every list of EOS tokens,
-# and then never stop; a token of this spelling that is not even special is left alone.
+# Common end-of-turn and end-of-text tokens. Many checkpoints list not all of theirs as EOS tokens, and then never stop;
+# a token of this spelling counts only if it is a special token.
 TURN_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|turn_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"),
     *("<|endoftext|>", "<|eos|>", "<eos>", "</s>"),
@@ -24,9 +24,9 @@ GREEDY = SamplingDefaults(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFacts:
-    """What a checkpoint states of its tokens. stop_tokens, stop_ids: every EOS named anywhere, the main one first.
+    """A checkpoint's fields on text. stop_tokens, stop_ids: every EOS token in any file, the main one first.
 
-    add_bos: None where nothing is stated, which leaves it, and the BOS itself, to the tokenizer's post-processor.
+    add_bos: None where it is not stated and the tokenizer's post-processor decides on it and on the BOS itself.
     """
 
     chat_template: str | None
@@ -64,7 +64,7 @@ def assemble(tokenizer_json: bytes, facts: TextFacts, *, vocab_size: int) -> Tex
 
 
 def parse_tokenizer(tokenizer_json: bytes) -> "Tokenizer":
-    """Raises CheckpointError for bytes that are no tokenizer.json."""
+    """Raises CheckpointError for bytes that are not a tokenizer.json."""
     from tokenizers import Tokenizer
 
     try:
@@ -74,7 +74,7 @@ def parse_tokenizer(tokenizer_json: bytes) -> "Tokenizer":
 
 
 def _check_template(source: str) -> None:
-    """Now, and not when the bundle is opened."""
+    """Raise CheckpointError at compile time rather than when the bundle is opened."""
     try:
         ChatTemplate(source).check()
         source.encode()
@@ -87,7 +87,7 @@ def _id(tokenizer: "Tokenizer", token: str | None) -> int | None:
 
 
 def _known(token: int | None, vocab_size: int) -> int | None:
-    """None for a token that was added to the tokenizer and never to the model."""
+    """None for a token that is outside of the model's vocabulary."""
     return token if token is not None and token < vocab_size else None
 
 

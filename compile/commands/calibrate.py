@@ -1,4 +1,4 @@
-"""The verb `megrez calibrate`: a checkpoint's scales alone, for later builds to reuse."""
+"""The verb `megrez calibrate`: writes a checkpoint's scales for later builds."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ import click
 from megrez.calibration.results.record import Record
 from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
 from megrez.compile.calibrate.space import check_space_to_calibrate
-from megrez.compile.calibrate.stage import calibrate_checkpoint, rounds_anything
+from megrez.compile.calibrate.stage import calibrate_checkpoint, quantizes_anything
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
 from megrez.compile.commands.calibration_options import CALIBRATION, calibration_options, text_request
 from megrez.compile.commands.console_report import ConsoleReport
 from megrez.compile.commands.sections import sectioned
-from megrez.compile.graph.precision import fit_blocks
+from megrez.compile.graph.precision import fit_block_size
 from megrez.engines.targets import find_target
 from megrez.runtime.errors import UsageError
 
@@ -29,7 +29,7 @@ SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "t
 @click.option(
     "--scheme", type=click.Choice(tuple(SCHEMES)), help="Calibrate for the formats of trt-int8, trt-fp8, and so on."
 )
-@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target, in place of --scheme.")
+@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target, instead of --scheme.")
 @click.option(
     "-o",
     "--output",
@@ -38,7 +38,7 @@ SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "t
     type=click.Path(path_type=Path),
     help="Write the scales to this file.",
 )
-@click.option("--quantize-head", is_flag=True, help="Quantise the lm_head to 8 bits too.")
+@click.option("--quantize-head", is_flag=True, help="Quantise the LM head to 8 bits too.")
 @calibration_options
 def calibrate_command(
     model: str,
@@ -51,22 +51,22 @@ def calibrate_command(
 ) -> None:
     """Calibrate MODEL and write its scales, which `megrez-compile --scales FILE` builds from.
 
-    FILE is readable JSON; the quantised matrices lie in a folder beside it and belong to it.
+    FILE is JSON; the quantised matrices are in a folder beside it, which belongs to it.
     """
     if (scheme is None) == (target is None):
         raise UsageError(
-            "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME: it says which formats to calibrate for"
+            "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME: which formats to calibrate for"
         )
     row = find_target(target or SCHEMES[scheme or ""])
     row = row.with_head() if quantize_head else row
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder: name the file to write, such as {output / 'scales.json'}")
     checkpoint = rotate_for(open_checkpoint(model), row)
-    row = fit_blocks(row, checkpoint.config, asked=False)
+    row = fit_block_size(row, checkpoint.config, requested=False)
     with ConsoleReport() as report:
         report.stage("checking the checkpoint")
         checkpoint.check()
-        if row.weights is None or not rounds_anything(checkpoint, row):
+        if row.weights is None or not quantizes_anything(checkpoint, row):
             raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
         request = text_request(**text)
         longest = checkpoint.config.max_position_embeddings
@@ -77,21 +77,19 @@ def calibrate_command(
         progress = report.layers(checkpoint.config.num_hidden_layers)
         record, _ = calibrate_checkpoint(checkpoint, row, chosen, ids, output, progress)
         discard_generated(output)
-    _tell(record, output)
+    _print_result(record, output)
 
 
-def _tell(record: Record, output: Path) -> None:
+def _print_result(record: Record, output: Path) -> None:
     worst = sorted(record.groups.items(), key=lambda item: -item[1].relative_error)[:5]
     click.echo(
-        "\n" + "\n".join(f"{name:32}{group.relative_error:10.5f} of the output's square lost" for name, group in worst)
+        "\n" + "\n".join(f"{name:32}{group.relative_error:10.5f} relative squared error" for name, group in worst)
     )
     if record.fidelity is not None:
         found = record.fidelity
         click.echo(
-            f"simulated on {found.tokens} other tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
+            f"simulated on {found.tokens} held-out tokens: KL {found.kl_mean:.5f}, top-1 {found.top1_agreement:.4f}"
         )
     if record.zero_channels:
-        click.echo(
-            f"{record.zero_channels} channels are zero throughout: they stay zero, and their scales mean nothing"
-        )
+        click.echo(f"{record.zero_channels} channels are zero on all of the calibration data: they stay zero")
     click.echo(f"{output}: build with  megrez-compile MODEL --target {record.target} --scales {output}")

@@ -1,4 +1,4 @@
-"""The options that say how to calibrate, the same for every command that does; knows no stage."""
+"""The options of calibration, shared by all commands that calibrate; knows no stage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ CALIBRATION = (
 
 
 def calibration_options(command: Command) -> Command:
-    """Add the options CALIBRATION; they arrive under the names that `text_request` takes, and as `algorithm`."""
+    """Add the options CALIBRATION; their names are the parameters of `text_request`, and `algorithm`."""
     for option in reversed(
         (
             click.option(

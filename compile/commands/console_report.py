@@ -10,7 +10,7 @@ import click
 
 
 class ConsoleReport:
-    """See megrez.compile.report.Report. As a context it leaves the terminal as it was, after an error too."""
+    """See megrez.compile.report.Report. As a context manager it restores the terminal, also after an error."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -52,7 +52,7 @@ class ConsoleReport:
         return self._bar
 
     def _end_bar(self) -> None:
-        """On a terminal, the line's end, and the cursor that a bar hides."""
+        """End the line, and show the cursor that a bar hides."""
         if self._bar is not None:
             self._bar.render_finish()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Where a bundle goes when no -o says so: a folder in the current one, named after model and target."""
+"""The default of -o: a folder in the current one, named after model and target."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def default_output(model: str, target: str, *, staged: bool) -> Path:
 
 
 def output_of_staged(staged: str, target: str) -> Path:
-    """What the engine of a staged bundle is called: as its own default, without STAGED_SUFFIX."""
+    """The default for a staged bundle's engine: the staged bundle's name without STAGED_SUFFIX."""
     name = Path(staged).resolve().name
     stem = name.removesuffix(STAGED_SUFFIX)
     return _unused(Path(stem if stem != name and stem.endswith(target) else f"{name}-{target}"))
@@ -31,7 +31,7 @@ def model_name(model: str) -> str:
 
 
 def _unused(output: Path) -> Path:
-    """A name that nobody typed never replaces anything."""
+    """`output`; raises UsageError where it exists: a default never replaces anything."""
     if output.exists() or output.is_symlink():
         raise UsageError(f"{output} exists already: name it with  -o {output}  to replace it, or choose another -o")
     return output

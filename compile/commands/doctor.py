@@ -19,14 +19,14 @@ PACKAGES = (
     "megrez-compile", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "tensorrt-rtx-cu13",
     "tensorrt-cu13", "cuda-bindings", "torch", "transformers", "onnx",
 )  # fmt: skip
-# What tracing a checkpoint to a graph imports.
+# Imported to trace a checkpoint to a graph.
 _EXPORT = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
 _OLDEST_SM = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One row: "yes", or why not and what to do."""
+    """compiles, runs: "yes", or the reason why not and the remedy."""
 
     name: str
     targets: str
@@ -63,7 +63,7 @@ def engines() -> list[Engine]:
         ),
         Engine(
             name="TensorRT",
-            targets="trt-*, for the GPU at hand",
+            targets="trt-*, for this machine's GPU",
             compiles=_all(export, trt, gpu),
             runs=_all(trt, _needs(("cuda.bindings",), "trt"), gpu),
         ),
@@ -90,7 +90,7 @@ def describe() -> dict[str, str]:
             for gpu in machine.gpus()
         )
         or "none found by nvidia-smi",
-        "CPU": f"{model}: {', '.join(instructions) or 'none of the instructions that matter found'}",
+        "CPU": f"{model}: {', '.join(instructions) or 'none of the relevant instructions'}",
         "kernels": kernels(),
         "threads": f"{threads} by default",
         "memory": f"{_gib(memory[1])} of {_gib(memory[0])} available" if memory else "unknown",
@@ -104,20 +104,20 @@ def describe() -> dict[str, str]:
 
 
 def kernels() -> str:
-    """Whose matrix products a CPU bundle runs, and why."""
+    """Whose kernels a CPU bundle runs, and why."""
     library, setting = find_library(), os.environ.get(SETTING, "")
     if setting == "0":
         return f"ONNX Runtime's: {SETTING} is 0"
     if library is None:
-        return "ONNX Runtime's: ours were not built, which takes a C compiler when megrez-compile is installed"
+        return "ONNX Runtime's: ours were not built: installing megrez-compile needs a C compiler for that"
     try:
         verdict = judge(library)
     except MegrezError as error:
-        return f"none can run: {error}"
+        return f"none: {error}"
     if verdict == 0:
-        return "ONNX Runtime's: this processor lacks AVX2, which ours need"
+        return "ONNX Runtime's: this CPU lacks AVX2, which ours need"
     if verdict == 2 and not setting:
-        return f"ONNX Runtime's: this processor has VNNI, which they use ({SETTING}=1 takes ours)"
+        return f"ONNX Runtime's: this CPU has VNNI, which they use ({SETTING}=1 selects ours)"
     return "ours, for float32 graphs"
 
 

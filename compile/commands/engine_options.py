@@ -1,4 +1,4 @@
-"""The options that say what an engine is built for; knows no stage."""
+"""The options of building an engine; knows no stage."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,19 +18,19 @@ ENGINE = (
     "--hardware-compatible",
 )
 NPU = ("--chunk", "--share-weights")
-# The names under which they arrive.
+# The names of their parameters.
 ENGINE_OPTIONS = tuple(name.removeprefix("--").replace("-", "_") for name in (*ENGINE, *NPU))
 
 
 def engine_options(command: Command) -> Command:
-    """Add the options ENGINE and NPU; they arrive under the names ENGINE_OPTIONS, which `engine_request` takes."""
+    """Add the options ENGINE and NPU; their names are ENGINE_OPTIONS, the parameters of `engine_request`."""
     for option in reversed(
         (
             click.option(
                 "--arch",
                 metavar="NAMES",
                 help="Build for these GPUs, such as rtx-4090,sm_120 or native, or for one NPU chip.  "
-                "[default: every GPU that the library builds for]",
+                "[default: every GPU that the library supports]",
             ),
             click.option(
                 "--batch",
@@ -52,7 +52,7 @@ def engine_options(command: Command) -> Command:
                 help="Limit TensorRT's memory for intermediate results.  [default: no limit]",
             ),
             click.option(
-                "--version-compatible", is_flag=True, help="Build an engine that later TensorRT releases open too."
+                "--version-compatible", is_flag=True, help="Build an engine that later TensorRT releases can open."
             ),
             click.option(
                 "--hardware-compatible",
@@ -63,7 +63,7 @@ def engine_options(command: Command) -> Command:
             click.option(
                 "--share-weights",
                 is_flag=True,
-                help="Store one copy of the weights for prefill and decode, which the emulator cannot open.",
+                help="Share the weights of prefill and decode in one context, which the emulator cannot open.",
             ),
         )
     ):

@@ -1,4 +1,4 @@
-"""The verb `megrez eval`: a bundle's fidelity to its checkpoint in float32, on a text of the user's."""
+"""The verb `megrez eval`: a bundle's fidelity to its checkpoint in float32, on the user's text."""
 
 import contextlib
 import dataclasses
@@ -28,11 +28,15 @@ from megrez.runtime.text import Text
 
 @click.command("eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="A UTF-8 text to read.")
-@click.option("--reference", required=True, metavar="MODEL", help="The checkpoint in full precision, or its bundle.")
-@click.option("--tokens", type=int, default=8192, show_default=True, help="How many of the text's tokens to read.")
-@click.option("--skip", type=int, default=0, show_default=True, help="How many to leave out before those.")
-@click.option("--window", type=int, default=512, show_default=True, help="Tokens read from an empty cache at a time.")
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="Measure on this UTF-8 text.")
+@click.option(
+    "--reference", required=True, metavar="MODEL", help="Compare with this checkpoint in float32, or with its bundle."
+)
+@click.option("--tokens", type=int, default=8192, show_default=True, help="Measure on this many of the text's tokens.")
+@click.option("--skip", type=int, default=0, show_default=True, help="Skip this many tokens first.")
+@click.option(
+    "--window", type=int, default=512, show_default=True, help="Start with an empty cache after this many tokens."
+)
 @threads_option
 @json_option
 @json_file_option
@@ -47,9 +51,9 @@ def eval_command(
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure how far BUNDLE is from the model it was compiled from.
+    """Measure the fidelity of BUNDLE to the model it was compiled from.
 
-    The reference is MODEL compiled for cpu-fp32 into a temporary folder, or a bundle that is given instead.
+    The reference is MODEL compiled for cpu-fp32 into a temporary folder, or an existing bundle.
     """
     opened = open_bundle(bundle)
     ids = read_tokens(opened, text, tokens, skip=skip)
@@ -69,7 +73,7 @@ def eval_command(
 
 
 def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDArray[np.int64]:
-    """`count` tokens of a text after the first `skip`; raises UsageError when it cannot be read or has fewer."""
+    """`count` tokens of a text after the first `skip`; raises UsageError where it cannot be read or is too short."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,12 +86,12 @@ def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDA
     left = len(ids) - skip
     if count < 2 or left < count:
         after = " after those skipped" if skip else ""
-        raise UsageError(f"--tokens is {count} and {path} has {left}{after}: ask for 2 to {left} or give a longer text")
+        raise UsageError(f"--tokens is {count} and {path} has {left}{after}: choose 2 to {left} or give a longer text")
     return np.array(ids[skip : skip + count], np.int64)
 
 
 def check_same_model(bundle: Bundle, reference: Bundle) -> None:
-    """Raise UsageError when the two cannot be compared token by token."""
+    """Raise UsageError where the two models have different shapes."""
     if bundle.manifest.architecture != reference.manifest.architecture:
         raise UsageError(
             f"{bundle.path} and the reference {reference.manifest.provenance.source} differ in shape: "
@@ -114,7 +118,7 @@ def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
 
 @contextlib.contextmanager
 def _session(bundle: Bundle, threads: int | None, window: int) -> Iterator[Session]:
-    # A cache no longer than it must be: the portable graph's attention costs by what the cache could hold.
+    # The smallest cache: the cost of the portable graph's attention grows with its capacity.
     session = open_session(bundle, threads=threads, capacity=window)
     try:
         yield session

@@ -6,9 +6,9 @@ import click
 
 
 def sectioned(sections: Mapping[str, Sequence[str]]) -> type[click.Command]:
-    """The class of a click command whose options are listed by group: a title, and its options by their long names.
+    """The class of a click command whose options are listed by group: titles with their options' long names.
 
-    Options that no group names, such as --help, come last, under "Other".
+    Options in no group, such as --help, come last, under "Other".
     """
 
     class Sectioned(click.Command):

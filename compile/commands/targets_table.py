@@ -1,4 +1,4 @@
-"""The table of targets as rows of text, for `--list-targets` and docs/targets.md."""
+"""The table of targets as text, for `--list-targets` and docs/targets.md."""
 
 from megrez.engines.targets import TARGETS
 
@@ -16,7 +16,7 @@ HEADER = (
 
 
 def target_rows() -> list[tuple[str, ...]]:
-    """One row per target, in the columns of HEADER; what is not quantised has the type of the KV cache."""
+    """One row per target, with the columns of HEADER; unquantised tensors have the data type of the KV cache."""
     rows = []
     for target in TARGETS:
         formats = (target.weights, target.sensitive, target.embedding, target.head)

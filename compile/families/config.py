@@ -1,4 +1,4 @@
-"""A model's shape, read from a Hugging Face config as its family says; knows no weights and no one family."""
+"""A model's config, read from a Hugging Face config with the fields of its family; knows no particular family."""
 
 import difflib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class ModelConfig:
     """A Llama-GQA decoder. Field names follow Hugging Face's configs where they have one.
 
     rope: the `rope_parameters` of transformers 5 (`rope_type`, `rope_theta`, and the scaling's own keys).
-    sliding_windows: per layer, how many tokens a position sees (itself included), or None for all.
+    sliding_windows: per layer, how many tokens a position attends to (itself included), or None for all.
     """
 
     model_type: str
@@ -38,16 +38,16 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]
 
 
-# What fields mean that config.json leaves out; a family's own defaults come first.
+# Values of fields that config.json omits; a family's defaults take precedence.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _UNKNOWN = Family(architecture="unknown", model_type="unknown")
 
 
 def read_config(data: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
-    """The shape that transformers gives a model with this config.json.
+    """The config with the meaning that transformers gives this config.json.
 
-    Raises CheckpointError that names every fault, and `source`, where the data came from.
+    source: where the data comes from, for messages. Raises CheckpointError that names every fault.
     """
     faults: list[str] = []
     family = _family(data, faults)
@@ -100,7 +100,7 @@ def _family(data: dict[str, Any], faults: list[str]) -> Family:
 
 
 def _is_on(part: bool | str, data: dict[str, Any]) -> bool:
-    """Whether the model has an optional part that a Family describes."""
+    """Whether the model has an optional part, from its value in Family."""
     return data.get(part) is True if isinstance(part, str) else part
 
 
@@ -109,8 +109,8 @@ def _refuse_variants(data: dict[str, Any], faults: list[str]) -> None:
         if data.get(key):
             method = data[key].get("quant_method") if isinstance(data[key], dict) else None
             faults.append(
-                f"it is quantized already ({key}, method {method or 'unnamed'!r}), which is not supported yet: "
-                "take the model's unquantized checkpoint"
+                f"it is already quantised ({key}, method {method or 'unnamed'!r}), which is not supported: "
+                "take the model's unquantised checkpoint"
             )
     for key in SWITCHES:
         if not isinstance(data.get(key, False), bool):
@@ -122,7 +122,7 @@ def _refuse_variants(data: dict[str, Any], faults: list[str]) -> None:
 
 
 def _kv_heads(data: dict[str, Any], heads: int, faults: list[str]) -> int:
-    # null means multi-head attention; where the field is missing, the family's defaults say what that means.
+    # null means multi-head attention; where the field is missing, the family's default applies.
     if data.get("num_key_value_heads", "missing") is None:
         return heads
     found = read_count(data, "num_key_value_heads", faults)

@@ -1,7 +1,7 @@
-"""What the compiler has to know of a model family, in one description; knows no particular family.
+"""The description of a model family; knows no particular family.
 
-A family whose graph is the one in graph/export/module.py is added as a module of this package that holds a `FAMILY`:
-registry.py finds it, and no other list names it.
+A family whose graph is that of graph/export/module.py is added as a module of this package with a `FAMILY`, which
+registry.py finds.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from megrez.compile.families.windows import no_windows
 
-# (config.json's fields, layers, faults) -> per layer, how many tokens a position sees, or None for all.
+# (config.json's fields, layers, faults) -> per layer, how many tokens a position attends to, or None for all.
 SlidingWindows = Callable[[Mapping[str, Any], int, list[str]], tuple[int | None, ...]]
 
 
@@ -20,7 +20,7 @@ class Gguf:
 
     architecture: `general.architecture` of its files, and the prefix of their keys.
     interleaved_heads: the rows of Q and K are reordered so that llama.cpp rotates neighbouring pairs.
-    layer_tensors: where its names are not llama's, a layer's tensors as GGUF calls them -> as Hugging Face does.
+    layer_tensors: a layer's GGUF names that differ from llama's -> Hugging Face names.
     """
 
     architecture: str
@@ -30,13 +30,13 @@ class Gguf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A family of decoders: the names it goes by, how its config.json is read, which optional parts its layers have.
+    """A family of decoders: its names, the defaults of its config.json, and the optional parts of its layers.
 
     architecture: the class name in config.json's `architectures`.
-    defaults: what fields mean that config.json leaves out, where that differs from config.DEFAULTS.
-    qkv_bias, output_bias, mlp_bias: always there (True), never (False), or where the field of this name is true.
+    defaults: values of fields that config.json omits, where they differ from config.DEFAULTS.
+    qkv_bias, output_bias, mlp_bias: present (True), absent (False), or present where this field of config.json is true.
     qk_norm: RMSNorm over each head's query and key, before the rotary embedding.
-    gguf: None where GGUF files of the family are not read under an architecture of their own.
+    gguf: None where the family has no GGUF architecture of its own.
     """
 
     architecture: str

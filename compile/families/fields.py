@@ -1,11 +1,11 @@
-"""Reading single fields of a config.json, their faults collected; knows no family."""
+"""Reads single fields of a config.json and collects faults; knows no family."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def read_count(data: Mapping[str, Any], key: str, faults: list[str]) -> int:
-    """A positive int; a fault is added once and 1 stands in, so that the checks that follow can go on."""
+    """A positive int; otherwise adds a fault and returns 1, so that later checks can continue."""
     value = data.get(key)
     if type(value) is int and value > 0:
         return value

@@ -1,4 +1,4 @@
-"""Llama, and the many models published in its form: Megrez-3B, SmolLM2, TinyLlama."""
+"""Llama, and the many models that use its architecture: Megrez-3B, SmolLM2, TinyLlama."""
 
 from megrez.compile.families.family import Family, Gguf
 

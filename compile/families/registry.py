@@ -1,4 +1,4 @@
-"""The families that can be compiled: every module of this package that holds a `FAMILY`; reads no checkpoint."""
+"""The supported families: every module of this package with a `FAMILY`; reads no checkpoint."""
 
 import importlib
 import pkgutil

@@ -1,10 +1,10 @@
-"""The rotary embedding's parameters in one form, from configs of transformers 4 and 5; computes no angle."""
+"""The rotary embedding's parameters, from configs of transformers 4 and 5; computes no angle."""
 
 import math
 from typing import Any
 
 _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # rope_type: (numbers that must be there, what may be)
+    # rope_type: (required, optional)
     "default": ((), ()),
     "linear": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
@@ -16,7 +16,7 @@ _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def read_rope(data: dict[str, Any], positions: int, faults: list[str]) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 would standardise it; whatever is wrong is added to `faults`.
+    """`rope_parameters` as transformers 5 standardises it; errors are added to `faults`.
 
     data: a whole config.json. positions: its max_position_embeddings, the scalings' default original length.
     """
@@ -32,7 +32,7 @@ def read_rope(data: dict[str, Any], positions: int, faults: list[str]) -> dict[s
     _refuse_partial_rotary(data, found, faults)
     if kind in ("llama3", "yarn"):
         values.setdefault("original_max_position_embeddings", positions)
-        # Where the config has it beside the dictionary, transformers lets that one win.
+        # The config's own field takes precedence, as in transformers.
         values["original_max_position_embeddings"] = data.get(
             "original_max_position_embeddings", values["original_max_position_embeddings"]
         )

@@ -1,4 +1,4 @@
-"""Seed-OSS: Llama with heads of 128, biases on query, key and value, and a switch of its own for the output's."""
+"""Seed-OSS: Llama with heads of 128, biases on query, key and value, and a separate switch for the output's."""
 
 from megrez.compile.families.family import Family, Gguf
 

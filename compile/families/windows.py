@@ -1,7 +1,7 @@
-"""How families say which layers attend to a sliding window; a Family names one of these functions.
+"""Functions for Family.sliding_windows, which layers have a sliding window.
 
-Each takes config.json's fields with the family's defaults filled in, the number of layers and a list for faults, and
-returns, per layer, how many tokens a position sees (itself included), or None for all.
+Each takes config.json's fields with the family's defaults, the number of layers and a list for faults, and returns, per
+layer, how many tokens a position attends to (itself included), or None for all.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ KINDS = ("full_attention", "sliding_attention")
 
 
 def no_windows(data: Mapping[str, Any], layers: int, faults: list[str]) -> tuple[int | None, ...]:
-    """Every layer sees every token."""
+    """No layer has one."""
     return (None,) * layers
 
 
 def one_window(data: Mapping[str, Any], layers: int, faults: list[str]) -> tuple[int | None, ...]:
-    """`sliding_window` in every layer; null turns it off."""
+    """`sliding_window` in every layer; null disables it."""
     return (_window(data, faults),) * layers
 
 

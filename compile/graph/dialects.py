@@ -1,4 +1,4 @@
-"""A dialect is a list of passes from the canonical graph to what an engine runs best; knows no file."""
+"""Dialects: lists of passes that rewrite the canonical graph for an engine; knows no file."""
 
 from collections.abc import Callable
 
@@ -28,33 +28,31 @@ InputScale = Callable[[str], float | None]
 
 
 def check_shape(config: ModelConfig, target: Target) -> None:
-    """Raise UsageError for a shape that the operators of the target's dialect do not take."""
+    """Raise UsageError for a shape that the operators of the target's dialect do not support."""
     if target.dialect == "ort" and config.head_dim % HEAD_MULTIPLE:
         raise UsageError(
-            f"{target.name} takes heads whose width is a multiple of {HEAD_MULTIPLE}, this model's have "
-            f"{config.head_dim}, which ONNX Runtime's GroupQueryAttention refuses: a trt-* target needs no such width"
+            f"{target.name} needs a head_dim that is a multiple of {HEAD_MULTIPLE}, this model has {config.head_dim}, "
+            "which ONNX Runtime's GroupQueryAttention does not support: choose a trt-* target"
         )
 
 
 def lower(model: ir.Model, checkpoint: Checkpoint, target: Target, input_scale: InputScale = lambda name: None) -> None:
     """Rewrite the bound canonical graph in place for `target`.
 
-    input_scale: the scale of what a projection, given by its weight's checkpoint name, reads; None where none was
-    measured. Raises UsageError when the target needs one that is None.
+    input_scale: by a weight's checkpoint name, the scale of its projection's input; None where there is none. Raises
+    UsageError where the target needs a scale that is None.
     """
     passes = PASSES[target.dialect](checkpoint, target, input_scale)
-    for one in (*passes, common.RemoveUnusedNodesPass()):  # ir's Sequential would wrap the errors
-        one(model)
+    for step in (*passes, common.RemoveUnusedNodesPass()):  # ir's Sequential would wrap the errors
+        step(model)
 
 
 def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
-    """For CPUs with what our own kernels know beside ONNX Runtime's. For GPUs in float16, with what their kernels take:
-    rows of one length each, products of rounded weights alone.
-    """
+    """For CPUs, with SwiGLU and ragged batches; for GPUs in float16, without either and without quantised inputs."""
     precision = Precision(checkpoint, target)
     on_gpu = target.half
     passes: list[ir.passes.InPlacePass] = [
-        FuseProjections(checkpoint, precision.group),
+        FuseProjections(checkpoint, precision.fusion_key),
         GroupQueryAttention(checkpoint.config, ragged=not on_gpu),
         SkipNorm(),
         QuantizeWeights(Quantizer(checkpoint), precision, accuracy_level=0 if on_gpu else INT8_ARITHMETIC),
@@ -65,27 +63,27 @@ def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> lis
 
 def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
     precision = Precision(checkpoint, target)
-    quantizer = Quantizer(checkpoint, exact=True)
+    quantizer = Quantizer(checkpoint, dequantize_linear=True)
     return [
-        FuseProjections(checkpoint, precision.group),
+        FuseProjections(checkpoint, precision.fusion_key),
         NameLayers(),
-        QuantizeDequantize(quantizer, precision, input_scale, inputs=target.inputs),
+        QuantizeDequantize(quantizer, precision, input_scale, input_type=target.input_type),
     ]
 
 
 def _qnn(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:
-    """What does not depend on how many tokens a step takes; megrez.compile.graph.static.graphs does the rest."""
+    """The passes that do not depend on the tokens of a step; megrez.compile.graph.static.graphs does the rest."""
     return [
         AllPositions(),
         NameBoundaries(checkpoint.config.num_hidden_layers),
         NameLayers(),
         SplitRotary(),
-        QuantizeDequantize(Quantizer(checkpoint, exact=True), Precision(checkpoint, target)),
+        QuantizeDequantize(Quantizer(checkpoint, dequantize_linear=True), Precision(checkpoint, target)),
     ]
 
 
 class DeclareMicrosoft(ir.passes.InPlacePass):
-    """Import the com.microsoft operators that the passes before it brought in."""
+    """Import the com.microsoft operators that earlier passes added."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         model.opset_imports[MICROSOFT] = 1

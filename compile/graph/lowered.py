@@ -1,6 +1,6 @@
-"""The graph of a checkpoint in a target's dialect, its weights still recipes; knows no bundle.
+"""The graph of a checkpoint in a target's dialect, with lazy weights; knows no bundle.
 
-torch takes seconds to import, and is only where a graph is asked for: what can be refused is refused before.
+torch takes seconds to import, so it is imported here and not before a request is checked.
 """
 
 import onnx_ir as ir

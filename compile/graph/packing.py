@@ -7,7 +7,7 @@ from megrez.calibration.weights.blocks import BlockQuantized
 
 
 def packed_codes(matrix: BlockQuantized) -> NDArray[np.uint8]:
-    """uint8 [N, blocks, block * bits / 8]; of two 4-bit codes the earlier is in the low half of the byte."""
+    """uint8 [N, blocks, block * bits / 8]; of two 4-bit codes the first is in the low half of the byte."""
     rows, columns = matrix.codes.shape
     blocks = matrix.scales.shape[1]
     codes = matrix.codes
@@ -17,7 +17,7 @@ def packed_codes(matrix: BlockQuantized) -> NDArray[np.uint8]:
 
 
 def packed_zero_points(matrix: BlockQuantized) -> NDArray[np.uint8]:
-    """uint8 [N, ceil(blocks * bits / 8)], packed as the codes are."""
+    """uint8 [N, ceil(blocks * bits / 8)], packed like the codes."""
     assert matrix.zero_points is not None
     zero_points = matrix.zero_points
     if matrix.bits == 4 and zero_points.shape[1] % 2:

@@ -1,4 +1,4 @@
-"""Checkpoint matrices as a target stores them, one at a time; knows no graph and no byte layout."""
+"""Quantises a checkpoint's matrices for a target, one at a time; knows no graph and no byte layout."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,9 +22,9 @@ T = TypeVar("T", bound=np.generic)
 class MatrixPlan:
     """How one matrix [n, k] will be stored.
 
-    first: which of the stacked sources' rows is its first. carried: the checkpoint's own blocks are kept, code for
-    code. folded: their offsets are k's last columns, which multiply the means of x over each block: the product takes
-    [x, means] instead of x. nested: see WeightFormat. per_channel: a block is a whole row.
+    first: the index of its first row in the stacked sources. keeps_blocks: the checkpoint's stored blocks are kept,
+    code for code. folded: their offsets are k's last columns, which multiply the means of x over each block: the input
+    is [x, means] instead of x. nested: see WeightFormat. per_channel: a block is a whole row.
     """
 
     sources: tuple[str, ...]
@@ -33,7 +33,7 @@ class MatrixPlan:
     bits: int
     block: int
     zero_points: bool
-    carried: bool
+    keeps_blocks: bool
     folded: bool
     floating: bool = False
     nested: bool = False
@@ -60,61 +60,65 @@ class MatrixPlan:
 
 
 class Quantizer:
-    """Plans matrices without reading them, then makes them; keeps the last only.
+    """Plans matrices without reading them, then quantises them; caches only the last.
 
-    The codes, scales and zero points of one matrix are asked for one after another.
-    exact: as standard DequantizeLinear nodes for GPUs want it, made scales are positive and stored blocks are carried
-    only in the very form wanted; else those of other sizes and with other zero points are too.
+    The codes, scales and zero points of one matrix are read one after another.
+    dequantize_linear: as GPUs need it, scales are positive, and stored blocks are kept only in exactly the target's
+    format; otherwise, blocks of other sizes and zero points are kept too.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, exact: bool = False) -> None:
-        self.checkpoint, self.exact = checkpoint, exact
+    def __init__(self, checkpoint: Checkpoint, *, dequantize_linear: bool = False) -> None:
+        self.checkpoint, self.dequantize_linear = checkpoint, dequantize_linear
         self._last: tuple[MatrixPlan, BlockQuantized] | None = None
 
-    def plan(self, sources: tuple[str, ...], n: int, k: int, wanted: WeightFormat) -> MatrixPlan:
-        """The checkpoint's own blocks where all `sources` have the same, of the bits wanted, else `wanted` fitted."""
-        asked = block_format_of(self.fitted(wanted, k), k)
-        own = {self.checkpoint.block_format(name) for name in sources}
-        stored = own.pop()
-        carried = not own and stored is not None and self._fits(stored, asked)
-        form = stored if carried and stored is not None else asked
+    def plan(self, sources: tuple[str, ...], n: int, k: int, weight_format: WeightFormat) -> MatrixPlan:
+        """Keeps the stored blocks where all `sources` have the same with as many bits, else `weight_format` fitted."""
+        fitted = block_format_of(self.fitted(weight_format, k), k)
+        formats = {self.checkpoint.block_format(name) for name in sources}
+        stored = formats.pop()
+        keeps_blocks = not formats and stored is not None and self._fits(stored, fitted)
+        block_format = stored if keeps_blocks and stored is not None else fitted
         return MatrixPlan(
             sources=sources,
             n=n,
-            k=folded_columns(k, form.block) if form.offsets else k,
-            bits=form.bits,
-            block=form.block,
-            zero_points=form.zero_points,
-            carried=carried,
-            folded=form.offsets,
-            floating=form.floating,
-            nested=wanted.nested,
-            per_channel=wanted.block is None,
+            k=folded_columns(k, block_format.block) if block_format.offsets else k,
+            bits=block_format.bits,
+            block=block_format.block,
+            zero_points=block_format.zero_points,
+            keeps_blocks=keeps_blocks,
+            folded=block_format.offsets,
+            floating=block_format.floating,
+            nested=weight_format.nested,
+            per_channel=weight_format.block is None,
         )
 
-    def fitted(self, form: WeightFormat, columns: int) -> WeightFormat:
-        """`form` as a matrix of so many columns gets it: with the least padding, or for some graphs with none."""
-        return form if self.exact else form.fitted(columns)
+    def fitted(self, weight_format: WeightFormat, columns: int) -> WeightFormat:
+        """`weight_format` with the block size that stores rows of `columns` in the fewest bits, where it may vary."""
+        return weight_format if self.dequantize_linear else weight_format.fitted(columns)
 
-    def _fits(self, stored: BlockFormat, asked: BlockFormat) -> bool:
-        return stored == asked if self.exact else (stored.bits, stored.floating) == (asked.bits, asked.floating)
+    def _fits(self, stored: BlockFormat, fitted: BlockFormat) -> bool:
+        if self.dequantize_linear:
+            return stored == fitted
+        return (stored.bits, stored.floating) == (fitted.bits, fitted.floating)
 
     def __call__(self, plan: MatrixPlan) -> BlockQuantized:
         if self._last is None or self._last[0] != plan:
-            self._last = None  # free the previous matrix before the next is made
-            self._last = (plan, self._carry(plan) if plan.carried else self._quantize(plan))
+            self._last = None  # free the previous matrix first
+            self._last = (plan, self._stored_blocks(plan) if plan.keeps_blocks else self._quantize(plan))
         return self._last[1]
 
     def _quantize(self, plan: MatrixPlan) -> BlockQuantized:
         matrix = stack(self.checkpoint, plan.sources)[plan.rows]
-        per_channel = self.exact and plan.per_channel and plan.bits == 8
+        per_channel = self.dequantize_linear and plan.per_channel and plan.bits == 8
         absmax = per_channel or plan.floating or plan.nested
-        return quantize_nearest(matrix, plan.weight_format, AbsMax() if absmax else FittedSearch(positive=self.exact))
+        return quantize_nearest(
+            matrix, plan.weight_format, AbsMax() if absmax else FittedSearch(positive=self.dequantize_linear)
+        )
 
-    def _carry(self, plan: MatrixPlan) -> BlockQuantized:
+    def _stored_blocks(self, plan: MatrixPlan) -> BlockQuantized:
         parts = [part for name in plan.sources if (part := self.checkpoint.blocks(name)) is not None]
         assert len(parts) == len(plan.sources)
-        whole = BlockQuantized(
+        matrix = BlockQuantized(
             bits=plan.bits,
             block=plan.block,
             codes=np.concatenate([part.codes for part in parts])[plan.rows],
@@ -123,17 +127,17 @@ class Quantizer:
             offsets=_concatenate([part.offsets for part in parts if part.offsets is not None], plan.rows),
             floating=plan.floating,
         )
-        return fold_offsets(whole) if plan.folded else whole
+        return fold_offsets(matrix) if plan.folded else matrix
 
 
-def block_format_of(form: WeightFormat, columns: int) -> BlockFormat:
-    """The blocks of a matrix of so many columns that is rounded to `form`."""
+def block_format_of(weight_format: WeightFormat, columns: int) -> BlockFormat:
+    """The blocks of a matrix of `columns` that is quantised to `weight_format`."""
     return BlockFormat(
-        bits=form.bits,
-        block=form.block or columns,
-        zero_points=not form.symmetric,
+        bits=weight_format.bits,
+        block=weight_format.block or columns,
+        zero_points=not weight_format.symmetric,
         offsets=False,
-        floating=form.floating,
+        floating=weight_format.floating,
     )
 
 

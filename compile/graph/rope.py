@@ -1,4 +1,4 @@
-"""Rotary position tables, with transformers' own scaling rules; knows no graph."""
+"""Tables of the rotary position embedding, scaled by transformers' own functions; knows no graph."""
 
 from types import SimpleNamespace
 
@@ -11,8 +11,8 @@ from megrez.compile.families.config import ModelConfig
 def rotary_tables(config: ModelConfig, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """cos and sin of positions 0 .. context - 1: float32 [context, head_dim / 2] each.
 
-    Frequencies and angles are rounded to float32 as transformers rounds them: checkpoints were trained so, and at
-    position 4000 the rounding is worth 2e-4 radians. YaRN's attention factor is multiplied in, as transformers does.
+    Frequencies and angles are float32 as in transformers: checkpoints were trained so, and at position 4000 the
+    difference is 2e-4 radians. YaRN's attention factor is multiplied in, as in transformers.
     Source: transformers' ROPE_INIT_FUNCTIONS (linear, llama3, yarn) and Su et al., RoFormer (default).
     """
     frequencies, factor = _inverse_frequencies(config)

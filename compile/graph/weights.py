@@ -1,6 +1,6 @@
-"""Recipes instead of weights: every initializer is a lazy tensor that reads the checkpoint only when it is written.
+"""Lazy weights: every initializer is a tensor that reads the checkpoint only when it is written.
 
-Knows the canonical graph's initializer names and the checkpoint's; knows no file format and no engine.
+Knows the initializer names of the canonical graph and the checkpoint; knows no file format and no engine.
 """
 
 import functools
@@ -15,13 +15,13 @@ from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.graph import operand, producer
 from megrez.compile.graph.rope import rotary_tables
 
-# On an initializer's `meta`: the checkpoint tensors it is made of, stacked along their first axis (out_features).
+# Key in an initializer's `meta`: its checkpoint tensors, stacked along their first axis (out_features).
 SOURCES = "megrez.sources"
 PROJECTIONS = ("_proj.weight", "lm_head.weight")
 
 
 def bind(model: ir.Model, checkpoint: Checkpoint, context: int) -> None:
-    """Give every weight of the canonical graph its recipe; nothing is read yet."""
+    """Make every weight of the canonical graph a lazy tensor; nothing is read yet."""
     bind_rotary(model, checkpoint.config, context)
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
@@ -49,7 +49,7 @@ def stack(checkpoint: Checkpoint, sources: tuple[str, ...]) -> NDArray[np.float3
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
-    """The checkpoint matrix that a MatMul multiplies by, seen through a tied embedding's Transpose."""
+    """The checkpoint matrix that a MatMul multiplies by, directly or through a tied embedding's Transpose."""
     if node.op_type != "MatMul":
         return None
     value = operand(node, 1)
@@ -59,7 +59,7 @@ def weight_of(node: ir.Node) -> ir.Value | None:
 
 
 def lazy(value: ir.Value, compute: Callable[[], NDArray[np.generic]]) -> ir.LazyTensor:
-    """A tensor of the value's type and shape that is computed anew each time it is asked for, and never kept."""
+    """A tensor of the value's type and shape that is computed each time it is read, and never cached."""
     assert value.dtype is not None and value.shape is not None
     return ir.LazyTensor(
         lambda: ir.Tensor(np.ascontiguousarray(compute())), dtype=value.dtype, shape=value.shape, name=value.name
@@ -73,7 +73,7 @@ def add_lazy(
     shape: tuple[int, ...],
     compute: Callable[[], NDArray[np.generic]],
 ) -> ir.Value:
-    """A new initializer with the recipe `compute`."""
+    """A new initializer, computed by `compute` when it is read."""
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
     value.const_value = lazy(value, compute)
     model.graph.initializers.add(value)

@@ -1,7 +1,7 @@
-"""`optimum-cli export megrez`: megrez-compile as one more of optimum's exporters.
+"""`optimum-cli export megrez`: megrez-compile as an exporter of optimum.
 
-Installed as optimum.commands.register.megrez, a namespace package that optimum-cli searches: it must never have an
-__init__.py. Knows how optimum parses arguments; megrez-compile does the rest.
+Installed as optimum.commands.register.megrez, a namespace package that optimum-cli searches: it must not have an
+__init__.py. Parses arguments and calls megrez-compile.
 """
 
 from argparse import ArgumentParser

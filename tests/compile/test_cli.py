@@ -88,7 +88,7 @@ def test_a_context_too_short_to_calibrate_on(
 ) -> None:
     chip = ("--arch", "v79") if target.startswith("qnn") else ()
     done = megrez_compile(checkpoint_of(), "--target", target, "-o", tmp_path / "b", "--context", 1, *chip)
-    assert_one_error(done, 2, "--context is 1: calibration and fidelity read samples of 2 tokens or more: choose 2")
+    assert_one_error(done, 2, "--context is 1: calibration and fidelity need samples of at least 2 tokens: choose 2")
     assert names(tmp_path) == []
 
 
@@ -200,7 +200,7 @@ def test_the_current_folder_is_no_output(
     monkeypatch.chdir(tmp_path / "empty")
     for output in (".", tmp_path / "empty", "..", "../empty/../empty"):
         done = megrez_compile(checkpoint_of(), "--target", "cpu-fp32", "-o", output)
-        assert_one_error(done, 2, f"{output} is the current folder or holds it: give -o a folder of its own")
+        assert_one_error(done, 2, f"{output} is the current folder or contains it: choose another -o")
     assert names(tmp_path) == ["empty"] and names(tmp_path / "empty") == []
 
 
@@ -208,7 +208,7 @@ def test_heads_that_onnxruntime_cannot_run(megrez_compile: Any, tmp_path: Path) 
     folder = make_checkpoint(tmp_path / "model", head_dim=40)
     for target in ("cpu-fp32", "cpu-int4", "cuda-fp16"):
         done = megrez_compile(folder, "--target", target, "-o", tmp_path / "b")
-        assert_one_error(done, 2, f"{target} takes heads whose width is a multiple of 16, this model's have 40")
+        assert_one_error(done, 2, f"{target} needs a head_dim that is a multiple of 16, this model has 40")
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def test_what_cannot_be_asked_of_a_staged_bundle(staged: Path, megrez_compile: A
     output = ("-o", tmp_path / "b")
     for options, said in (
         (("--target", "trt-fp8", *output), "was staged for trt-int8, not trt-fp8: leave --target out"),
-        (("--context", 9, *output), "is staged already, --context comes before that: leave it out"),
-        (("-o", staged), "is the staged bundle itself: give the engine's bundle another -o"),
+        (("--context", 9, *output), "is staged already, --context belongs to that stage: leave it out"),
+        (("-o", staged), "is the staged bundle itself: choose another -o"),
         (("--arch", "orin", *output), "cannot build ahead of time for sm_87 (orin)"),
     ):
         done = run_plain(staged, *options)
@@ -130,15 +130,15 @@ def run_plain(*args: object) -> subprocess.CompletedProcess[str]:
         (("--target", "trt-fp8", "--arch", "a100"), "trt-fp8 needs sm_89 or later, a100, a30 (sm_80) cannot do it: "),
         (("--target", "trt-fp16", "--arch", "rtx-4080ti"), "unknown device 'rtx-4080ti': did you mean rtx-4090? "),
         (("--target", "trt-fp16", "--arch", "h100"), "cannot build ahead of time for sm_90 (h100, h200, gh200)"),
-        (("--target", "trt-fp16", "--batch", 0), "--batch is 0: ask for at least 1"),
+        (("--target", "trt-fp16", "--batch", 0), "--batch is 0: give at least 1"),
         # Key and value, of 2 layers, 2 heads of 64 values of 2 bytes: 1024 bytes a token, 512 tokens.
         (
             ("--target", "trt-fp16", "--batch", 10**9),
             "--batch is 1000000000: the KV cache of 1000000000 sequences of 512 tokens takes 524288.0 GB "
-            "(0.524 MB each) and the largest GPU has 288 GB: ask for a smaller --batch or --context",
+            "(0.524 MB each) and the largest GPU has 288 GB: choose a smaller --batch or --context",
         ),
-        (("--target", "trt-fp16", "--context", 1), "--context is 1: TensorRT leaves out the mask of a cache of one"),
-        (("--target", "trt-fp8", "--context", 1), "--context is 1: TensorRT leaves out the mask of a cache of one"),
+        (("--target", "trt-fp16", "--context", 1), "--context is 1: TensorRT omits the mask of a cache of one"),
+        (("--target", "trt-fp8", "--context", 1), "--context is 1: TensorRT omits the mask of a cache of one"),
         (("--target", "trt-fp16", "--hardware-compatible"), "--hardware-compatible is TensorRT's, TensorRT-RTX builds"),
         (("--target", "cpu-int4", "--batch", 2), "are for TensorRT engines, cpu-int4 builds none"),
         (("--target", "cpu-int4", "--arch", "orin"), "--arch names NVIDIA devices, cpu-int4 is for any CPU"),

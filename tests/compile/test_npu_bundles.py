@@ -174,13 +174,13 @@ def test_what_an_npu_does_not_take_is_refused_before_any_work(
         ((*qnn, "--arch", "v79", "--batch", 2, *output), "qnn-w8a16 takes one sequence in static shapes"),
         ((*qnn, "--arch", "v79", "--chunk", 0, *output), "--chunk is 0, a context of 512 tokens takes 1 to 512"),
         ((*qnn, "--arch", "v79", "--context", 9999, *output), "--context is 9999, this model takes 1 to 512"),
-        ((*qnn, "--arch", "v79", "--stage", "onnx", *output), "--arch and --share-weights come with the contexts"),
+        ((*qnn, "--arch", "v79", "--stage", "onnx", *output), "--arch and --share-weights are for contexts"),
         ((*qnn, "--arch", "v79", "-o", tmp_path / "file"), "file exists and is not a bundle: choose another -o"),
         ((*qnn, "--arch", "v79", "-o", tmp_path / "phone"), "phone.graphs exists and is not a bundle"),
         ((folder, "--target", "cpu-fp32", "--chunk", 8, *output), "--chunk and --share-weights are for NPUs"),
         ((folder, "--target", "cpu-int4", "--block-size", "channel", *output), "--block-size channel is for NPUs"),
         ((staged, *output), "--arch is missing"),
-        ((staged, "--arch", "v79", "--chunk", 4, *output), "was cut into steps of"),
+        ((staged, "--arch", "v79", "--chunk", 4, *output), "was staged with its own --chunk"),
     ):
         done = megrez_compile(*arguments)
         assert done.code == 2 and said in done.err and "Traceback" not in done.err, (said, done.err)

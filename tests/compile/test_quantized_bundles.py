@@ -149,8 +149,10 @@ def test_a_gpus_graph_computes_the_decoded_weights_in_float16(
     for half_or_not, allowed in ((bundle, HALF), (widen(bundle, tmp_path / "wide"), WIDE)):
         session = open_on_cpu(half_or_not, threads=1, slots=2)
 
-        def step(tokens: Any, lengths: Any, rows: Any, session: Any = session) -> Any:
-            return np.array(session.step(np.array(tokens), np.array(lengths, np.int32), np.array(rows, np.int64)))
+        def step(tokens: Any, starts: Any, logits_index: Any, session: Any = session) -> Any:
+            return np.array(
+                session.step(np.array(tokens), np.array(starts, np.int32), np.array(logits_index, np.int64))
+            )
 
         for row, ids in zip(ragged(step), RAGGED_IDS, strict=True):
             with torch.no_grad():

@@ -65,12 +65,12 @@ def run_ragged(model: ir.Model, shown: list[str], dtype: Any) -> tuple[list[Arra
     caches = {f"{layer}.{kind}": rubbish for layer in (0, 1) for kind in ("key", "value")}
     kept: list[dict[str, list[NDArray[Any]]]] = [defaultdict(list), defaultdict(list)]
 
-    def step(tokens: list[list[int]], lengths: list[int], rows: list[int]) -> Any:
+    def step(tokens: list[list[int]], starts: list[int], logits_index: list[int]) -> Any:
         names = ["logits", *shown, *(f"present.{name}" for name in caches)]
         feeds = {
             "input_ids": np.array(tokens),
-            "write_indices": np.array(lengths),
-            "logits_index": np.array(rows),
+            "write_indices": np.array(starts),
+            "logits_index": np.array(logits_index),
             **{f"past_key_values.{name}": cache for name, cache in caches.items()},
         }
         found = dict(zip(names, session.run(names, feeds), strict=True))
@@ -79,9 +79,9 @@ def run_ragged(model: ir.Model, shown: list[str], dtype: Any) -> tuple[list[Arra
         for name in shown:
             flat = found[name].reshape(-1, found[name].shape[-1])
             if found[name].ndim == 3:  # the last layer goes on with the tokens whose logits are wanted alone
-                flat = flat[rows]
+                flat = flat[logits_index]
             for row in range(2):
-                kept[row][name].append(flat[[at // width == row for at in rows]])
+                kept[row][name].append(flat[[at // width == row for at in logits_index]])
         return found["logits"]
 
     logits = ragged(step)
@@ -101,7 +101,7 @@ def test_ragged_chunks_product_by_product(checkpoint_of: Any, family: str, schem
     rows, logits = run_ragged(model, shown, np.dtype(arithmetic))
     reference = load(folder)
     weights = reference.state_dict()
-    kind, block = find_target(target).inputs, 32 if scheme == "int4" else None
+    kind, block = find_target(target).input_type, 32 if scheme == "int4" else None
     for ids, values, row_logits in zip(IDS, rows, logits, strict=True):
         for layer in layers:
             x, read, y = (values[layer[key]] for key in ("x", "read", "y"))

@@ -53,7 +53,7 @@ def test_scales_per_channel_are_told_in_words() -> None:
 
 
 def test_only_targets_that_multiply_small_inputs_need_their_ranges() -> None:
-    assert {target.name: target.inputs for target in TARGETS if target.inputs} == {
+    assert {target.name: target.input_type for target in TARGETS if target.input_type} == {
         "trt-int8": "int8",
         "trt-fp8": "fp8",
         "trt-nvfp4": "fp4",
@@ -67,9 +67,11 @@ def test_a_target_with_other_blocks_has_them_everywhere() -> None:
 
 
 def test_a_budget_for_accuracy_leaves_the_head_as_fine_as_the_embedding() -> None:
-    chosen = find_target("cpu-int4").with_finer(frozenset({"a"}))
+    chosen = find_target("cpu-int4").with_higher_precision(frozenset({"a"}))
     assert chosen.head == chosen.embedding == find_target("cpu-int4").embedding
-    assert find_target("trt-int8").with_head().with_finer(frozenset()).head == find_target("trt-int8").weights
+    assert (
+        find_target("trt-int8").with_head().with_higher_precision(frozenset()).head == find_target("trt-int8").weights
+    )
 
 
 def test_blocks_are_resized_where_there_are_any() -> None:

@@ -1,4 +1,4 @@
-"""GGUF's plain block formats as BlockQuantized, code for code; the K- and I-formats have scales of scales."""
+"""GGUF's formats with one level of scales as BlockQuantized, code for code; K- and I-formats have two levels."""
 
 import numpy as np
 from numpy.typing import NDArray

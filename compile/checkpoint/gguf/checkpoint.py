@@ -1,4 +1,4 @@
-"""A .gguf file as a Checkpoint, its tensors under Hugging Face names; writes nothing and maps no page."""
+"""A .gguf file as a Checkpoint, its tensors under Hugging Face names; does not map the file."""
 
 import math
 import re
@@ -24,8 +24,8 @@ from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.families.config import ModelConfig
 from megrez.runtime.errors import CheckpointError
 
-CHUNK = 1 << 20  # values dequantised at a time
-# Of tensors that no weight of ours asks for, those that another decoder would use; the rest are buffers.
+PIECE = 1 << 20  # values dequantised at a time
+# Unknown tensors that would change the decoder; all others are buffers.
 LAYER_PART = re.compile(r"blk\.(\d+)\..*(\.bias|norm\.weight|sinks\.weight|scale)")
 AROUND_THE_LAYERS = ("token_", "position_", "output", "rope_")
 REMEDY = "take another .gguf file of the model, or its safetensors checkpoint"
@@ -56,10 +56,8 @@ class GgufCheckpoint:
         return read_gguf_text(self._header.metadata, vocab_size=self._config.vocab_size, source=self._source)
 
     def check(self) -> None:
-        """As the protocol says, from the header alone."""
-        faults = [
-            f"{name} is a tensor of no known use" for name in self._header.tensors if self._changes_the_model(name)
-        ]
+        """See the protocol; reads only the header."""
+        faults = [f"{name} is an unknown tensor" for name in self._header.tensors if self._changes_the_model(name)]
         faults += shape_faults(self._config, {name: tensor.shape for name, tensor in self._tensors.items()})
         needed = [self._tensors[name] for name in expected_tensors(self._config) if name in self._tensors]
         first = {tensor.kind: tensor.name for tensor in reversed(needed)}
@@ -100,7 +98,7 @@ class GgufCheckpoint:
         return found
 
     def _changes_the_model(self, name: str) -> bool:
-        """Whether a tensor that no weight asks for is one that the decoder would have to use."""
+        """Whether an unknown tensor is one that the decoder would have to use."""
         if huggingface_name(name, self._config) is not None or name == ROPE_FACTORS:
             return False
         layer = LAYER_PART.fullmatch(name)
@@ -127,15 +125,15 @@ class GgufCheckpoint:
             raise CheckpointError(f"{tensor.name} in {self._source} is {tensor.kind}, which cannot be read: {REMEDY}")
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         values = np.empty((rows, columns), np.float32)
-        step = max(CHUNK // columns, 1)
+        step = max(PIECE // columns, 1)
         for at in range(0, rows, step):
-            chunk = values[at : at + step]
-            chunk[:] = dequantize(self._read_raw(tensor, at, at + len(chunk)), tensor.kind)
-            refuse_non_finite(chunk, tensor=tensor.name, path=self._path)
+            piece = values[at : at + step]
+            piece[:] = dequantize(self._read_raw(tensor, at, at + len(piece)), tensor.kind)
+            refuse_non_finite(piece, tensor=tensor.name, path=self._path)
         return values.reshape(tensor.shape)
 
     def _read_raw(self, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows [start, stop) as they are stored: uint8 [stop - start, bytes of a row]."""
+        """Stored rows [start, stop): uint8 [stop - start, bytes of a row]."""
         row = tensor.size // math.prod(tensor.shape[:-1])
         raw = np.fromfile(self._path, np.uint8, (stop - start) * row, offset=tensor.start + start * row)
         return raw.reshape(stop - start, row)

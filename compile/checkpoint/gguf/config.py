@@ -1,6 +1,6 @@
-"""ModelConfig from a .gguf file's metadata, by way of the config.json it was converted from; reads no tensor but one.
+"""ModelConfig from a .gguf file's metadata, by reconstructing its config.json; reads one tensor.
 
-That one is rope_freqs.weight: converters bake Llama 3's rope scaling into it and drop the numbers it came from.
+That is rope_freqs.weight, into which converters fold Llama 3's rope scaling without storing its parameters.
 """
 
 from collections.abc import Callable
@@ -38,26 +38,26 @@ _LLAMA3_LENGTH = 8192  # what Llama 3.1 and 3.2 were trained on before scaling; 
 def read_gguf_config(
     header: GgufHeader, read_floats: Callable[[str], NDArray[np.float32]], *, source: str
 ) -> ModelConfig:
-    """read_floats: a tensor by its GGUF name. Raises CheckpointError naming what is not supported, and `source`."""
+    """read_floats: reads a tensor by GGUF name. Raises CheckpointError, naming `source`, for what is unsupported."""
     architecture = header.metadata.get("general.architecture")
     _refuse_parts(header, source)
-    known = by_gguf_architecture()
-    if architecture not in known:
+    families = by_gguf_architecture()
+    if architecture not in families:
         raise CheckpointError(
-            f"{source} has architecture {architecture!r}, which is not supported: {', '.join(known)} are"
+            f"{source} has architecture {architecture!r}, which is not supported: {', '.join(families)} are"
         )
     prefix = f"{architecture}."
-    facts = {key[len(prefix) :]: value for key, value in header.metadata.items() if key.startswith(prefix)}
-    _refuse_variants(header, facts, source)
-    data: dict[str, Any] = {key: _plain(facts[name]) for key, name in _FIELDS.items() if name in facts}
+    fields = {key[len(prefix) :]: value for key, value in header.metadata.items() if key.startswith(prefix)}
+    _refuse_variants(header, fields, source)
+    data: dict[str, Any] = {key: _plain(fields[name]) for key, name in _FIELDS.items() if name in fields}
     data |= {
-        "architectures": [known[architecture].architecture],
+        "architectures": [families[architecture].architecture],
         "vocab_size": _rows(header, "token_embd.weight"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
-        "rope_parameters": _rope(header, facts, read_floats, source),
+        "rope_parameters": _rope(header, fields, read_floats, source),
     }
     config = read_config(data, source=source)
-    _refuse_partial_heads(config, facts, source)
+    _refuse_partial_heads(config, fields, source)
     return replace(
         config,
         qkv_bias="blk.0.attn_q.bias" in header.tensors,
@@ -66,27 +66,27 @@ def read_gguf_config(
     )
 
 
-def _refuse_variants(header: GgufHeader, facts: dict[str, Any], source: str) -> None:
-    if facts.get("expert_count"):
-        raise CheckpointError(f"{source} has {facts['expert_count']} experts: mixtures of experts are not supported")
+def _refuse_variants(header: GgufHeader, fields: dict[str, Any], source: str) -> None:
+    if fields.get("expert_count"):
+        raise CheckpointError(f"{source} has {fields['expert_count']} experts: mixtures of experts are not supported")
 
 
 def _refuse_parts(header: GgufHeader, source: str) -> None:
-    """Of a model in parts, all but the first have no architecture."""
+    """Raise CheckpointError for one of several parts; only the first part has an architecture."""
     if header.metadata.get("split.count", 1) > 1:
         raise CheckpointError(
             f"{source} is one of {header.metadata['split.count']} parts: join them with  llama-gguf-split --merge"
         )
 
 
-def _refuse_partial_heads(config: ModelConfig, facts: dict[str, Any], source: str) -> None:
+def _refuse_partial_heads(config: ModelConfig, fields: dict[str, Any], source: str) -> None:
     for name in ("rope.dimension_count", "attention.value_length"):
-        if facts.get(name, config.head_dim) != config.head_dim:
-            raise CheckpointError(f"{source} has {name} {facts[name]}: only head_dim, {config.head_dim}, is supported")
+        if fields.get(name, config.head_dim) != config.head_dim:
+            raise CheckpointError(f"{source} has {name} {fields[name]}: only head_dim, {config.head_dim}, is supported")
 
 
 def _plain(value: Any) -> Any:
-    # The shortest decimal of a float32 is what the config.json said: 1e-05, not 9.999999747378752e-06.
+    # The shortest decimal of a float32 is that of the config.json: 1e-05, not 9.999999747378752e-06.
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -95,16 +95,16 @@ def _rows(header: GgufHeader, name: str) -> int | None:
 
 
 def _rope(
-    header: GgufHeader, facts: dict[str, Any], read_floats: Callable[[str], NDArray[np.float32]], source: str
+    header: GgufHeader, fields: dict[str, Any], read_floats: Callable[[str], NDArray[np.float32]], source: str
 ) -> dict[str, Any]:
-    theta = _plain(facts.get("rope.freq_base", 10000.0))
-    # As llama.cpp reads it: a factor alone, which older files have under another key, is linear scaling.
-    factor = facts.get("rope.scaling.factor", facts.get("rope.scale_linear", 0))
-    kind = facts.get("rope.scaling.type", "linear" if factor not in (0, 1) else "none")
+    theta = _plain(fields.get("rope.freq_base", 10000.0))
+    # As in llama.cpp: a factor without a type, which older files have under another key, is linear scaling.
+    factor = fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0))
+    kind = fields.get("rope.scaling.type", "linear" if factor not in (0, 1) else "none")
     rope: dict[str, Any] = {"rope_theta": theta, "rope_type": "default" if kind == "none" else kind}
     if kind == "linear":
         rope["factor"] = _plain(factor)
-    for key, value in facts.items():
+    for key, value in fields.items():
         name = key.removeprefix("rope.scaling.")
         if name == key or name in ("type", "finetuned") or kind == "none":
             continue
@@ -119,7 +119,7 @@ def _rope(
 
 
 def _llama3(theta: float, stored: NDArray[np.float32], source: str) -> dict[str, Any]:
-    """The llama3 scaling whose factors are `stored` [head_dim / 2]; Meta's own numbers but for the factor."""
+    """The llama3 scaling whose factors are `stored` [head_dim / 2]; Meta's parameters except for the factor."""
     rope: dict[str, Any] = {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -136,7 +136,7 @@ def _llama3(theta: float, stored: NDArray[np.float32], source: str) -> dict[str,
 
 
 def _llama3_factors(rope: dict[str, Any], count: int) -> NDArray[np.float64]:
-    """By what each frequency is divided: 1 for short waves, `factor` for long ones, a blend between.
+    """The divisor of each frequency: 1 for short wavelengths, `factor` for long ones, interpolated between.
 
     Source: Llama 3.1's published rope scaling.
     """

@@ -1,7 +1,7 @@
-"""A .gguf file's metadata and its table of tensors; knows no key's and no tensor's meaning.
+"""A .gguf file's metadata and table of tensors; does not interpret keys or tensors.
 
-The gguf package's reader maps the file and makes an array of every string, which costs seconds and hundreds of
-megabytes on a large vocabulary; this one reads the header once and keeps plain values.
+The gguf package's reader makes an array of every string, which takes seconds and hundreds of megabytes for a large
+vocabulary; this one reads the header once into Python values.
 """
 
 import itertools
@@ -23,10 +23,10 @@ MAX_DIMS = 4  # the format's own limit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """A tensor's place.
+    """Where a tensor is stored, and how.
 
-    kind: the storage type's name, or "GGML type 99" for a number that the gguf package does not know, whose size is
-    unknown and counts as 0. shape: rows first, as numpy has it, the reverse of what the file says. size: bytes.
+    kind: the storage type's name, or "GGML type 99" for one that the gguf package does not know, with size 0. shape:
+    rows first, as in numpy, the reverse of the file's. size: bytes.
     """
 
     name: str
@@ -43,7 +43,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises CheckpointError when the file is none of its kind, or cut."""
+    """Raises CheckpointError where the file is not GGUF, truncated or damaged."""
     found = path.stat().st_size
     with path.open("rb") as file:
         reader = _Reader(file, path, found)
@@ -70,7 +70,7 @@ def _alignment(metadata: dict[str, Any], path: Path) -> int:
 def _check_places(tensors: list[GgufTensor], path: Path, base: int, found: int) -> None:
     expected = max((tensor.start + tensor.size for tensor in tensors), default=base)
     if expected > found:
-        raise CheckpointError(f"{path.name} is cut: expected {expected} bytes, found {found}: download it again")
+        raise CheckpointError(f"{path.name} is truncated: expected {expected} bytes, found {found}: download it again")
     ordered = sorted(tensors, key=lambda tensor: (tensor.start, tensor.size))
     for one, other in itertools.pairwise(ordered):
         if one.start + one.size > other.start:
@@ -78,13 +78,13 @@ def _check_places(tensors: list[GgufTensor], path: Path, base: int, found: int) 
 
 
 class _Reader:
-    """Little-endian values off a file; a length that leads past its end is an error, not an allocation."""
+    """Reads little-endian values from a file; a length beyond its end is an error, not an allocation."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self._file, self._path, self._size = file, path, size
 
     def take(self, count: int) -> bytes:
-        # The header is small: comparing with the whole size bounds what a damaged length can ask for.
+        # Comparing with the file's size bounds the allocation for a damaged length.
         data = self._file.read(count) if count <= self._size else b""
         if len(data) != count:
             raise self._damaged()
@@ -110,7 +110,7 @@ class _Reader:
         return self.scalar(self._form(kind))
 
     def _array(self, item: int, count: int) -> list[Any]:
-        if count > self._size:  # an item takes a byte at least
+        if count > self._size:  # an item takes at least a byte
             raise self._damaged()
         if item == STRING:
             return [self.string() for _ in range(count)]
@@ -121,7 +121,7 @@ class _Reader:
 
     def _damaged(self) -> CheckpointError:
         return CheckpointError(
-            f"{self._path.name} is cut or damaged inside its header ({self._size} bytes): download it again"
+            f"{self._path.name} is truncated or damaged inside its header ({self._size} bytes): download it again"
         )
 
     def _form(self, kind: int) -> str:

@@ -1,4 +1,4 @@
-"""The types that a .gguf file's metadata must have before anything else reads it; knows no tensor."""
+"""Checks the types of a .gguf file's metadata before they are used; knows no tensor."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ def _is_flag(value: Any) -> bool:
     return type(value) in (bool, int)
 
 
-def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(holds, value))
+def _list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
 
 
-# key, or how it ends: (what it must be, as a message puts it; whether a value is)
+# key: (the required type, for messages; whether a value has it)
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "general.architecture": ("a string", _is_text),
     "split.count": ("a whole number", _is_id),
@@ -46,12 +46,12 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_metadata(metadata: Mapping[str, Any], *, source: str, remedy: str) -> None:
-    """Raises CheckpointError that names every key with a value of another type, and lists of unequal length."""
+    """Raises CheckpointError that names every key whose value has another type, and lists of unequal length."""
     faults = []
     for key, value in metadata.items():
-        told, holds = _rule(key)
-        if not holds(value):
-            faults.append(f"{key} is {_shown(value)}, not {told}")
+        expected, is_valid = _rule(key)
+        if not is_valid(value):
+            faults.append(f"{key} is {_shown(value)}, not {expected}")
     tokens = metadata.get(f"{TOKENIZER}tokens", [])
     for name in ("scores", "token_type"):
         found = metadata.get(TOKENIZER + name, tokens)
@@ -69,4 +69,4 @@ def _rule(key: str) -> tuple[str, Callable[[Any], bool]]:
 
 
 def _shown(value: Any) -> str:
-    return "a list with something else in it" if isinstance(value, list) else repr(value)[:40]
+    return "a list with other values in it" if isinstance(value, list) else repr(value)[:40]

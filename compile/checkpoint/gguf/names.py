@@ -1,4 +1,4 @@
-"""GGUF's tensor names as Hugging Face's, and the row order that llama.cpp gives Q and K; reads no file."""
+"""Maps GGUF's tensor names to Hugging Face's, and llama.cpp's row order of Q and K; reads no file."""
 
 import re
 
@@ -11,7 +11,7 @@ from megrez.compile.families.registry import by_model_type
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-_WHOLE = {
+_OUTSIDE_LAYERS = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
@@ -32,20 +32,20 @@ _PARTS = {
 
 
 def huggingface_name(name: str, config: ModelConfig) -> str | None:
-    """None for a tensor that no such decoder has."""
+    """None for a tensor that the decoder does not have."""
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if layer is None:
-        return _WHOLE.get(name)
+        return _OUTSIDE_LAYERS.get(name)
     number, part, kind = layer.groups()
     parts = {**_PARTS, **_stored_as(config).layer_tensors}
     return f"model.layers.{number}.{parts[part]}.{kind}" if part in parts else None
 
 
 def row_order(name: str, config: ModelConfig) -> NDArray[np.intp] | None:
-    """Which stored row each row of a Q or K is, or None where the order is Hugging Face's.
+    """The stored row of each row of a Q or K; None where the order is Hugging Face's.
 
-    Of some families llama.cpp rotates neighbouring pairs, where Hugging Face rotates the two halves of a head, so the
-    converter interleaves them.
+    For some families llama.cpp rotates neighbouring pairs, where Hugging Face rotates the two halves of a head, so the
+    converter interleaves the rows.
     """
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     part = name.split(".")[-2]
@@ -57,5 +57,5 @@ def row_order(name: str, config: ModelConfig) -> NDArray[np.intp] | None:
 
 def _stored_as(config: ModelConfig) -> Gguf:
     stored = by_model_type()[config.model_type].gguf
-    assert stored is not None, f"no .gguf file is read as {config.model_type}"
+    assert stored is not None, f"{config.model_type} has no GGUF architecture"
     return stored

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # GGUF's token types
 SAMPLING = "general.sampling."
-# What turns each of the other samplers off; the rest only shapes one of these, or says in which order they come.
+# Unsupported samplers, with the values that disable them; other keys are parameters of these or their order.
 OFF = {"xtc_probability": 0, "mirostat": 0}
 STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def read_gguf_text(metadata: dict[str, Any], *, vocab_size: int, source: str) -> TextAssets | None:
-    """None for a file without vocabulary; CheckpointError, naming `source`, for one of a kind that is not supported."""
+    """None for a file without vocabulary; CheckpointError, naming `source`, for an unsupported tokenizer."""
     facts = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     if facts.get("model", "none") == "none":
         return None
@@ -54,11 +54,11 @@ def _kinds(facts: dict[str, Any]) -> list[int]:
     return kinds + [NORMAL] * (len(facts["tokens"]) - len(kinds))
 
 
-def _added(facts: dict[str, Any], wanted: tuple[int, ...], *, special: bool) -> list["AddedToken"]:
+def _added(facts: dict[str, Any], token_types: tuple[int, ...], *, special: bool) -> list["AddedToken"]:
     from tokenizers import AddedToken
 
     pairs = zip(facts["tokens"], _kinds(facts), strict=True)
-    return [AddedToken(token, normalized=False, special=special) for token, kind in pairs if kind in wanted]
+    return [AddedToken(token, normalized=False, special=special) for token, kind in pairs if kind in token_types]
 
 
 def _facts(metadata: dict[str, Any], facts: dict[str, Any]) -> TextFacts:
@@ -81,7 +81,7 @@ def _facts(metadata: dict[str, Any], facts: dict[str, Any]) -> TextFacts:
 
 
 def _sampling(metadata: dict[str, Any]) -> SamplingDefaults:
-    """The file's own recommendation; greedy where it has none that could be followed."""
+    """The file's recommendation; greedy where it has no valid one."""
     if f"{SAMPLING}temp" not in metadata:
         return GREEDY
     found = SamplingDefaults(

@@ -1,6 +1,6 @@
-"""Byte-level BPE tokenizers by the name GGUF gives their pre-tokenizer; knows no file.
+"""Byte-level BPE tokenizers by GGUF's name for their pre-tokenizer; knows no file.
 
-A vocabulary does not say how text is cut before merging: the name stands for a normaliser and a pattern.
+The name stands for a normaliser and the pattern that splits text before merging.
 """
 
 import difflib
@@ -25,8 +25,8 @@ _TEKKEN = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cutting:
-    """pattern: None is GPT-2's own. whole_words: a word that is in the vocabulary is not merged from its parts."""
+class PreTokenizer:
+    """pattern: None for GPT-2's. whole_words: a word in the vocabulary is a token without merging."""
 
     pattern: str | None = None
     single_digits: bool = False
@@ -34,61 +34,63 @@ class Cutting:
     whole_words: bool = False
 
 
-# Of Llama 3, and other names of the same that llama.cpp has.
+# Llama 3's, and llama.cpp's other names for it.
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-CUTTINGS = {
-    "gpt-2": Cutting(),
-    "smollm": Cutting(single_digits=True),
-    **dict.fromkeys(LLAMA3, Cutting(pattern=_LLAMA3, whole_words=True)),
-    "qwen2": Cutting(pattern=_QWEN2, nfc=True),
-    "megrez": Cutting(pattern=_QWEN2),
-    "tekken": Cutting(pattern=_TEKKEN, whole_words=True),
+PRE_TOKENIZERS = {
+    "gpt-2": PreTokenizer(),
+    "smollm": PreTokenizer(single_digits=True),
+    **dict.fromkeys(LLAMA3, PreTokenizer(pattern=_LLAMA3, whole_words=True)),
+    "qwen2": PreTokenizer(pattern=_QWEN2, nfc=True),
+    "megrez": PreTokenizer(pattern=_QWEN2),
+    "tekken": PreTokenizer(pattern=_TEKKEN, whole_words=True),
 }
 LEADS_WITH_BOS = (*LLAMA3, "tekken")
-# What older files say or leave out: llama.cpp guesses and warns that the model will answer worse.
+# In older files, for which llama.cpp guesses and warns of worse answers.
 UNKNOWN = ("", "default")
 
 
 def build_bpe(tokens: Sequence[str], merges: Sequence[str], *, pre: str, source: str) -> "Tokenizer":
-    """merges: pairs joined by a space, as GGUF has them. Raises CheckpointError for a name not in CUTTINGS."""
+    """merges: pairs joined by a space, as GGUF has them. Raises CheckpointError for a name not in PRE_TOKENIZERS."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cutting = _cutting(pre, source)
+    pre_tokenizer = _pre_tokenizer(pre, source)
     pairs = [_pair(merge, source) for merge in merges]
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
-        tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=cutting.whole_words))
+        tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=pre_tokenizer.whole_words))
     except Exception as error:  # tokenizers raises bare Exceptions
         raise CheckpointError(f"{source} has merges that do not fit its vocabulary ({error}): rebuild it") from error
-    if cutting.nfc:
+    if pre_tokenizer.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_steps(cutting))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_steps(pre_tokenizer))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _cutting(pre: str, source: str) -> Cutting:
+def _pre_tokenizer(pre: str, source: str) -> PreTokenizer:
     if pre in UNKNOWN:
         raise CheckpointError(
-            f"{source} does not say how its tokenizer cuts text (tokenizer.ggml.pre): take a newer conversion of the "
+            f"{source} does not state its pre-tokenizer (tokenizer.ggml.pre): take a newer conversion of the "
             "model, or its safetensors checkpoint"
         )
-    if pre not in CUTTINGS:
-        close = difflib.get_close_matches(pre, CUTTINGS, n=1)
+    if pre not in PRE_TOKENIZERS:
+        close = difflib.get_close_matches(pre, PRE_TOKENIZERS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise CheckpointError(f"{source} has the pre-tokenizer {pre!r}{hint}: {', '.join(CUTTINGS)} are supported")
-    return CUTTINGS[pre]
+        raise CheckpointError(
+            f"{source} has the pre-tokenizer {pre!r}{hint}: {', '.join(PRE_TOKENIZERS)} are supported"
+        )
+    return PRE_TOKENIZERS[pre]
 
 
-def _steps(cutting: Cutting) -> "list[pre_tokenizers.PreTokenizer]":
+def _steps(pre_tokenizer: PreTokenizer) -> "list[pre_tokenizers.PreTokenizer]":
     from tokenizers import Regex, pre_tokenizers
 
     steps: list[pre_tokenizers.PreTokenizer] = []
-    if cutting.single_digits:
+    if pre_tokenizer.single_digits:
         steps.append(pre_tokenizers.Digits(individual_digits=True))
-    if cutting.pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(cutting.pattern), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cutting.pattern is None))
+    if pre_tokenizer.pattern is not None:
+        steps.append(pre_tokenizers.Split(Regex(pre_tokenizer.pattern), "isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre_tokenizer.pattern is None))
     return steps
 
 

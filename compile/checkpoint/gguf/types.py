@@ -1,4 +1,4 @@
-"""GGUF's storage types, as the gguf package knows them; the one module that imports it."""
+"""GGUF's storage types, from the gguf package; the only module that imports it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def block_sizes(number: int) -> tuple[str, int, int] | None:
-    """A type's name, the values in one of its blocks, and a block's bytes; None for an unknown number."""
+    """A type's name, its values per block and bytes per block; None for an unknown type."""
     try:
         kind = GGMLQuantizationType(number)
         values, size = GGML_QUANT_SIZES[kind]
@@ -39,6 +39,6 @@ def can_dequantize(kind: str) -> bool:
 
 def dequantize(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """raw: [rows, bytes of a row]; float32 [rows, values of a row]."""
-    with np.errstate(all="ignore"):  # a bad scale's infinity is refused by name afterwards
+    with np.errstate(all="ignore"):  # infinities are refused afterwards, with the tensor's name
         values: NDArray[np.float32] = _dequantize(raw, GGMLQuantizationType[kind])
     return values

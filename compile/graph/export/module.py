@@ -1,7 +1,7 @@
-"""The one decoder that is traced: Llama with grouped-query attention and a KV cache written in place.
+"""The decoder that is traced: Llama with grouped-query attention and a KV cache updated in place.
 
-Parameters carry their Hugging Face names and are never read: tracing runs on fake tensors. A projection's weight is
-[in_features, out_features], the layout of ONNX MatMul, so a checkpoint's matrix is bound transposed.
+Parameters have their Hugging Face names and no values: tracing runs on fake tensors. A projection's weight is
+[in_features, out_features], the layout of ONNX MatMul: the checkpoint's matrix transposed.
 Shapes in comments: B batch, T new tokens, S cache capacity, H hidden, h heads, g KV heads, d head_dim.
 """
 
@@ -15,10 +15,10 @@ ONNX_OPSET = 24
 
 
 class Projection(nn.Module):
-    def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.weight
@@ -40,7 +40,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor], write_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads attended to, [B, T, h * d], for o_proj; and the caches with the new tokens written."""
+        """The heads' outputs [B, T, h * d], for o_proj; and the caches with the new tokens written."""
         q = self.q_norm(self.split_heads(self.q_proj(x), self.heads)).transpose(1, 2)  # [B, h, T, d]
         k = self.k_norm(self.split_heads(self.k_proj(x), self.kv_heads)).transpose(1, 2)  # [B, g, T, d]
         v = self.split_heads(self.v_proj(x), self.kv_heads).transpose(1, 2)
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 def write_cache(cache: Tensor, new: Tensor, write_indices: Tensor) -> Tensor:
-    """cache [B, g, S, d] with `new` [B, g, T, d] at write_indices[b] of each row; ONNX runtimes do it in place."""
+    """cache [B, g, S, d] with `new` [B, g, T, d] written at write_indices[b]; ONNX runtimes do it in place."""
     written: Tensor = torch.onnx.ops.symbolic(
         "TensorScatter",
         (cache, new, write_indices),
@@ -99,12 +99,12 @@ class Layer(nn.Module):
         mask: Tensor,
         past: tuple[Tensor, Tensor],
         write_indices: Tensor,
-        rows: Tensor | None,
+        logits_index: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """With `rows`, only those of the B * T positions leave the layer: [N, H]; the caches get all of them."""
+        """With `logits_index`, the output is [N, H] at these of the B * T positions; the caches get all of them."""
         y, keys, values = self.self_attn(self.input_layernorm(x), cos, sin, mask, past, write_indices)
-        if rows is not None:
-            x, y = embedding(rows, x.flatten(0, 1)), embedding(rows, y.flatten(0, 1))
+        if logits_index is not None:
+            x, y = embedding(logits_index, x.flatten(0, 1)), embedding(logits_index, y.flatten(0, 1))
         x = x + self.self_attn.o_proj(y)
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
 
@@ -128,22 +128,22 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         device, capacity = input_ids.device, past_key_values[0][0].shape[2]
         position = write_indices.unsqueeze(1) + torch.arange(input_ids.shape[1], device=device)  # [B, T]
-        slot = torch.arange(capacity, device=device)
+        cached = torch.arange(capacity, device=device)
         query = position.unsqueeze(1).unsqueeze(3)  # [B, 1, T, 1]
-        masks = {window: visible(slot, query, window) for window in dict.fromkeys(self.windows)}
+        masks = {window: visible(cached, query, window) for window in dict.fromkeys(self.windows)}
         cos, sin = embedding(position, self.rotary_cos), embedding(position, self.rotary_sin)  # [B, T, d / 2]
         x, present = self.embed_tokens(input_ids), []
         for i, (layer, window, past) in enumerate(zip(self.layers, self.windows, past_key_values, strict=True)):
-            rows = logits_index if i == len(self.layers) - 1 else None
-            x, keys, values = layer(x, cos, sin, masks[window], past, write_indices, rows)
+            selected = logits_index if i == len(self.layers) - 1 else None
+            x, keys, values = layer(x, cos, sin, masks[window], past, write_indices, selected)
             present.append((keys, values))
         return self.norm(x), present  # [N, H]
 
 
-def visible(slot: Tensor, query: Tensor, window: int | None) -> Tensor:
-    """bool [B, 1, T, S]: which cache slots [S] a query at a position [B, 1, T, 1] may attend to."""
-    causal = slot <= query
-    return causal if window is None else causal & (slot > query - window)
+def visible(cached: Tensor, query: Tensor, window: int | None) -> Tensor:
+    """bool [B, 1, T, S]: which cached positions [S] a query at a position [B, 1, T, 1] may attend to."""
+    causal = cached <= query
+    return causal if window is None else causal & (cached > query - window)
 
 
 class CausalLm(nn.Module):

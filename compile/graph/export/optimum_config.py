@@ -1,4 +1,4 @@
-"""The export as optimum describes one: a normalised config, dummy inputs, and named dynamic axes.
+"""The export configuration for optimum: a normalised config, dummy inputs, and named dynamic axes.
 
 Registered with optimum's TasksManager under the backend "megrez", for every family. Knows names and shapes, no weights.
 """
@@ -37,21 +37,21 @@ class DummyCacheGenerator(DummyPastKeyValuesGenerator):  # type: ignore[misc]
 
 
 class DummyIndexGenerator(DummyInputGenerator):  # type: ignore[misc]
-    """Where each row's new tokens go in the cache, and which positions' logits are wanted."""
+    """write_indices, where new tokens go in the cache, and logits_index, which positions' logits are returned."""
 
     SUPPORTED_INPUT_NAMES = ("write_indices", "logits_index")
 
     def __init__(self, task: str, normalized_config: LlamaNormalizedConfig, batch_size: int = 2, **others: Any) -> None:
-        self.lengths = {"write_indices": batch_size, "logits_index": batch_size + 3}
+        self.sizes = {"write_indices": batch_size, "logits_index": batch_size + 3}
 
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
     ) -> Any:
-        return self.constant_tensor([self.lengths[input_name]], value=0, framework=framework)
+        return self.constant_tensor([self.sizes[input_name]], value=0, framework=framework)
 
 
 class LlamaExporterConfig(ExporterConfig):  # type: ignore[misc]
-    """One description for every Llama-GQA model: all are traced from the same module."""
+    """One configuration for every Llama-GQA model: all are traced from the same module."""
 
     NORMALIZED_CONFIG_CLASS = LlamaNormalizedConfig
     DUMMY_INPUT_GENERATOR_CLASSES = (DummyTextInputGenerator, DummyIndexGenerator, DummyCacheGenerator)
@@ -61,13 +61,13 @@ class LlamaExporterConfig(ExporterConfig):  # type: ignore[misc]
         return {
             "input_ids": {0: "batch", 1: "sequence"},
             "write_indices": {0: "batch"},
-            "logits_index": {0: "rows"},
+            "logits_index": {0: "num_logits"},
             "past_key_values": {0: "batch", 2: "capacity"},
         }
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        return {"logits": {0: "rows"}, "present": {0: "batch", 2: "capacity"}}
+        return {"logits": {0: "num_logits"}, "present": {0: "batch", 2: "capacity"}}
 
 
 for _family in families():

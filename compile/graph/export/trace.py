@@ -19,10 +19,10 @@ from megrez.compile.graph.passes.tidy import tidy
 def trace(config: ModelConfig, context: int) -> ir.Model:
     """The canonical graph of a model of this shape, its rotary tables `context` positions long.
 
-    Inputs: input_ids int64 [batch, sequence]; write_indices int64 [batch]; logits_index int64 [rows];
+    Inputs: input_ids int64 [batch, sequence]; write_indices int64 [batch]; logits_index int64 [num_logits];
     past_key_values.N.key|value float32 [batch, num_key_value_heads, capacity, head_dim].
-    Outputs: logits float32 [rows, vocab_size]; present.N.key|value, the caches with the new tokens written.
-    Initializers have names, types and shapes but no values: `bind` gives them recipes.
+    Outputs: logits float32 [num_logits, vocab_size]; present.N.key|value, the caches with the new tokens written.
+    Initializers have names, types and shapes but no values: `bind` makes them lazy tensors.
     """
     exporter = LlamaExporterConfig(config, TASK)
     with FakeTensorMode(), _quiet():
@@ -49,7 +49,7 @@ def trace(config: ModelConfig, context: int) -> ir.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns of optional packages and of its own deprecations: nothing that a user could act on."""
+    """Without torch's warnings of optional packages and its own deprecations, on which a user cannot act."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,14 +1,14 @@
-"""Logits of every position: the choice of rows in the last layer is taken out. Knows no engine."""
+"""Logits of every position: the last layer's Gather by logits_index is removed. Knows no engine."""
 
 import onnx_ir as ir
 
 from megrez.compile.graph.passes.graph import operand, producer, shape_of
 
-ROWS = "rows"
+NUM_LOGITS = "num_logits"
 
 
 class AllPositions(ir.passes.InPlacePass):
-    """Gather(Reshape(x, [B * T, H]), logits_index)  ->  x, [B, T, H]; the input logits_index goes."""
+    """Gather(Reshape(x, [B * T, H]), logits_index)  ->  x, [B, T, H]; the input logits_index is removed."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -21,6 +21,6 @@ class AllPositions(ir.passes.InPlacePass):
         graph.remove(gathers, safe=True)
         graph.inputs.remove(index)
         for value in (value for node in graph for value in node.outputs):
-            if value.shape is not None and len(value.shape) and str(value.shape[0]) == ROWS:
+            if value.shape is not None and len(value.shape) and str(value.shape[0]) == NUM_LOGITS:
                 value.shape = ir.Shape(["batch", "sequence", *shape_of(value)[1:]])
         return ir.passes.PassResult(model, modified=True)

@@ -1,6 +1,6 @@
-"""Attention as two products and a softmax over what is cached and what is new; knows no engine.
+"""Attention as two matrix products and a softmax over cached and new tokens; knows no engine.
 
-For engines that take a cache and give back what is to be written to it: the host writes.
+For engines that read a cache and output new keys and values, which the host writes to it.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ MASK = "mask"
 class ExplicitAttention(ir.passes.InPlacePass):
     """TensorScatter and Attention of a graph with static shapes  ->  Concat, MatMul, Add, Softmax, MatMul.
 
-    Inputs: past_key_values.N.key gets its positions last, [1, g, d, S]. write_indices gives way to `mask`, or one mask
-    per sliding window, see `mask_name`: [1, 1, T, S + T], added to the scores of the cache's slots and then the new
-    tokens. Outputs: present.N.key [1, g, d, T] and present.N.value [1, g, T, d], of the new tokens, each made by an
-    Identity: there an engine may convert them to what it caches.
+    Inputs: past_key_values.N.key becomes [1, g, d, S]. write_indices is replaced by `mask`, or one mask per sliding
+    window, see `mask_name`: [1, 1, T, S + T], added to the scores of the cached and then the new tokens. Outputs:
+    present.N.key [1, g, d, T] and present.N.value [1, g, T, d], of the new tokens, each the output of an Identity,
+    where an engine may convert them to the cache's data type.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -58,35 +58,37 @@ def _lower(model: ir.Model, attention: ir.Node, mask: ir.Value, scale: ir.Value)
     assert len(scatters) == 2, f"{attention.name} does not read two caches"
     _, heads, tokens, width = static_shape(operand(attention, 0))
     _, kv_heads, capacity, _ = static_shape(operand(scatters[0], 0))
-    stem, total, rows = name_of(attention.outputs[0]), capacity + tokens, heads // kv_heads * tokens
-    made: list[ir.Node] = []
+    stem, total, queries = name_of(attention.outputs[0]), capacity + tokens, heads // kv_heads * tokens
+    nodes: list[ir.Node] = []
 
     def add(op_type: str, inputs: list[ir.Value], shape: list[int], **attributes: int | list[int]) -> ir.Value:
         node = ir.node(op_type, inputs, attributes)
-        node.outputs[0].name = f"{stem}.{len(made)}"
+        node.outputs[0].name = f"{stem}.{len(nodes)}"
         node.outputs[0].dtype, node.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(shape)
-        made.append(node)
+        nodes.append(node)
         return node.outputs[0]
 
     def reshape(value: ir.Value, shape: list[int]) -> ir.Value:
         name = f"shape_{'_'.join(map(str, shape))}"
-        wanted = model.graph.initializers.get(name) or constant(model, name, ir.tensor(shape, dtype=ir.DataType.INT64))
-        return add("Reshape", [value, wanted], shape)
+        target = model.graph.initializers.get(name) or constant(model, name, ir.tensor(shape, dtype=ir.DataType.INT64))
+        return add("Reshape", [value, target], shape)
 
     old_keys, old_values = (operand(one, 0) for one in scatters)
     old_keys.shape = ir.Shape([1, kv_heads, width, capacity])
-    turned = add("Transpose", [operand(scatters[0], 1)], [1, kv_heads, width, tokens], perm=[0, 1, 3, 2])
-    new_keys = add("Identity", [turned], [1, kv_heads, width, tokens])
+    transposed = add("Transpose", [operand(scatters[0], 1)], [1, kv_heads, width, tokens], perm=[0, 1, 3, 2])
+    new_keys = add("Identity", [transposed], [1, kv_heads, width, tokens])
     new_values = add("Identity", [operand(scatters[1], 1)], [1, kv_heads, tokens, width])
     keys = add("Concat", [old_keys, new_keys], [1, kv_heads, width, total], axis=3)
     values = add("Concat", [old_values, new_values], [1, kv_heads, total, width], axis=2)
     query = add("Mul", [operand(attention, 0), scale], [1, heads, tokens, width])
-    scores = add("MatMul", [reshape(query, [1, kv_heads, rows, width]), keys], [1, kv_heads, rows, total])
+    scores = add("MatMul", [reshape(query, [1, kv_heads, queries, width]), keys], [1, kv_heads, queries, total])
     masked = add("Add", [reshape(scores, [1, heads, tokens, total]), mask], [1, heads, tokens, total])
-    shares = add("Softmax", [masked], [1, heads, tokens, total], axis=-1)
-    mixed = add("MatMul", [reshape(shares, [1, kv_heads, rows, total]), values], [1, kv_heads, rows, width])
-    result = reshape(mixed, [1, heads, tokens, width])
-    model.graph.insert_before(attention, made)
+    probabilities = add("Softmax", [masked], [1, heads, tokens, total], axis=-1)
+    attended = add(
+        "MatMul", [reshape(probabilities, [1, kv_heads, queries, total]), values], [1, kv_heads, queries, width]
+    )
+    result = reshape(attended, [1, heads, tokens, width])
+    model.graph.insert_before(attention, nodes)
     attention.outputs[0].replace_all_uses_with(result)
     for scatter, new in zip(scatters, (new_keys, new_values), strict=True):
         name = name_of(scatter.outputs[0])

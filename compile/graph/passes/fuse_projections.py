@@ -1,4 +1,4 @@
-"""Projections that read the same input become one: q, k and v; gate and up. Splits its output; knows no engine."""
+"""Fuse projections that read the same input: q, k and v; gate and up. Splits the output; knows no engine."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from megrez.compile.graph.weights import SOURCES, add_lazy, stack
 class FuseProjections(ir.passes.InPlacePass):
     """MatMul(x, w_i) [+ b_i] for weights of one input  ->  Split(MatMul(x, [w_0 | w_1 | …]) [+ b]).
 
-    group: only weights for whose names it gives the same are joined, by default all.
+    group: weights are fused only where it returns equal values for their names; by default all are.
     """
 
     def __init__(self, checkpoint: Checkpoint, group: Callable[[str], object] = lambda name: None) -> None:

@@ -1,4 +1,4 @@
-"""The few graph edits that passes share; knows nodes and values, no model."""
+"""Graph helpers that passes share; knows nodes and values, no model."""
 
 from collections.abc import Sequence
 
@@ -33,27 +33,27 @@ def static_shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:
-    """An input that is there: None stands for an optional one left out."""
+    """An input of `node` that is not None, which stands for an omitted optional one."""
     value = node.inputs[index]
     assert value is not None, f"{node.name} has no input {index}"
     return value
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes `value`, if it is one of `op_types`."""
+    """The node that produces `value`, if it is one of `op_types`."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type in op_types else None
 
 
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that uses `value`, if there is just one and it is an `op_type`."""
+    """The only node that uses `value`, if there is one and it is an `op_type`."""
     users = {node for node, _ in value.uses()}
     node = users.pop() if len(users) == 1 else None
     return node if node is not None and node.op_type == op_type else None
 
 
 def replace(model: ir.Model, old: Sequence[ir.Value], new: Sequence[ir.Value], *, at: ir.Node, node: ir.Node) -> None:
-    """Put `node` before `at` and let the values `new` take the place, shape, type and name of `old`."""
+    """Insert `node` before `at`, and replace the values `old` by `new`, which get their shapes, types and names."""
     model.graph.insert_before(at, node)
     for before, after in zip(old, new, strict=True):
         after.shape, after.type = before.shape, before.type

@@ -1,7 +1,7 @@
-"""Standard attention over a scattered cache becomes ONNX Runtime's GroupQueryAttention; knows no weights.
+"""Attention over a cache written by TensorScatter becomes ONNX Runtime's GroupQueryAttention; knows no weights.
 
-One GroupQueryAttention takes the place of Reshape, Transpose, q/k RMSNormalization, RotaryEmbedding, TensorScatter,
-Attention and their inverses. It reads each row's length from `seqlens_k`, so its cost follows the cache's fill.
+One GroupQueryAttention replaces Reshape, Transpose, RotaryEmbedding, TensorScatter, Attention and their inverses. It
+reads each sequence's cached length from `seqlens_k`, so its cost grows with the tokens in the cache, not its capacity.
 """
 
 import onnx_ir as ir
@@ -9,7 +9,7 @@ import onnx_ir as ir
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.graph import MICROSOFT, constant, only_consumer, operand, producer, replace, shape_of
 
-# ONNX Runtime refuses heads of another width when they are run; ours takes multiples of 8.
+# ONNX Runtime refuses other values of head_dim at run time; our kernel takes multiples of 8.
 HEAD_MULTIPLE = 16
 INPUTS: tuple[tuple[str, list[str]], ...] = (
     ("seqlens_k", ["batch"]),
@@ -19,11 +19,11 @@ INPUTS: tuple[tuple[str, list[str]], ...] = (
 
 
 class GroupQueryAttention(ir.passes.InPlacePass):
-    """The input write_indices [B] gives way to int32 inputs:
+    """The input write_indices [B] is replaced by int32 inputs:
 
-    seqlens_k [B]: tokens in each row's cache after this step, less one. total_sequence_length []: the most of any row.
-    query_seqlens [B]: how many of the row's T new tokens are valid; without `ragged` there is no such input, and rows
-    of several tokens after a cached one must come alone.
+    seqlens_k [B]: each sequence's cached tokens after this step, minus one. total_sequence_length []: the largest.
+    query_seqlens [B]: how many of a sequence's T new tokens are valid; without `ragged` there is no such input, and a
+    sequence with several new tokens after cached ones must be the only one of a step.
     """
 
     def __init__(self, config: ModelConfig, *, ragged: bool = True) -> None:
@@ -57,7 +57,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         caches = [scatter_k.inputs[0], scatter_v.inputs[0]]
         inputs = [*_packed(q, k, v), *caches, *lengths[:2], *tables]
         if len(lengths) > 2:
-            # position_ids, attention_bias, head_sink, k_scale, v_scale, and q and k norms that CPUs do not take
+            # position_ids, attention_bias, head_sink, k_scale, v_scale, q_norm and k_norm, which CPUs do not take
             inputs += [*[None] * 7, *lengths[2:]]
         node = ir.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, num_outputs=3)
         merged = only_consumer(_only(attention.outputs[0], "Transpose").outputs[0], "Reshape")
@@ -67,14 +67,14 @@ class GroupQueryAttention(ir.passes.InPlacePass):
 
 
 def _packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None]:
-    """The fused projection itself where q, k and v are its three parts."""
+    """The fused projection where q, k and v are its three parts, else the three."""
     splits = {producer(value, "Split") for value in (q, k, v)}
     split = splits.pop()
     return [split.inputs[0], None, None] if split is not None and not splits else [q, k, v]
 
 
 def _projected(model: ir.Model, heads: ir.Value) -> ir.Value:
-    """From [B, heads, T, d] back to [B, T, heads * d]: the projection itself, or its per-head norm flattened."""
+    """The value [B, T, heads * d] behind [B, heads, T, d]: the projection, or its per-head norm flattened."""
     value = operand(_need(heads, "Transpose"), 0)
     norm = producer(value, "RMSNormalization")
     if norm is None:

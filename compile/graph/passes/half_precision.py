@@ -1,4 +1,4 @@
-"""float32 becomes float16, weights as they are written, the caches and logits too; knows no engine."""
+"""Convert float32 to float16, caches and logits included; weights when they are written. Knows no engine."""
 
 from collections.abc import Callable
 
@@ -13,25 +13,25 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 class HalfPrecision(ir.passes.InPlacePass):
-    """Every float32 value is a float16 one, scales included; codes, indices and masks stay.
+    """Every float32 value becomes float16, scales included; codes, indices and masks stay.
 
-    Raises CheckpointError, when a weight is written, where a number of it is beyond float16's 65504.
+    Raises CheckpointError, when a weight is written, where one of its values exceeds float16's 65504.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-        wide = [value for value in values if value.dtype == FLOAT]
-        for value in wide:
+        float32_values = [value for value in values if value.dtype == FLOAT]
+        for value in float32_values:
             value.type = ir.TensorType(HALF)  # a clone may share the old one
             if value.const_value is not None:
-                value.const_value = lazy(value, _rounded(value.const_value))
+                value.const_value = lazy(value, _converted(value.const_value))
         for node in graph:
             assert node.op_type not in ("Cast", "Constant") or not _makes_float(node), f"{node.name} makes float32"
-        return ir.passes.PassResult(model, modified=bool(wide))
+        return ir.passes.PassResult(model, modified=bool(float32_values))
 
 
-def _rounded(tensor: ir.TensorProtocol) -> Callable[[], NDArray[np.generic]]:
+def _converted(tensor: ir.TensorProtocol) -> Callable[[], NDArray[np.generic]]:
     return lambda: _to_half(tensor.numpy(), str(tensor.name))
 
 
@@ -46,7 +46,7 @@ def _to_half(array: NDArray[np.float32], name: str) -> NDArray[np.float16]:
 
 
 def _makes_float(node: ir.Node) -> bool:
-    """A Cast or Constant whose own attributes say float32."""
+    """Whether a Cast or Constant gives float32 by its attributes."""
     attributes = node.attributes
     if node.op_type == "Cast":
         return attributes["to"].as_int() == FLOAT

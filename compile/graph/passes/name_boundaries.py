@@ -1,4 +1,4 @@
-"""The values where a model can be cut get names: "hidden.0", …, "rotary_cos", "rotary_sin". Changes no result."""
+"""Name the values at which a model can be split: "hidden.0", …, "rotary_cos", "rotary_sin". Changes no result."""
 
 import re
 
@@ -11,7 +11,7 @@ ROTARY = {"model.rotary_cos": "rotary_cos", "model.rotary_sin": "rotary_sin"}
 
 
 class NameBoundaries(ir.passes.InPlacePass):
-    """hidden.N: what enters layer N, and behind the last layer what the final norm reads, all [B, T, H].
+    """hidden.N: the input of layer N, and after the last layer that of the final norm, all [B, T, H].
 
     rotary_cos, rotary_sin: of the tokens' positions, [B, T, head_dim / 2].
     """

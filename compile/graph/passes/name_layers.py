@@ -1,9 +1,9 @@
-"""Projections and attentions named after the layer they belong to, as reports name them; changes no result."""
+"""Name projections and attentions after their layers, as reports do; changes no result."""
 
 import onnx_ir as ir
 
+from megrez.calibration.reference.model import EMBED_TOKENS
 from megrez.compile.graph.passes.graph import name_of
-from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.weights import weight_of
 
 

@@ -1,7 +1,6 @@
-"""Every tensor of a static graph as unsigned codes: QuantizeLinear and DequantizeLinear around each operator.
+"""Quantise every tensor of a static graph: QuantizeLinear and DequantizeLinear around each operator.
 
-For engines that compute in integers throughout. Knows how tensors hang together, no engine; of the weights it reads
-those that are no matrices.
+For engines that compute in integers throughout. Reads the weights that are not matrices; knows no engine.
 """
 
 from collections.abc import Mapping
@@ -13,22 +12,22 @@ from megrez.compile.graph.passes.explicit_attention import is_mask
 from megrez.compile.graph.passes.graph import constant, name_of, operand
 from megrez.engines.qnn.affine import Affine, affine_of
 
-# Tensors that only move keep their codes: what these read and give has one scale.
+# Operators that only move data keep the codes: their inputs and outputs share a scale.
 MOVES = ("Concat", "Reshape", "Split", "Transpose")
 PAST = "past_key_values."
 TYPES = {8: ir.DataType.UINT8, 16: ir.DataType.UINT16}
-# What Hexagon NPUs give these whatever they are asked for: 0 to almost 1.
-SHARES = dict.fromkeys(("Sigmoid", "Softmax"), Affine(bits=16, scale=2.0**-16, zero_point=0))
-# The smallest and the largest number of a value by its name.
+# The output scale that Hexagon NPUs use whatever the graph has: 0 to almost 1.
+FIXED = dict.fromkeys(("Sigmoid", "Softmax"), Affine(bits=16, scale=2.0**-16, zero_point=0))
+# The smallest and the largest element of a value, by its name.
 Ranges = Mapping[str, tuple[float, float]]
 
 
 class QuantizeActivations(ir.passes.InPlacePass):
-    """Inputs and outputs become codes too: a host writes and reads those. Matrices are quantised already.
+    """Inputs and outputs are codes too, which the host writes and reads. Matrices are quantised already.
 
-    ranges: of every float32 value of the graph. caches: the codes of "0.key" and so on; an Identity, as
-    ExplicitAttention leaves one, converts new keys and values to them. masked: what a mask adds to the scores of what
-    may not be attended to.
+    ranges: of every float32 value of the graph. caches: scale and zero point of "0.key" and so on; an Identity from
+    ExplicitAttention converts new keys and values to them. masked: what a mask adds to the scores of masked
+    positions.
     """
 
     def __init__(self, ranges: Ranges, caches: Mapping[str, Affine], masked: float) -> None:
@@ -53,7 +52,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _affines(self, model: ir.Model, nodes: list[ir.Node]) -> dict[ir.Value, Affine]:
-        """Of every input and of every node's output."""
+        """By every input and every node's output."""
         values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs if _is_float(value))]
         found: dict[ir.Value, Affine] = {}
         for group in _groups(values, nodes):
@@ -64,8 +63,8 @@ class QuantizeActivations(ir.passes.InPlacePass):
         for value in group:
             if (name := name_of(value)).startswith(PAST):
                 return self.caches[name.removeprefix(PAST)]
-            if (node := value.producer()) is not None and node.op_type in SHARES:
-                return SHARES[node.op_type]
+            if (node := value.producer()) is not None and node.op_type in FIXED:
+                return FIXED[node.op_type]
         lows, highs = zip(*map(self._range, group), strict=True)
         return affine_of(min(lows), max(highs))
 
@@ -81,7 +80,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
 
 
 def _groups(values: list[ir.Value], nodes: list[ir.Node]) -> list[list[ir.Value]]:
-    """`values` by the codes that they share."""
+    """`values` in groups that share a scale and zero point."""
     group_of = {value: [value] for value in values}
     for node in nodes:
         if node.op_type in MOVES:
@@ -98,18 +97,18 @@ def _is_float(value: ir.Value) -> bool:
 
 
 class _Emitter:
-    """Puts codes in the place of values: who read a value reads its DequantizeLinear."""
+    """Replaces values by codes: consumers of a value read its DequantizeLinear."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self._parameters: dict[Affine, list[ir.Value]] = {}
 
     def constant(self, value: ir.Value) -> None:
-        """Of a weight that is no matrix."""
+        """Quantise a weight that is not a matrix."""
         assert value.const_value is not None
-        numbers = value.const_value.numpy()
-        affine = affine_of(float(numbers.min()), float(numbers.max()))
-        codes = ir.tensor(affine.encode(numbers), name=f"{value.name}.codes")
+        values = value.const_value.numpy()
+        affine = affine_of(float(values.min()), float(values.max()))
+        codes = ir.tensor(affine.encode(values), name=f"{value.name}.codes")
         stored = constant(self.model, f"{value.name}.codes", codes)
         self._read_instead(value, stored, affine)
         self.model.graph.initializers.pop(name_of(value))
@@ -149,12 +148,12 @@ class _Emitter:
         return node
 
     def _grid(self, affine: Affine) -> list[ir.Value]:
-        """Its scale and zero point, as initializers."""
+        """Scale and zero point as initializers."""
         if affine not in self._parameters:
             stem = f"grid_{len(self._parameters)}"
-            numbers = {"scale": np.array(affine.scale, np.float32), "zero": np.array(affine.zero_point, affine.dtype)}
+            values = {"scale": np.array(affine.scale, np.float32), "zero": np.array(affine.zero_point, affine.dtype)}
             self._parameters[affine] = [
-                constant(self.model, f"{stem}.{kind}", ir.tensor(number, name=f"{stem}.{kind}"))
-                for kind, number in numbers.items()
+                constant(self.model, f"{stem}.{kind}", ir.tensor(value, name=f"{stem}.{kind}"))
+                for kind, value in values.items()
             ]
         return self._parameters[affine]

@@ -1,6 +1,6 @@
-"""Projections and the embedding in a target's weight format: MatMulNBits and GatherBlockQuantized (ONNX Runtime).
+"""Projections and the embedding in a target's weight formats: MatMulNBits and GatherBlockQuantized (ONNX Runtime).
 
-Reads no weight: the new initializers are recipes that quantise when they are written.
+Reads no weight: the new initializers are lazy tensors, quantised when they are written.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from megrez.calibration.reference.model import EMBED_TOKENS
 from megrez.compile.graph.packing import packed_codes, packed_zero_points
 from megrez.compile.graph.passes.graph import (
     MICROSOFT,
@@ -20,12 +21,12 @@ from megrez.compile.graph.passes.graph import (
     shape_of,
     static_shape,
 )
-from megrez.compile.graph.precision import EMBED_TOKENS, Precision
+from megrez.compile.graph.precision import Precision
 from megrez.compile.graph.quantizer import MatrixPlan, Quantizer
 from megrez.compile.graph.weights import SOURCES, add_lazy
 from megrez.engines.weight_formats import WeightFormat
 
-# On a CPU, MatMulNBits then quantises its input to int8 per block and multiplies integers, 12 times as fast as without.
+# accuracy_level 4: on a CPU, MatMulNBits quantises its input to int8 per block, 12 times as fast as without.
 INT8_ARITHMETIC = 4
 
 
@@ -48,15 +49,15 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         made: dict[MatrixPlan, Matrix] = {}
-        floats: set[str] = set()
+        replaced: set[str] = set()
         for node in list(model.graph):
             weight = _weight(node)
-            wanted = None if weight is None else self._wanted(node, weight)
-            if weight is None or wanted is None:
+            weight_format = None if weight is None else self._format_of(node, weight)
+            if weight is None or weight_format is None:
                 continue
             name = name_of(weight)
-            floats.add(name)
-            parts = self._parts(node, weight, wanted)
+            replaced.add(name)
+            parts = self._parts(node, weight, weight_format)
             for part, plan in parts.items():
                 if plan not in made:
                     made[plan] = self._matrix(model, part, plan)
@@ -65,28 +66,28 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 _lower_gather(model, node, matrices)
             else:
                 _lower_matmul(model, node, matrices, self.accuracy_level)
-        for name in floats:
+        for name in replaced:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(made))
 
-    def _wanted(self, node: ir.Node, weight: ir.Value) -> WeightFormat | None:
-        return (
-            self.precision.looked_up() if node.op_type == "Gather" else self.precision.wanted(weight.meta[SOURCES][0])
-        )
+    def _format_of(self, node: ir.Node, weight: ir.Value) -> WeightFormat | None:
+        if node.op_type == "Gather":
+            return self.precision.embedding_format()
+        return self.precision.format_of(weight.meta[SOURCES][0])
 
-    def _parts(self, node: ir.Node, weight: ir.Value, wanted: WeightFormat) -> dict[str, MatrixPlan]:
-        """The plans of the rows of `weight`, in their order, by the names of the matrices that they become."""
+    def _parts(self, node: ir.Node, weight: ir.Value, weight_format: WeightFormat) -> dict[str, MatrixPlan]:
+        """The plans of the matrices that `weight` is stored as, in the order of their rows, by name."""
         name, sources = name_of(weight), weight.meta[SOURCES]
         n, k = static_shape(weight) if name == EMBED_TOKENS else reversed(static_shape(weight))
         stem = "lm_head" if name == EMBED_TOKENS and node.op_type == "MatMul" else name.removesuffix(".weight")
-        common = 0 if node.op_type == "Gather" else self.precision.common_rows(sources[0], n)
-        plan = self.quantizer.plan(sources, n, k, wanted)
+        common = 0 if node.op_type == "Gather" else self.precision.higher_precision_rows(sources[0], n)
+        plan = self.quantizer.plan(sources, n, k, weight_format)
         if not common:
             return {stem: plan}
-        finer = self.precision.looked_up()
-        assert finer is not None
+        embedding_format = self.precision.embedding_format()
+        assert embedding_format is not None
         return {
-            f"{stem}.common": self.quantizer.plan(sources, common, k, finer),
+            f"{stem}.common": self.quantizer.plan(sources, common, k, embedding_format),
             stem: dataclasses.replace(plan, n=n - common, first=common),
         }
 
@@ -103,7 +104,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
-    """The checkpoint matrix that `node` multiplies by or gathers from, seen through a Transpose."""
+    """The checkpoint matrix that `node` multiplies by or gathers from, directly or through a Transpose."""
     if node.op_type == "Gather":
         value = operand(node, 0)
     elif node.op_type == "MatMul":
@@ -123,10 +124,10 @@ def _lower_matmul(model: ir.Model, node: ir.Node, parts: list[Matrix], accuracy_
     if len(products) == 1:
         replace(model, [end.outputs[0]], products[0].outputs, at=end, node=products[0])
         return
-    assert bias is None, "only a head has parts, and no bias"
+    assert bias is None, "only the LM head has parts, and it has no bias"
     model.graph.insert_before(end, products)
-    whole = ir.node("Concat", [product.outputs[0] for product in products], {"axis": -1})
-    replace(model, [end.outputs[0]], whole.outputs, at=end, node=whole)
+    logits = ir.node("Concat", [product.outputs[0] for product in products], {"axis": -1})
+    replace(model, [end.outputs[0]], logits.outputs, at=end, node=logits)
 
 
 def _product(model: ir.Model, node: ir.Node, matrix: Matrix, bias: ir.Value | None, accuracy_level: int) -> ir.Node:
@@ -150,7 +151,7 @@ def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
     x = operand(node, 0)
     added: list[ir.Node] = []
     flat = len(shape_of(x)) == 2
-    if flat:  # pooling wants three dimensions
+    if flat:  # AveragePool needs three dimensions
         axis = constant(model, f"{node.name}.axis", ir.tensor([0], dtype=ir.DataType.INT64))
         added.append(ir.node("Unsqueeze", [x, axis]))
         x = added[-1].outputs[0]
@@ -163,7 +164,7 @@ def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
 
 
 def _lower_gather(model: ir.Model, node: ir.Node, parts: list[Matrix]) -> None:
-    """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; scales follow by Reshape."""
+    """The codes keep MatMulNBits' three dimensions, so that a tied lm_head shares them; the scales are reshaped."""
     (matrix,) = parts
     plan, stem = matrix.plan, name_of(matrix.codes).removesuffix(".codes")
     assert matrix.zero_points is None and not plan.folded
@@ -175,7 +176,7 @@ def _lower_gather(model: ir.Model, node: ir.Node, parts: list[Matrix]) -> None:
     width = constant(model, f"{stem}.row_shape", ir.tensor([0, 0, -1], dtype=ir.DataType.INT64))
     row = ir.node("Reshape", [gathered.outputs[0], width])
     model.graph.insert_before(node, [scales, gathered])
-    if plan.k < plan.blocks * plan.block:  # a last, short block comes out padded
+    if plan.k < plan.blocks * plan.block:  # the padding of a short last block is removed
         model.graph.insert_before(node, row)
         bounds = {"start": 0, "end": plan.k, "axis": 2}
         ends = [constant(model, f"{stem}.row_{name}", ir.tensor([at])) for name, at in bounds.items()]

@@ -1,4 +1,4 @@
-"""RotaryEmbedding as products and sums of the two halves of a head, for engines without it; knows no engine."""
+"""RotaryEmbedding in elementwise operators on the two halves of a head, for engines without it; knows no engine."""
 
 import onnx_ir as ir
 

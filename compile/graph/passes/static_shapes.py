@@ -1,4 +1,4 @@
-"""Symbolic dimensions become the sizes that an engine is built for; knows no engine."""
+"""Replace symbolic dimensions by the sizes that an engine is built for; knows no engine."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from megrez.compile.graph.passes.graph import shape_of
 
 
 class StaticShapes(ir.passes.InPlacePass):
-    """Wherever a shape says a name of `sizes`, "capacity" for one, it says that name's number."""
+    """sizes: by the name of a symbolic dimension, such as "capacity"."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         super().__init__()

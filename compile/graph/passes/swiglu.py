@@ -1,6 +1,6 @@
-"""The gated activation of a feed-forward layer becomes one SwiGLU, a function of standard operators; knows no weights.
+"""The gated activation of the MLP becomes one SwiGLU, an ONNX function of standard operators; knows no weights.
 
-A runtime that has a kernel for megrez::SwiGLU runs that (engines/ort/kernels/swiglu.c), and any other the function.
+A runtime with a kernel for megrez::SwiGLU (engines/ort/kernels/swiglu.c) uses it, any other inlines the function.
 """
 
 import onnx_ir as ir
@@ -12,7 +12,7 @@ OPSET = 24
 
 
 class SwiGLU(ir.passes.InPlacePass):
-    """gate, up = Split(x), in halves: Mul(Mul(gate, Sigmoid(gate)), up)  ->  SwiGLU(x)."""
+    """Mul(Mul(gate, Sigmoid(gate)), up), with gate and up the halves of Split(x)  ->  SwiGLU(x)."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = [(node, split) for node in model.graph if (split := _gated(node)) is not None]
@@ -27,7 +27,7 @@ class SwiGLU(ir.passes.InPlacePass):
 
 
 def _gated(product: ir.Node) -> ir.Node | None:
-    """The Split whose two halves `product` multiplies, the first with its own sigmoid, if that is what it does."""
+    """The Split whose halves `product` multiplies as in SwiGLU; None where it does not."""
     if product.op_type != "Mul":
         return None
     activated, up = product.inputs
@@ -37,9 +37,9 @@ def _gated(product: ir.Node) -> ir.Node | None:
     gate = split.outputs[0]
     sigmoid = producer(activation.inputs[1], "Sigmoid")
     halves = gate.shape is not None and gate.shape == split.outputs[1].shape
-    mine = sigmoid is not None and activation.inputs[0] is gate and operand(sigmoid, 0) is gate
-    alone = only_consumer(activation.outputs[0], "Mul") is product
-    return split if halves and mine and alone and up is split.outputs[1] else None
+    own_sigmoid = sigmoid is not None and activation.inputs[0] is gate and operand(sigmoid, 0) is gate
+    single_use = only_consumer(activation.outputs[0], "Mul") is product
+    return split if halves and own_sigmoid and single_use and up is split.outputs[1] else None
 
 
 def _function() -> ir.Function:

@@ -1,4 +1,4 @@
-"""Clean a freshly traced graph: constant shapes, no dead or repeated nodes. Changes no result and reads no weight."""
+"""Clean up a traced graph: constant shapes, no unused or repeated nodes. Changes no result and reads no weight."""
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -6,7 +6,7 @@ from onnxscript.optimizer import fold_constants_ir
 
 from megrez.compile.graph.passes.graph import constant, operand
 
-# Above this a constant is a weight: it has no value yet and must not be folded.
+# Larger constants are weights: they have no values yet and must not be folded.
 SMALL = 1024
 
 
@@ -23,7 +23,7 @@ def tidy(model: ir.Model) -> None:
 
 
 class ConstantReshapes(ir.passes.InPlacePass):
-    """Give every Reshape a constant shape: 0 copies a leading dimension, one -1 stands for what is left."""
+    """Give every Reshape a constant shape: 0 copies a leading dimension, one -1 is inferred."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         shapes: dict[tuple[int, ...], ir.Value] = {}
@@ -42,7 +42,7 @@ class ConstantReshapes(ir.passes.InPlacePass):
 
 
 def _constant_shape(source: ir.Shape | None, target: ir.Shape | None) -> tuple[int, ...] | None:
-    """`target` as a Reshape constant, or None when two of its dimensions are unknown."""
+    """`target` as a Reshape constant, or None where two of its dimensions are unknown."""
     if source is None or target is None:
         return None
     shape = [

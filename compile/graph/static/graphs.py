@@ -1,6 +1,6 @@
-"""From the lowered graph to a folder of static ones for an NPU, in integers throughout; knows no library.
+"""From the lowered graph to a folder of static, fully quantised graphs for an NPU; knows no library.
 
-A step of a prompt's chunk and a step of one token are two graphs over one copy of the weights, in parts of some layers.
+Prefill of a chunk and decoding of one token are two graphs with shared weights, both split into parts of some layers.
 """
 
 from pathlib import Path
@@ -10,13 +10,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
+from megrez.calibration.reference.model import EMBED_TOKENS
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.explicit_attention import ExplicitAttention, is_mask
 from megrez.compile.graph.passes.graph import name_of, operand
 from megrez.compile.graph.passes.quantize_activations import QuantizeActivations
 from megrez.compile.graph.passes.static_shapes import StaticShapes
-from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.rope import rotary_tables
 from megrez.compile.graph.static.observe import CAPACITY, Observed, assumed, observe
 from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part, split_layers
@@ -26,16 +26,16 @@ from megrez.engines.qnn import EMBEDDING_FILE, ROTARY_FILE
 from megrez.engines.qnn.affine import affine_of
 from megrez.engines.qnn.layout import DECODE, HEAD, PREFILL, Layout, graph_name
 
-# Weights of a part: a fraction of what an NPU's context can hold, and of this machine's memory while it is compiled.
+# Weights of a part: a fraction of an NPU context's limit, and of the memory that compiling it takes here.
 PART_BYTES = 640 << 20
-# What a mask adds to the scores of what may not be attended to, at least; and how far below all others they must come.
+# What a mask adds to the scores of masked positions, at most; and by how much they must be below all others.
 MASKED, MARGIN = -100.0, 20.0
-# Rows of the embedding that are rounded at a time.
+# Rows of the embedding that are quantised at a time.
 ROWS = 4096
 
 
 def static_graph(model: ir.Model, config: ModelConfig, tokens: int, capacity: int) -> ir.Model:
-    """A copy of the lowered graph for steps of so many tokens beside a cache of `capacity`."""
+    """A copy of the lowered graph for steps of `tokens` tokens and a cache of `capacity`."""
     graph = model.clone()
     sizes = {"batch": 1, "sequence": tokens, "capacity": capacity}
     for one in (StaticShapes(sizes), ExplicitAttention(config), common.RemoveUnusedNodesPass()):
@@ -53,10 +53,10 @@ def write_static_graphs(
     chunk: int,
     report: Report,
 ) -> Layout:
-    """Write the graphs, their weights, the tables that the host looks up, and npu.json.
+    """Write the graphs, their weights, the host's lookup tables, and npu.json.
 
-    tokens: samples [S, T] on which the range of every value is observed; None assumes one range for all.
-    chunk: prompt tokens of a step. Raises CheckpointError where a value is not finite on the samples.
+    tokens: samples [S, T] on which the range of every value is observed; None takes one fixed range for all.
+    chunk: prompt tokens per step. Raises CheckpointError where a value is not finite on the samples.
     """
     config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
     observed = assumed(layers) if tokens is None else _observe(model, checkpoint, tokens, report)
@@ -91,7 +91,7 @@ def _observe(model: ir.Model, checkpoint: Checkpoint, tokens: NDArray[np.int64],
 
 
 def _masked(graph: ir.Model, observed: Observed) -> float:
-    """Low enough that the least score of all still lies above what is masked, and no lower: codes are few."""
+    """Low enough that every score is above the masked ones, and no lower: the range has only 16 bits."""
     masks = [value for value in graph.graph.inputs if is_mask(value)]
     sums = [node for mask in masks for node, _ in mask.uses()]
     scores = [name_of(operand(node, 0)) for node in sums]
@@ -100,11 +100,11 @@ def _masked(graph: ir.Model, observed: Observed) -> float:
 
 
 def _share_weights(written: ir.Model, other: ir.Model) -> None:
-    """What `written` has in its file, `other` reads there."""
+    """Let `other` refer to the weights in the file of `written`."""
     for name, value in other.graph.initializers.items():
-        twin = written.graph.initializers.get(name)
-        if twin is not None and isinstance(twin.const_value, ir.ExternalTensor):
-            value.const_value = twin.const_value
+        shared = written.graph.initializers.get(name)
+        if shared is not None and isinstance(shared.const_value, ir.ExternalTensor):
+            value.const_value = shared.const_value
 
 
 def _write_tables(checkpoint: Checkpoint, observed: Observed, folder: Path, context: int) -> None:
@@ -117,9 +117,9 @@ def _write_tables(checkpoint: Checkpoint, observed: Observed, folder: Path, cont
         np.lib.format.write_array(file, np.stack(codes), allow_pickle=False)
 
 
-def _write_codes(path: Path, table: NDArray[np.float32], found: tuple[float, float]) -> None:
-    """The codes of a table, some rows at a time."""
-    affine = affine_of(*found)
+def _write_codes(path: Path, table: NDArray[np.float32], value_range: tuple[float, float]) -> None:
+    """Quantise and write a table, some rows at a time."""
+    affine = affine_of(*value_range)
     header = {"descr": affine.dtype.newbyteorder("<").str, "fortran_order": False, "shape": table.shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -1,6 +1,6 @@
-"""Ranges of every value in a static graph, from running it over a text layer by layer; knows no engine's format.
+"""Ranges of every value in a static graph, from running it on samples layer by layer; knows no engine's format.
 
-One layer's weights are in memory at a time, in the graph that will be quantised, with the weights as they will be.
+One layer's weights are in memory at a time. The graph is the one that will be quantised, with its quantised weights.
 """
 
 import tempfile
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.data_types import Integer
 from megrez.calibration.activations.observer import MeanSquaredErrorObserver
+from megrez.calibration.reference.model import EMBED_TOKENS
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.graph.passes.explicit_attention import mask_name
 from megrez.compile.graph.passes.graph import static_shape
 from megrez.compile.graph.passes.quantize_activations import PAST, Ranges
-from megrez.compile.graph.precision import EMBED_TOKENS
 from megrez.compile.graph.rope import rotary_tables
 from megrez.compile.graph.static.parts import ROTARY, LayerRange, head_part, layers_part
 from megrez.engines.onnx_files import write_onnx
@@ -29,17 +29,17 @@ from megrez.runtime.errors import CheckpointError
 
 Float32 = NDArray[np.float32]
 Feeds = dict[str, Float32]
-# Slots of the cache that samples are read beside: none of them is filled.
+# Capacity of the cache while samples are run; it stays empty.
 CAPACITY = 1
 CACHE_BITS = 8
 KINDS = ("key", "value")
-# Added to the scores of what may not be attended to, while ranges are observed.
+# Added to the scores of masked positions while ranges are observed.
 MASKED = np.float32(-1e4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """ranges: by the value's name. caches: the codes of "0.key", "0.value", …"""
+    """ranges: by the value's name. caches: scale and zero point of "0.key", "0.value", …"""
 
     ranges: Ranges
     caches: Mapping[str, Affine]
@@ -51,7 +51,7 @@ class _AnyRange(dict[str, tuple[float, float]]):
 
 
 def assumed(layers: int) -> Observed:
-    """For random weights, which no text has a meaning for: one range for all."""
+    """For random weights, which have no meaningful ranges: a fixed one for all."""
     cache = Affine(bits=CACHE_BITS, scale=8 / 127, zero_point=128)
     return Observed(ranges=_AnyRange(), caches={f"{i}.{kind}": cache for i in range(layers) for kind in KINDS})
 
@@ -62,17 +62,17 @@ def observe(
     tokens: NDArray[np.int64],
     progress: Callable[[int], None] = lambda layers: None,
 ) -> Observed:
-    """Run the static graph of as many tokens as a row of tokens [S, T] has, and a capacity of CAPACITY, over all rows.
+    """Run a static graph of T tokens and CAPACITY on samples [S, T].
 
     Raises CheckpointError where a value is not finite.
     """
-    config, ranges = checkpoint.config, _Hulls()
+    config, ranges = checkpoint.config, _Ranges()
     embedding = checkpoint.read(EMBED_TOKENS)
-    ranges.see("hidden.0", embedding)
+    ranges.update("hidden.0", embedding)
     hidden = embedding[tokens]
     del embedding
     for name, table in zip(ROTARY, rotary_tables(config, config.max_position_embeddings), strict=True):
-        ranges.see(name, table)  # whatever the context, and however short the samples
+        ranges.update(name, table)  # the whole tables: the samples do not reach all positions
     shared = _shared_inputs(checkpoint, tokens.shape[1])
     caches: dict[str, Affine] = {}
     for layer in range(config.num_hidden_layers):
@@ -80,17 +80,17 @@ def observe(
         progress(layer + 1)
     with _Runner(head_part(model, config.num_hidden_layers)) as run:
         for states in hidden:
-            ranges.see_all(run({f"hidden.{config.num_hidden_layers}": states[None]}))
+            ranges.update_all(run({f"hidden.{config.num_hidden_layers}": states[None]}))
     return Observed(ranges=ranges.found, caches=caches)
 
 
-def _observe_layer(model: ir.Model, layer: int, hidden: Float32, shared: Feeds, ranges: "_Hulls") -> dict[str, Affine]:
-    """The codes of the layer's caches; hidden [S, T, H] becomes what leaves the layer."""
+def _observe_layer(model: ir.Model, layer: int, hidden: Float32, shared: Feeds, ranges: "_Ranges") -> dict[str, Affine]:
+    """Scale and zero point of the layer's caches; hidden [S, T, H] is overwritten with the layer's output."""
     observers = {kind: MeanSquaredErrorObserver(Integer(CACHE_BITS)) for kind in KINDS}
     with _Runner(layers_part(model, LayerRange(first=layer, stop=layer + 1))) as run:
         for sample, states in enumerate(hidden):
             found = run({f"hidden.{layer}": states[None], **shared})
-            ranges.see_all(found)
+            ranges.update_all(found)
             for kind in KINDS:
                 observers[kind].update(found[f"present.{layer}.{kind}"])
             hidden[sample] = found[f"hidden.{layer + 1}"][0]
@@ -110,17 +110,17 @@ def _shared_inputs(checkpoint: Checkpoint, length: int) -> Feeds:
     return {**dict(zip(ROTARY, (cos[None], sin[None]), strict=True)), **masks}
 
 
-class _Hulls:
-    """The smallest and the largest number seen under each name."""
+class _Ranges:
+    """The smallest and the largest element observed for each name."""
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[float, float]] = {}
 
-    def see_all(self, arrays: Feeds) -> None:
+    def update_all(self, arrays: Feeds) -> None:
         for name, array in arrays.items():
-            self.see(name, array)
+            self.update(name, array)
 
-    def see(self, name: str, array: Float32) -> None:
+    def update(self, name: str, array: Float32) -> None:
         low, high = float(array.min()), float(array.max())
         if not np.isfinite(low + high):
             raise CheckpointError(f"{name} of the model is not finite on the calibration text: repair the checkpoint")
@@ -129,7 +129,7 @@ class _Hulls:
 
 
 class _Runner:
-    """A part on ONNX Runtime that gives every float32 value it computes, by name; its weights lie in a file."""
+    """A part on ONNX Runtime that returns every float32 value it computes, by name; its weights are in a file."""
 
     def __init__(self, part: ir.Model) -> None:
         self._part = part
@@ -139,11 +139,11 @@ class _Runner:
         import onnxruntime
 
         graph = self._part.graph
-        known = set(graph.outputs)
+        outputs = set(graph.outputs)
         values = [value for node in graph if node.op_type != "DequantizeLinear" for value in node.outputs]
-        graph.outputs.extend(value for value in values if value not in known)
+        graph.outputs.extend(value for value in values if value not in outputs)
         caches = {str(v.name): np.zeros(static_shape(v), np.float32) for v in graph.inputs if _is_cache(v)}
-        wanted = {str(value.name) for value in graph.inputs}
+        inputs_of_part = {str(value.name) for value in graph.inputs}
         write_onnx(self._part, Path(self._folder.name))
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -152,7 +152,7 @@ class _Runner:
         names = [output.name for output in session.get_outputs()]
 
         def run(feeds: Feeds) -> Feeds:
-            inputs = {name: array for name, array in (caches | feeds).items() if name in wanted}
+            inputs = {name: array for name, array in (caches | feeds).items() if name in inputs_of_part}
             return dict(zip(names, session.run(names, inputs), strict=True))
 
         return run

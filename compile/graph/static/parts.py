@@ -1,4 +1,4 @@
-"""A lowered graph in parts that an NPU takes one after another: some layers each, and the head; knows no engine."""
+"""Split a lowered graph into parts that an NPU runs in turn: ranges of layers, and the LM head; knows no engine."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,14 +21,14 @@ class LayerRange:
 
 
 def split_layers(layers: int, layer_bytes: int, limit: int) -> list[LayerRange]:
-    """As few ranges as hold `limit` bytes of weights each, of about the same size; a layer is never cut."""
+    """The fewest ranges of at most `limit` bytes of weights each, about equal in size; a layer is never split."""
     parts = -(-layers // max(1, limit // layer_bytes))
     edges = [layers * part // parts for part in range(parts + 1)]
     return [LayerRange(first=first, stop=stop) for first, stop in pairwise(edges)]
 
 
 def layers_part(model: ir.Model, layers: LayerRange) -> ir.Model:
-    """hidden.<first>, the rotary tables' rows, masks and caches  ->  hidden.<stop> and the layers' new caches."""
+    """hidden.<first>, ROTARY, masks and caches  ->  hidden.<stop> and the layers' new keys and values."""
     caches = [f"{layer}.{kind}" for layer in range(layers.first, layers.stop) for kind in ("key", "value")]
     outputs = [f"hidden.{layers.stop}", *(f"present.{cache}" for cache in caches)]
     inputs = [f"hidden.{layers.first}", *ROTARY, *(f"past_key_values.{cache}" for cache in caches)]
@@ -42,7 +42,7 @@ def head_part(model: ir.Model, layers: int) -> ir.Model:
 
 
 def _cut(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:
-    """What lies between; inputs that nothing there reads are left out. Weights keep their recipes."""
+    """The subgraph between them, without unused inputs. Weights stay lazy."""
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)

@@ -2,34 +2,46 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from megrez.calibration.reference import fidelity
 from megrez.calibration.reference.fidelity import measure_fidelity
-from megrez.runtime.session import Lengths, Logits, Tokens
+from megrez.runtime.batch import Batch
+from megrez.runtime.session import Logits
 
 VOCAB, COUNT = 50, 150
 IDS = np.random.default_rng(0).integers(0, VOCAB, COUNT)
 
 
-class Said:
-    """A Session that returns rows of a table of logits, by the tokens that it was shown since its cache was empty."""
+class TableSession:
+    """A Session whose logits are rows of a table, by the number of tokens since its cache was empty."""
 
     slots, vocab_size, capacity = 1, VOCAB, COUNT
 
     def __init__(self, table: NDArray[np.float32], window: int) -> None:
         self.table, self.window = table, window
         self.starts = -window
-        self.asked: list[int] = []
+        self.positions: list[int] = []
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
-        assert tokens.dtype == np.int64 and lengths.dtype == np.int32
-        if lengths[0] == 0:
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        if batch.starts[0] == 0:
             self.starts += self.window
-        at = self.starts + int(lengths[0])
-        np.testing.assert_array_equal(tokens[0], IDS[at : at + tokens.shape[1]])
-        self.asked += [at + int(row) for row in rows]
-        return self.table[at : at + tokens.shape[1]][rows]
+        at = self.starts + int(batch.starts[0])
+        np.testing.assert_array_equal(batch.tokens, IDS[at : at + len(batch.tokens)])
+        self.positions += (at + batch.logits_index).tolist()
+        return self.table[at + batch.logits_index]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        raise AssertionError("fidelity copies no slot")
 
     def close(self) -> None:
         pass
@@ -49,7 +61,7 @@ def tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def test_every_figure(window: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "STEP_POSITIONS", positions)
     model, truth = tables()
-    sessions = Said(model, window), Said(truth, window)
+    sessions = TableSession(model, window), TableSession(truth, window)
     done: list[int] = []
     found = measure_fidelity(*sessions, IDS, window=window, progress=done.append)
     p, q = (np.exp(x.astype(np.float64)) / np.exp(x.astype(np.float64)).sum(1, keepdims=True) for x in (truth, model))
@@ -65,12 +77,12 @@ def test_every_figure(window: int, positions: int, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(found.perplexity, np.exp(-np.log(q[at, IDS[at + 1]]).mean()), rtol=1e-9)
     np.testing.assert_allclose(found.reference_perplexity, np.exp(-np.log(p[at, IDS[at + 1]]).mean()), rtol=1e-9)
     np.testing.assert_allclose(found.top1_agreement, (p.argmax(axis=1) == q.argmax(axis=1)).mean(), rtol=1e-12)
-    assert all(session.asked == list(range(COUNT)) for session in sessions)
+    assert all(session.positions == list(range(COUNT)) for session in sessions)
 
 
 def test_a_model_is_no_distance_from_itself() -> None:
     _, truth = tables()
-    found = measure_fidelity(Said(truth, 64), Said(truth, 64), IDS, window=64)
+    found = measure_fidelity(TableSession(truth, 64), TableSession(truth, 64), IDS, window=64)
     assert (found.kl_mean, found.kl_p99, found.top1_agreement) == (0.0, 0.0, 1.0)
     assert found.perplexity == found.reference_perplexity
 
@@ -80,7 +92,7 @@ def test_logits_of_any_size_stay_finite() -> None:
     truth = np.full((COUNT, VOCAB), 1700, np.float32)
     truth[:, 3] = 2300
     model = np.roll(truth, 1, axis=1)
-    found = measure_fidelity(Said(model, COUNT), Said(truth, COUNT), IDS, window=COUNT)
+    found = measure_fidelity(TableSession(model, COUNT), TableSession(truth, COUNT), IDS, window=COUNT)
     assert (found.kl_mean, found.kl_p99, found.top1_agreement) == (600.0, 600.0, 0.0)
     assert np.isfinite(found.perplexity)
 
@@ -88,5 +100,5 @@ def test_logits_of_any_size_stay_finite() -> None:
 def test_a_single_position_has_a_distance() -> None:
     """The last window may hold one token, which has nothing to predict."""
     model, truth = tables()
-    found = measure_fidelity(Said(model, 149), Said(truth, 149), IDS, window=149)
+    found = measure_fidelity(TableSession(model, 149), TableSession(truth, 149), IDS, window=149)
     assert found.tokens == 150 and np.isfinite(found.perplexity)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from megrez.calibration.sensitivity.budget import Choice, choose_finer, remaining
+from megrez.calibration.sensitivity.budget import Choice, choose_higher_precision, remaining
 
 CHOICES = {
     name: Choice(name=name, divergence=divergence, bytes=size)
@@ -13,16 +13,16 @@ CHOICES = {
 
 
 def test_a_budget_that_all_of_it_fits_keeps_nothing_finer() -> None:
-    assert choose_finer(CHOICES, 10.5) == frozenset()
+    assert choose_higher_precision(CHOICES, 10.5) == frozenset()
 
 
 def test_a_budget_of_nothing_keeps_all_that_costs_something() -> None:
-    assert choose_finer(CHOICES, 0.0) == {"a", "b", "c", "d"}
+    assert choose_higher_precision(CHOICES, 0.0) == {"a", "b", "c", "d"}
 
 
 @pytest.mark.parametrize("budget", [0.4, 0.5, 1.2, 2.0, 4.5, 5.5, 6.0, 9.0])
 def test_the_choice_is_within_the_budget_and_nothing_in_it_is_superfluous(budget: float) -> None:
-    finer = choose_finer(CHOICES, budget)
+    finer = choose_higher_precision(CHOICES, budget)
     assert remaining(CHOICES, finer) <= budget
     for name in finer:
         assert remaining(CHOICES, finer - {name}) > budget
@@ -30,7 +30,7 @@ def test_the_choice_is_within_the_budget_and_nothing_in_it_is_superfluous(budget
 
 @pytest.mark.parametrize("budget", [0.5, 1.0, 1.5, 5.0, 6.0])
 def test_the_choice_costs_at_most_one_group_more_than_the_cheapest(budget: float) -> None:
-    finer = choose_finer(CHOICES, budget)
+    finer = choose_higher_precision(CHOICES, budget)
     subsets = itertools.chain.from_iterable(itertools.combinations(CHOICES, n) for n in range(len(CHOICES) + 1))
     sizes = [sum(CHOICES[name].bytes for name in s) for s in subsets if remaining(CHOICES, frozenset(s)) <= budget]
     assert sum(CHOICES[name].bytes for name in finer) <= min(sizes) + max(one.bytes for one in CHOICES.values())

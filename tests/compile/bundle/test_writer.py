@@ -152,7 +152,7 @@ def test_a_write_that_fails_leaves_nothing_new(
 
 def test_a_file_that_cannot_be_read_is_not_blamed_on_the_output(checkpoint_of: Any, tmp_path: Path) -> None:
     shard = tmp_path / "elsewhere" / "model-00002.safetensors"
-    with pytest.raises(BundleError, match=rf"{shard} failed: No such file or directory: see to that file"):
+    with pytest.raises(BundleError, match=rf"{shard} failed: No such file or directory: check that file"):
         write(tmp_path / "there" / "b", checkpoint_of(), lambda into: shard.read_bytes())
 
 
@@ -202,7 +202,7 @@ def test_an_output_that_cannot_be_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for output, said in (
-        (tmp_path / "file" / "b", "is no folder for you to write in: choose another"),
+        (tmp_path / "file" / "b", "is not a folder that you can write to: choose another"),
         (tmp_path / "loop", r"cannot be used \(.*\): choose another"),
         (tmp_path / ("b" * 300), r"cannot be used \(.*\): choose another"),
     ):

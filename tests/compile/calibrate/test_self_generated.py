@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from megrez.calibration.results.record import read_record
 from megrez.compile.calibrate.self_generated import SOURCE, sample_tokens
 from megrez.runtime.bundle import open_bundle
-from megrez.runtime.session import FakeSession, Lengths, Logits, Tokens
+from megrez.runtime.session import FakeSession, Logits
 
 TEXT = ("--calib-samples", 3, "--calib-tokens", 16, "--fidelity-tokens", 32)
 
@@ -17,18 +18,34 @@ TEXT = ("--calib-samples", 3, "--calib-tokens", 16, "--fidelity-tokens", 32)
 class Certain(FakeSession):
     """Leaves no doubt about its next token: the sum of all before it."""
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
-        return super().step(tokens, lengths, rows) * np.float32(1000)
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
+        return super().step(tokens, starts, logits_index, slots=slots, counts=counts) * np.float32(1000)
 
 
 class Odds(FakeSession):
-    """Whatever it was told, its next token has these odds."""
+    """Whatever its tokens are, the next has these odds."""
 
     odds = np.array([0.5, 0.0, 0.3, 0.15, 0.05])
 
-    def step(self, tokens: Tokens, lengths: Lengths, rows: Tokens) -> Logits:
+    def step(
+        self,
+        tokens: ArrayLike,
+        starts: ArrayLike,
+        logits_index: ArrayLike,
+        *,
+        slots: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
+    ) -> Logits:
         with np.errstate(divide="ignore"):
-            return np.tile(np.log(self.odds).astype(np.float32) + 7, (len(rows), 1))
+            return np.tile(np.log(self.odds).astype(np.float32) + 7, (np.size(logits_index), 1))
 
 
 def test_every_token_follows_from_all_before_it() -> None:

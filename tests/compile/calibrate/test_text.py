@@ -40,8 +40,14 @@ def assets(folder: Path) -> TextAssets:
 
 
 def with_bos(folder: Path, *, add_bos: bool = True, template: str | None = None) -> TextAssets:
-    """The same tokenizer with <|endoftext|> (256) as its BOS."""
-    config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "add_bos_token": add_bos}
+    """The same tokenizer with <|endoftext|> (256) as its BOS, which its post-processor adds."""
+    if add_bos:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+        )
+        tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     found = read_text_assets(folder, vocab_size=320)
     assert found is not None
@@ -54,8 +60,8 @@ def some_text(words: int = 2000, seed: int = 0) -> str:
 
 
 def encode(folder: Path, text: str) -> list[int]:
-    ids: list[int] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
-    return ids
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def topics() -> str:
@@ -206,16 +212,16 @@ def test_text_without_line_ends_is_still_cut(
     [
         ({"samples": 0}, "--calib-samples is 0: calibrate on at least 1"),
         ({"length": 1}, "--calib-tokens is 1: a sample takes at least 2 tokens"),
-        ({"held_out": -1}, "-1 tokens were to be held out"),
+        ({"held_out": -1}, "-1 held-out tokens were requested"),
         ({"seed": -1}, "the seed of the calibration text is -1"),
         (
             {"samples": 10**4},
-            "10000 samples of 16 tokens were asked for and words.txt has COUNT tokens, enough for FIT: ",
+            "10000 samples of 16 tokens were requested and words.txt has COUNT tokens, enough for FIT: ",
         ),
         ({"samples": 10**4, "seed": 1}, "lower --calib-samples or --calib-tokens, or give a longer text"),
         (
             {"held_out": 10**6},
-            "1000000 tokens were to be held out and the text has too few left: lower --calib-samples",
+            "1000000 held-out tokens were requested and the text has too few left: lower --calib-samples",
         ),
     ],
 )
@@ -243,10 +249,10 @@ def test_a_request_that_cannot_be_met(
         ("model.bin", b"GGUF\x00\x00\x00", "model.bin is a binary file: give a UTF-8 text"),
         ("a.jsonl", b'"the"\n\n{"text": \n', "line 3 of FOLDER/a.jsonl is not JSON ("),
         ("a.jsonl", b"[" * 100_000, "line 1 of FOLDER/a.jsonl is not JSON ("),
-        ("a.jsonl", b'{"prompt": "the"}', "line 1 of FOLDER/a.jsonl cannot be used: it is of no known form: write"),
-        ("a.jsonl", b"7", "it is of no known form: write a string, "),
-        ("a.jsonl", b'{"text": "a", "messages": []}', "it is of no known form"),
-        ("a.jsonl", b'{"messages": "hello"}', "it is of no known form"),
+        ("a.jsonl", b'{"prompt": "the"}', "line 1 of FOLDER/a.jsonl cannot be used: it has no known format: write"),
+        ("a.jsonl", b"7", "it has no known format: write a string, "),
+        ("a.jsonl", b'{"text": "a", "messages": []}', "it has no known format"),
+        ("a.jsonl", b'{"messages": "hello"}', "it has no known format"),
         ("a.jsonl", b'{"messages": []}', "line 1 of FOLDER/a.jsonl cannot be used: there are no messages"),
         ("a.jsonl", b'"a"\n{"messages": [{"content": "a"}]}', "line 2 of FOLDER/a.jsonl cannot be used: message 0 has"),
         ("a.jsonl", b'"\\ud800"', "line 1 of FOLDER/a.jsonl cannot be used: the prompt is not valid Unicode text"),

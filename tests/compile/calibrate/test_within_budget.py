@@ -69,8 +69,10 @@ def test_a_budget_that_cannot_be_met_is_one_line(
 def test_a_budget_that_only_the_finest_formats_meet_is_met(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever sensitivities promise: the last round keeps every point finer."""
-    monkeypatch.setattr("megrez.compile.calibrate.within_budget.choose_finer", lambda choices, budget: frozenset())
+    """Whatever sensitivities promise: the last round keeps every group in higher precision."""
+    monkeypatch.setattr(
+        "megrez.compile.calibrate.within_budget.choose_higher_precision", lambda choices, budget: frozenset()
+    )
     folder = checkpoint_of()
     fine = compiled(megrez_compile, folder, "cpu-int8", tmp_path / "int8").manifest.measured
     assert fine is not None

@@ -104,13 +104,13 @@ def test_a_tokenizer_that_lacks_nothing_is_carried_over_byte_for_byte(tmp_path: 
 @pytest.mark.parametrize(
     ("stated", "told"),
     [
-        ({"added_tokens_decoder": [1]}, "added_tokens_decoder is no object"),
-        ({"added_tokens_decoder": {"x": flags("<a>")}}, "added_tokens_decoder is no object"),
-        ({"added_tokens_decoder": {"300": 5}}, "added_tokens_decoder as something that is no token"),
-        ({"added_tokens_decoder": {"300": {**flags("<a>"), "lstrip": "yes"}}}, "something that is no token"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder is not an object"),
+        ({"added_tokens_decoder": {"x": flags("<a>")}}, "added_tokens_decoder is not an object"),
+        ({"added_tokens_decoder": {"300": 5}}, "added_tokens_decoder as something that is not a token"),
+        ({"added_tokens_decoder": {"300": {**flags("<a>"), "lstrip": "yes"}}}, "something that is not a token"),
         ({"extra_special_tokens": 5}, "extra_special_tokens is neither"),
-        ({"extra_special_tokens": [5]}, "extra_special_tokens as something that is no token"),
-        ({"bos_token": 5}, "bos_token as something that is no token"),
+        ({"extra_special_tokens": [5]}, "extra_special_tokens as something that is not a token"),
+        ({"bos_token": 5}, "bos_token as something that is not a token"),
         ({"split_special_tokens": True}, "split_special_tokens is on"),
     ],
 )

@@ -51,7 +51,7 @@ def test_min_p_leaves_the_tokens_that_transformers_leaves() -> None:
     ("generation", "told"),
     [
         ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot', not a number"),
-        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which samples nothing"),
+        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which cannot be sampled with"),
         ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
         ({"do_sample": True, "min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": -2}, "repetition_penalty is -2.0"),
@@ -59,7 +59,7 @@ def test_min_p_leaves_the_tokens_that_transformers_leaves() -> None:
     ],
 )
 def test_sampling_that_nothing_can_follow(generation: dict[str, Any], told: str) -> None:
-    with pytest.raises(CheckpointError, match=f"^generation_config.json: {told}.*: mend it or remove it$"):
+    with pytest.raises(CheckpointError, match=f"^generation_config.json: {told}.*: repair it or remove it$"):
         read_sampling(generation)
 
 
@@ -89,6 +89,6 @@ def test_it_is_told_when_compiling_and_min_p_is_inspected(
     (folder / "generation_config.json").write_text(json.dumps(stated))
     done = megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64)
     assert done.code == 0
-    assert "not followed by the runtime: no_repeat_ngram_size 3" in done.err
+    assert "that the runtime does not support: no_repeat_ngram_size 3" in done.err
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["sampling"]["min_p"] == 0.05
     assert "min-p 0.05" in megrez("inspect", tmp_path / "b")[1]

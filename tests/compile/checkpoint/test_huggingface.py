@@ -134,7 +134,7 @@ def test_a_cut_file_is_told_with_its_sizes(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert f"model.safetensors is cut: expected {len(whole)} bytes, found {len(whole) - 100}" in refusal(tmp_path)
+    assert f"model.safetensors is truncated: expected {len(whole)} bytes, found {len(whole) - 100}" in refusal(tmp_path)
     path.write_bytes(whole[:500])
     assert "found 500" in refusal(tmp_path)
     path.write_bytes(whole + b"tail")
@@ -192,5 +192,5 @@ def test_an_unknown_tensor(tmp_path: Path) -> None:
 def test_a_large_tensor_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path, dtype="bfloat16")
     whole = open_folder(tmp_path).read("model.embed_tokens.weight")
-    monkeypatch.setattr("megrez.compile.checkpoint.floats.CHUNK", 1000)
+    monkeypatch.setattr("megrez.compile.checkpoint.floats.PIECE", 1000)
     np.testing.assert_array_equal(open_folder(tmp_path).read("model.embed_tokens.weight"), whole)

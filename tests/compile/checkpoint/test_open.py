@@ -85,5 +85,5 @@ def test_options_that_do_not_fit(folder: Path) -> None:
 
 
 def test_a_file_of_another_kind(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="a file of no known kind"):
+    with pytest.raises(CheckpointError, match="has an unknown file type"):
         open_checkpoint(str(folder / "model.safetensors"))

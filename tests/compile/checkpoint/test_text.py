@@ -104,7 +104,7 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
     ("template", "told"),
     [
         (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
-        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: save it as such"),
+        (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_told_before_a_bundle_has_it(

@@ -74,7 +74,7 @@ def test_two_dtypes_are_compared_by_value(tmp_path: Path, exact: bool) -> None:
 
 
 def test_the_comparison_goes_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megrez.compile.checkpoint.safetensors_file.CHUNK", 1000)
+    monkeypatch.setattr("megrez.compile.checkpoint.safetensors_file.PIECE", 1000)
     make_checkpoint(tmp_path, tied=True)
     head = embedding_of(tmp_path)
     store(tmp_path, head=head)

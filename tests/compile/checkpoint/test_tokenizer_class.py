@@ -204,3 +204,13 @@ def test_byte_level_files_of_llama_need_no_transformers() -> None:
     file, llama, named = b'{"pre_tokenizer": {"type": "ByteLevel"}}', {"model_type": "llama"}, "LlamaTokenizerFast"
     assert takes_the_file_as_it_is(file, {"tokenizer_class": named}, llama)
     assert not takes_the_file_as_it_is(b"{}", {"tokenizer_class": named}, llama)
+
+
+def test_the_network_is_never_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(tmp_path)
+    write(tmp_path, "config.json", {"model_type": "qwen2"})
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *where, **_: asked.append(where))
+    monkeypatch.setattr("socket.socket.connect", lambda _, where: asked.append(where))
+    assert read(tmp_path).tokens.stop[0] == 258
+    assert asked == []

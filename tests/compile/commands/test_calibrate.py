@@ -25,7 +25,7 @@ from tests.conftest import Done
 from tests.gguf_models import make_gguf
 from tests.models import make_checkpoint
 
-SLOW = str(Path(__file__).with_name("slow_calibrate.py"))
+SLOW = str(Path(__file__).parents[1] / "slow_calibrate.py")
 TARGETS = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4"}
 TEXT = ("--calib-samples", 2, "--calib-tokens", 48, "--fidelity-tokens", 96)
 BUILT = ("model.onnx", "model.onnx.data")
@@ -103,7 +103,7 @@ def test_a_build_from_scales_is_the_build_that_calibrates(
     quantization = first.provenance.quantization
     assert quantization is not None and quantization.algorithm == record.algorithm
     assert first.measured is not None and second.measured is not None
-    # Two walks of the exact model, in groups of other samples.
+    # Two passes of the full-precision model, in groups of other samples.
     assert first.measured.fidelity.kl_mean == pytest.approx(second.measured.fidelity.kl_mean, rel=1e-3)
     assert first.measured.fidelity.kl_mean == pytest.approx(record.fidelity.kl_mean, rel=0.1)  # type: ignore[union-attr]
 
@@ -206,8 +206,8 @@ def test_ctrl_c_keeps_what_is_done(saving: tuple[subprocess.Popen[str], Path]) -
         (b" \xff\xfe\x00", (), "cannot be read as UTF-8 text"),
         (b"one\0two", (), "is a binary file"),
         (None, (), "cannot be read as UTF-8 text (No such file or directory)"),
-        (b"too short", (), "2 samples of 48 tokens were asked for and text.txt has 9 tokens, enough for 0"),
-        (b"the land " * 99, ("--calib-tokens", 513), "--calib-tokens is 513, the context holds 512"),
+        (b"too short", (), "2 samples of 48 tokens were requested and text.txt has 9 tokens, enough for 0"),
+        (b"the land " * 99, ("--calib-tokens", 513), "--calib-tokens is 513, the context is 512"),
         (b"the land " * 99, ("--calib-tokens", 1), "a sample takes at least 2 tokens"),
         (b"the land " * 99, ("--calib-samples", 0), "calibrate on at least 1"),
         (b"the land " * 99, ("--calib-seed", -1), "give 0 or more"),
@@ -285,11 +285,11 @@ def test_a_large_model_is_calibrated_when_asked(
         assert (stated.calibration is None) == (stated.quantization.algorithm == "rtn")
         return stated.quantization.algorithm, done.err
 
-    hint = "--algorithm gptq takes much longer and stays nearer to the checkpoint"
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters)
+    hint = "--algorithm gptq takes much longer and is closer to the checkpoint"
+    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters)
     chosen, told = algorithm("small")
     assert chosen == "gptq" and hint not in told
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_UNASKED", parameters - 1)
+    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters - 1)
     chosen, told = algorithm("large")
     assert chosen == "rtn" and hint in told
     assert open_bundle(tmp_path / "large").manifest.measured is not None
@@ -345,13 +345,16 @@ def first_file(scales: Path) -> Path:
     [
         (lambda scales: scales.unlink(), "cannot be read as scales ("),
         (lambda scales: scales.write_bytes(b"\xff\0"), "cannot be read as scales ("),
-        (lambda scales: scales.write_text("[]"), "are not whole"),
+        (lambda scales: scales.write_text("[]"), "are not complete"),
         (lambda scales: first_file(scales).unlink(), "000.safetensors is missing: copy them again or calibrate again"),
         (lambda scales: os.truncate(first_file(scales), 999), "000.safetensors has 999 bytes, expected "),
-        (lambda scales: flip_last_byte(first_file(scales)), "000.safetensors are not what was written: copy them"),
-        (change(schema_version=99), "has schema version 99, this version reads 3"),
+        (
+            lambda scales: flip_last_byte(first_file(scales)),
+            "000.safetensors changed since they were written: copy them",
+        ),
+        (change(schema_version=99), "has schema version 99, this version of megrez reads 4"),
         (change(model_sha256="0" * 64), "belongs to another model"),
-        (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for it"),
+        (change(target="trt-int8"), "was calibrated for trt-int8, not trt-fp8: calibrate for trt-fp8"),
         (change(new="field"), "new"),
         (change(points=3), "points"),
     ],
@@ -395,7 +398,7 @@ def test_scales_without_the_head_that_is_asked_for(
         (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 has no such step: leave it out"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets whose head stays as it is"),
         (("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"), "leave --algorithm out"),
-        (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context holds 64"),
+        (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context is 64"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -441,7 +444,7 @@ def test_channels_of_zeros(megrez_compile: Any, tmp_path: Path, target: str, alg
     build = ("--target", target, *stage, "--algorithm", algorithm, *TEXT, "-o", tmp_path / "b")
     done = megrez_compile(folder, *build)
     assert done.code == 0 and "Warning" not in done.err, done.err
-    assert re.search(r"\d+ channels are zero throughout: they stay zero", done.err)
+    assert re.search(r"\d+ channels are zero on all of the calibration data: they stay zero", done.err)
     measured = open_bundle(tmp_path / "b").manifest.measured
     assert measured is not None and 0 < measured.fidelity.kl_mean < 0.2
 

@@ -23,6 +23,11 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+def compiled(megrez_compile: Any, checkpoint: Path, target: str, output: Path, *options: object) -> None:
+    done = megrez_compile(checkpoint, "--target", target, "-o", output, "--context", 64, *options)
+    assert done.code == 0, done.err
+
+
 def tokens(folder: Path) -> list[int]:
     from tokenizers import Tokenizer
 
@@ -39,7 +44,7 @@ def model_logits(bundle: Path, ids: list[int]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int4"])
 def test_figures(checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, target: str) -> None:
     folder = checkpoint_of()
-    assert megrez_compile(folder, "--target", target, "-o", tmp_path / "b", "--context", 64).code == 0
+    compiled(megrez_compile, folder, target, tmp_path / "b")
     options = ("--tokens", COUNT, "--window", WINDOW, "--json-file", tmp_path / "figures.json")
     code, out, _ = megrez("eval", tmp_path / "b", "--text", text, "--reference", folder, *options)
     found = json.loads((tmp_path / "figures.json").read_text())
@@ -68,7 +73,7 @@ def test_a_bundle_can_be_the_reference(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
 ) -> None:
     for target in ("cpu-fp32", "cpu-int8"):
-        assert megrez_compile(checkpoint_of(), "--target", target, "-o", tmp_path / target, "--context", 64).code == 0
+        compiled(megrez_compile, checkpoint_of(), target, tmp_path / target)
     figures = {}
     for reference in (tmp_path / "cpu-fp32", checkpoint_of()):
         options = ("--tokens", 40, "--window", 20, "--json-file", tmp_path / "f.json")
@@ -82,7 +87,7 @@ def test_skipped_tokens_are_not_read(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
 ) -> None:
     folder = checkpoint_of()
-    assert megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64).code == 0
+    compiled(megrez_compile, folder, "cpu-fp32", tmp_path / "b")
     options = ("--tokens", 30, "--skip", 20, "--window", 64, "--json-file", tmp_path / "f.json")
     assert megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)[0] == 0
     found, ids = json.loads((tmp_path / "f.json").read_text()), tokens(folder)[20:50]
@@ -96,10 +101,10 @@ def test_skipped_tokens_are_not_read(
         (["--window", 65], "--window is 65: the bundle's context takes 2 to 64"),
         (["--window", 1], "--window is 1: the bundle's context takes 2 to 64"),
         (["--tokens", 1], "--tokens is 1 and "),
-        (["--tokens", 100_000], "ask for 2 to"),
+        (["--tokens", 100_000], "choose 2 to"),
         (["--skip", -1], "--skip is -1 and "),
         (["--skip", 99_999], "skip 0 to "),
-        (["--skip", 80], "after those skipped: ask for 2 to "),
+        (["--skip", 80], "after those skipped: choose 2 to "),
         (["--text", "/none"], "--text /none cannot be read"),
     ],
 )
@@ -107,7 +112,7 @@ def test_misuse(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path, options: list[Any], said: str
 ) -> None:
     folder = checkpoint_of()
-    megrez_compile(folder, "--target", "cpu-int4", "-o", tmp_path / "b", "--context", 64)
+    compiled(megrez_compile, folder, "cpu-int4", tmp_path / "b", "--algorithm", "rtn")
     arguments = {"--text": text, "--tokens": 40, "--window": 20, **dict([options])}
     given = [part for pair in arguments.items() for part in pair]
     code, out, err = megrez("eval", tmp_path / "b", "--reference", folder, *given)
@@ -118,7 +123,7 @@ def test_figures_that_cannot_be_written_are_shown_all_the_same(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
 ) -> None:
     folder = checkpoint_of()
-    megrez_compile(folder, "--target", "cpu-fp32", "-o", tmp_path / "b", "--context", 64)
+    compiled(megrez_compile, folder, "cpu-fp32", tmp_path / "b")
     options = ("--tokens", 40, "--window", 20, "--json-file", tmp_path / "none" / "f.json")
     code, out, err = megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)
     assert code == 1 and [line.split()[0] for line in out.splitlines()] == FIGURES
@@ -130,7 +135,7 @@ def test_another_model_is_no_reference(
     checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Path, tmp_path: Path
 ) -> None:
     for name, shape in (("b", {}), ("other", {"family": "qwen3"})):
-        megrez_compile(checkpoint_of(**shape), "--target", "cpu-fp32", "-o", tmp_path / name, "--context", 64)
+        compiled(megrez_compile, checkpoint_of(**shape), "cpu-fp32", tmp_path / name)
     options = ("--reference", tmp_path / "other", "--text", text, "--tokens", 40, "--window", 20)
     code, _, err = megrez("eval", tmp_path / "b", *options)
     assert code == 2 and "differ in shape: give the checkpoint that the bundle was compiled from" in err

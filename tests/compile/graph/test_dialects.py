@@ -74,7 +74,9 @@ def test_the_graph_is_standard_and_stored_small(checkpoint_of: Any, tmp_path: Pa
 @pytest.mark.parametrize("target", ["trt-int8", "trt-fp8"])
 def test_lowering_without_ranges_asks_for_calibration(checkpoint_of: Any, target: str) -> None:
     checkpoint = open_checkpoint(str(checkpoint_of()))
-    with pytest.raises(UsageError, match=r"for model\.layers\.0\.self_attn\.q_proj\.weight: calibrate on a text first"):
+    with pytest.raises(
+        UsageError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight has no input scale: calibrate on a text"
+    ):
         lower(canonical(checkpoint), checkpoint, find_target(target))
 
 

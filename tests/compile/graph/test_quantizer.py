@@ -40,7 +40,7 @@ def form(bits: int, *, offsets: bool = False) -> BlockFormat:
 
 
 @pytest.mark.parametrize(
-    ("formats", "wanted", "carried"),
+    ("formats", "wanted", "keeps_blocks"),
     [
         ({}, INT4, False),
         ({"a": form(4)}, INT4, False),
@@ -52,12 +52,12 @@ def form(bits: int, *, offsets: bool = False) -> BlockFormat:
     ],
 )
 def test_blocks_are_carried_where_all_sources_have_the_bits_wanted(
-    formats: dict[str, BlockFormat], wanted: WeightFormat, carried: bool
+    formats: dict[str, BlockFormat], wanted: WeightFormat, keeps_blocks: bool
 ) -> None:
     checkpoint: Any = Stored(**formats)
     plan = Quantizer(checkpoint).plan(("a", "b"), 12, 96, wanted)
-    assert (plan.carried, plan.folded, plan.k, plan.blocks) == (carried, False, 96, 3)
-    assert (plan.bits, plan.block, plan.zero_points) == (wanted.bits, 32, not carried and not wanted.symmetric)
+    assert (plan.keeps_blocks, plan.folded, plan.k, plan.blocks) == (keeps_blocks, False, 96, 3)
+    assert (plan.bits, plan.block, plan.zero_points) == (wanted.bits, 32, not keeps_blocks and not wanted.symmetric)
     assert checkpoint.reads == []
 
 
@@ -67,7 +67,7 @@ INT4_32 = WeightFormat(bits=4, block=32, symmetric=True)
 
 
 @pytest.mark.parametrize(
-    ("stored", "wanted", "carried"),
+    ("stored", "wanted", "keeps_blocks"),
     [
         (BlockFormat(bits=8, block=96, zero_points=False, offsets=False), CHANNELS, True),
         (BlockFormat(bits=8, block=96, zero_points=False, offsets=False, floating=True), FP8, True),
@@ -80,11 +80,11 @@ INT4_32 = WeightFormat(bits=4, block=32, symmetric=True)
     ],
 )
 def test_exactly_the_form_wanted_is_carried_where_no_other_will_do(
-    stored: BlockFormat, wanted: WeightFormat, carried: bool
+    stored: BlockFormat, wanted: WeightFormat, keeps_blocks: bool
 ) -> None:
     checkpoint: Any = Stored(a=stored, b=stored)
-    plan = Quantizer(checkpoint, exact=True).plan(("a", "b"), 12, 96, wanted)
-    assert plan.carried == carried and (plan.k, plan.folded, plan.zero_points) == (96, False, False)
+    plan = Quantizer(checkpoint, dequantize_linear=True).plan(("a", "b"), 12, 96, wanted)
+    assert plan.keeps_blocks == keeps_blocks and (plan.k, plan.folded, plan.zero_points) == (96, False, False)
     assert (plan.bits, plan.block, plan.floating) == (wanted.bits, wanted.block or 96, wanted.floating)
     assert plan.per_channel == (wanted.block is None)
 
@@ -92,7 +92,7 @@ def test_exactly_the_form_wanted_is_carried_where_no_other_will_do(
 @pytest.mark.parametrize("wanted", [CHANNELS, FP8, INT4_32])
 def test_exact_forms_have_positive_scales(wanted: WeightFormat) -> None:
     checkpoint: Any = FakeCheckpoint(TENSORS)
-    quantizer = Quantizer(checkpoint, exact=True)
+    quantizer = Quantizer(checkpoint, dequantize_linear=True)
     made = quantizer(quantizer.plan(("a", "b"), 12, 96, wanted))
     assert made.scales.shape == (12, 3 if wanted.block else 1) and (made.scales > 0).all()
     assert (made.floating, made.zero_points) == (wanted.floating, None)
@@ -104,7 +104,7 @@ def test_exact_forms_have_positive_scales(wanted: WeightFormat) -> None:
 def test_minima_widen_the_matrix() -> None:
     checkpoint: Any = Stored(a=form(4, offsets=True))
     plan = Quantizer(checkpoint).plan(("a",), 6, 96, INT4)
-    assert (plan.carried, plan.folded, plan.k, plan.blocks, plan.zero_points) == (True, True, 99, 4, True)
+    assert (plan.keeps_blocks, plan.folded, plan.k, plan.blocks, plan.zero_points) == (True, True, 99, 4, True)
 
 
 @pytest.mark.parametrize("wanted", [INT4, INT8])
@@ -151,7 +151,7 @@ def test_gguf_blocks_arrive_as_the_gguf_package_decodes_them(
     expected = np.concatenate([dequantize(quantize(floats[name], stored), stored) for name in sources])
     plan = quantizer.plan(sources, *expected.shape, wanted)
     made = quantizer(plan)
-    assert plan.carried
+    assert plan.keeps_blocks
     if kind != "Q4_1":
         np.testing.assert_array_equal(made.dequantize(), expected)
         return
@@ -182,7 +182,7 @@ def test_a_short_last_block_is_rounded_on_its_own_scale() -> None:
     ],
 )
 def test_what_an_npu_multiplies_is_made_as_it_was_planned(wanted: WeightFormat, per_channel: bool) -> None:
-    quantizer = Quantizer(FakeCheckpoint(TENSORS), exact=True)
+    quantizer = Quantizer(FakeCheckpoint(TENSORS), dequantize_linear=True)
     plan = quantizer.plan(("a",), 6, 96, wanted)
     assert (plan.per_channel, plan.nested, plan.blocks) == (per_channel, wanted.nested, 1 if per_channel else 3)
     made = quantizer(plan)
@@ -203,4 +203,4 @@ def test_blocks_that_pad_give_way_to_those_that_store_least(columns: int, int4: 
     coarse = WeightFormat(bits=4, block=256, symmetric=False), WeightFormat(bits=8, block=128, symmetric=True)
     plans = [Quantizer(Stored()).plan(("a",), 6, columns, one) for one in coarse]
     assert [plan.block for plan in plans] == [int4, int8]
-    assert Quantizer(Stored(), exact=True).plan(("a",), 6, columns, coarse[0]).block == 256
+    assert Quantizer(Stored(), dequantize_linear=True).plan(("a",), 6, columns, coarse[0]).block == 256

@@ -85,7 +85,7 @@ def test_reads_as_the_gguf_package_decodes(tmp_path: Path, kind: str) -> None:
 def test_a_large_tensor_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_gguf(tmp_path / "tiny.gguf", make_checkpoint(tmp_path / "hf"), kind="Q4_1")
     whole = open_checkpoint(str(path)).read(Q_NAME)
-    monkeypatch.setattr("megrez.compile.checkpoint.gguf.checkpoint.CHUNK", 1000)
+    monkeypatch.setattr("megrez.compile.checkpoint.gguf.checkpoint.PIECE", 1000)
     np.testing.assert_array_equal(open_checkpoint(str(path)).read(Q_NAME), whole)
 
 
@@ -196,7 +196,7 @@ def test_linear_scaling_is_read_as_llama_cpp_reads_it(
         ({"llama.expert_count": 8}, "8 experts"),
         ({"split.count": 3}, "one of 3 parts: join them"),
         ({"split.count": 3, "general.architecture": None}, "one of 3 parts: join them"),
-        ({"tokenizer.ggml.pre": None}, "does not say how its tokenizer cuts text"),
+        ({"tokenizer.ggml.pre": None}, "does not state its pre-tokenizer"),
         ({"llama.block_count": None}, "num_hidden_layers is missing"),
         ({"llama.attention.head_count_kv": [2, 2]}, "num_key_value_heads is [2, 2]"),
         ({"llama.rope.dimension_count": 16}, "rope.dimension_count 16: only head_dim, 32"),
@@ -221,7 +221,7 @@ def test_refuses_by_metadata(tmp_path: Path, metadata: dict[str, Any], told: str
 def test_a_tensor_of_no_known_use(tmp_path: Path) -> None:
     extra = {"blk.0.attn_sinks.weight": np.ones(6, np.float32)}
     path = make_gguf(tmp_path / "t.gguf", make_checkpoint(tmp_path / "hf"), tensors=extra)
-    assert "blk.0.attn_sinks.weight is a tensor of no known use" in refusal(path)
+    assert "blk.0.attn_sinks.weight is an unknown tensor" in refusal(path)
 
 
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:

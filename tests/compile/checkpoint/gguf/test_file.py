@@ -34,7 +34,9 @@ def test_a_cut_is_told_with_its_sizes(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[:-5000])
-    with pytest.raises(CheckpointError, match=rf"cut\.gguf is cut: expected \d+ bytes, found {len(whole) - 5000}"):
+    with pytest.raises(
+        CheckpointError, match=rf"cut\.gguf is truncated: expected \d+ bytes, found {len(whole) - 5000}"
+    ):
         read_header(cut)
 
 
@@ -53,7 +55,7 @@ def test_a_cut_anywhere_in_the_header_is_an_error(path: Path, tmp_path: Path) ->
         (b"GGML" + bytes(60), "is not a GGUF file (it starts with b'GGML')"),
         (b"GGUF" + struct.pack("<I", 1) + bytes(60), "is GGUF version 1"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(60), "little-endian"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 60), "cut or damaged inside its header"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 60), "truncated or damaged inside its header"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 77), "metadata of unknown type 77"),
     ],
 )

@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.gguf.tokenizer import read_gguf_text
-from megrez.compile.checkpoint.gguf.tokenizer_bpe import CUTTINGS
+from megrez.compile.checkpoint.gguf.tokenizer_bpe import PRE_TOKENIZERS
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.runtime.errors import CheckpointError
 from megrez.runtime.manifest import SamplingDefaults
@@ -110,7 +110,7 @@ def test_each_pre_tokenizer_cuts_in_its_own_way(pre: str, text: str, words: list
 
 def test_only_qwen2_composes_characters() -> None:
     decomposed = "e\u0301"
-    for pre in CUTTINGS:
+    for pre in PRE_TOKENIZERS:
         assert (len(pieces(byte_level(pre), decomposed)) == 2) == (pre == "qwen2")
 
 
@@ -143,7 +143,7 @@ def test_control_tokens_are_special_and_user_tokens_are_not() -> None:
     ("facts", "told"),
     [
         ({"pre": "deepseek-coder"}, "pre-tokenizer 'deepseek-coder'"),
-        ({"pre": "default"}, "does not say how its tokenizer cuts text (tokenizer.ggml.pre): take a newer"),
+        ({"pre": "default"}, "does not state its pre-tokenizer (tokenizer.ggml.pre): take a newer"),
         ({"merges": ["ab"]}, "a merge 'ab' that is not a pair"),
         ({"merges": ["a zz"]}, "merges that do not fit its vocabulary"),
         ({"tokens": []}, "without tokens"),

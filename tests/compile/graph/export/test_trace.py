@@ -58,8 +58,8 @@ class Graph:
         rubbish = np.random.default_rng(3).normal(0, 30, (rows, kv_heads, capacity, head_dim)).astype(np.float32)
         self.caches = {name: rubbish for name in names}
 
-    def step(self, tokens: list[list[int]], lengths: list[int], rows: list[int]) -> NDArray[np.float32]:
-        feeds = {"input_ids": tokens, "write_indices": lengths, "logits_index": rows}
+    def step(self, tokens: list[list[int]], starts: list[int], logits_index: list[int]) -> NDArray[np.float32]:
+        feeds = {"input_ids": tokens, "write_indices": starts, "logits_index": logits_index}
         arrays = {name: np.array(value, np.int64) for name, value in feeds.items()}
         found, *caches = self.session.run(None, {**arrays, **self.caches})
         self.caches = dict(zip(self.caches, caches, strict=True))
@@ -126,11 +126,11 @@ def test_the_interface_is_named_and_shaped_as_the_docstring_says(checkpoint_of: 
     assert [(value.name, str(value.dtype), str(value.shape)) for value in model.graph.inputs] == [
         ("input_ids", "INT64", "[batch,sequence]"),
         ("write_indices", "INT64", "[batch]"),
-        ("logits_index", "INT64", "[rows]"),
+        ("logits_index", "INT64", "[num_logits]"),
         *((f"past_key_values.{kind}", "FLOAT", cache) for kind in kinds),
     ]
     assert [(value.name, str(value.shape)) for value in model.graph.outputs] == [
-        ("logits", "[rows,320]"),
+        ("logits", "[num_logits,320]"),
         *((f"present.{kind}", cache) for kind in kinds),
     ]
 

@@ -13,7 +13,7 @@ from tests.static import FloatHost
 CASES: dict[str, dict[str, Any]] = {
     "llama-biases": {"biases": True},
     "llama3-rope": {"rope": {"rope_type": "linear", "factor": 2.0}},
-    "mistral-window": {"family": "mistral", "sliding_window": 5},
+    "mistral-window": {"family": "mistral", "sliding_window": 5, "tied": True},
     "qwen2-windows": {"family": "qwen2", "sliding_window": 5, "tied": True},
     "qwen3-windows": {"family": "qwen3", "sliding_window": 5, "biases": True, "tied": True},
 }

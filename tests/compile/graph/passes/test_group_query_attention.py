@@ -44,14 +44,14 @@ def test_ragged_rows_agree_with_transformers(checkpoint_of: Any, name: str, fuse
     rubbish = np.random.default_rng(3).normal(0, 30, (2, 2, CAPACITY, 32)).astype(np.float32)
     caches = {f"{layer}.{kind}": rubbish for layer in (0, 1) for kind in ("key", "value")}
 
-    def step(tokens: list[list[int]], lengths: list[int], rows: list[int]) -> NDArray[np.float32]:
+    def step(tokens: list[list[int]], starts: list[int], logits_index: list[int]) -> NDArray[np.float32]:
         width = len(tokens[0])
         feeds = {
             "input_ids": np.array(tokens, np.int64),
-            "seqlens_k": np.array(lengths, np.int32) + width - 1,
-            "total_sequence_length": np.array(max(lengths) + width, np.int32),
+            "seqlens_k": np.array(starts, np.int32) + width - 1,
+            "total_sequence_length": np.array(max(starts) + width, np.int32),
             "query_seqlens": np.full(2, width, np.int32),
-            "logits_index": np.array(rows, np.int64),
+            "logits_index": np.array(logits_index, np.int64),
             **{f"past_key_values.{key}": cache for key, cache in caches.items()},
         }
         found = run(model, feeds)

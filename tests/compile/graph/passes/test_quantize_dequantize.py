@@ -51,10 +51,10 @@ def lowered(text: str, target: Target, scales: Any = None, *, fuse: bool = False
     model = parse(text, TENSORS)
     precision = Precision(checkpoint, target)
     if fuse:
-        FuseProjections(checkpoint, precision.group)(model)
-    known = (lambda name: SCALE.get(target.inputs or "")) if scales is None else scales
-    quantizer = Quantizer(checkpoint, exact=True)
-    modified = QuantizeDequantize(quantizer, precision, known, inputs=target.inputs)(model).modified
+        FuseProjections(checkpoint, precision.fusion_key)(model)
+    known = (lambda name: SCALE.get(target.input_type or "")) if scales is None else scales
+    quantizer = Quantizer(checkpoint, dequantize_linear=True)
+    modified = QuantizeDequantize(quantizer, precision, known, input_type=target.input_type)(model).modified
     common.RemoveUnusedNodesPass()(model)
     assert checkpoint.reads == []
     return model, modified
@@ -80,7 +80,7 @@ def test_a_projection(name: str, block: int | None, bias: bool) -> None:
     target = target_of(name, block)
     nodes = f'm = MatMul(x, "{Q}") y = Add(m, "{BIAS}")' if bias else f'y = MatMul(x, "{Q}")'
     model, _ = lowered(f"{PROJECT} {{ {nodes} }}", target)
-    rounding = {"QuantizeLinear": 1} if target.inputs else {}
+    rounding = {"QuantizeLinear": 1} if target.input_type else {}
     counts = {"DequantizeLinear": 1 + len(rounding), "MatMul": 1, **rounding, **({"Add": 1} if bias else {})}
     assert op_counts(model) == dict(sorted(counts.items())) and Q not in model.graph.initializers
     assert array_of(model, "l.q_proj.codes").dtype == DTYPES[name]
@@ -93,7 +93,7 @@ def test_a_projection(name: str, block: int | None, bias: bool) -> None:
     else:
         spread = np.repeat(scales, block, axis=0)[:INPUTS]
         assert (np.abs(weights - TENSORS[Q].T) <= 1.5 * spread).all()
-    expected = rounded(X, SCALE.get(target.inputs or "", 0), target.inputs) @ weights
+    expected = rounded(X, SCALE.get(target.input_type or "", 0), target.input_type) @ weights
     assert_close(run_basic(model, {"x": X})[0], expected + (TENSORS[BIAS] if bias else 0))
 
 
@@ -111,7 +111,7 @@ def test_projections_of_one_input_share_its_rounding(name: str, fuse: bool) -> N
     split = {"Split": 1} if fuse else {}
     expected = {"DequantizeLinear": 1 + matrices, "MatMul": matrices, "QuantizeLinear": 1, **split}
     assert op_counts(model) == expected
-    x = rounded(X, SCALE[str(target.inputs)], target.inputs)
+    x = rounded(X, SCALE[str(target.input_type)], target.input_type)
     for found, part in zip(run_basic(model, {"x": X}), (Q, K, V), strict=True):
         assert_close(found, x @ simulated(name, TENSORS[part]).T)
 
@@ -130,7 +130,7 @@ def test_different_scales_are_not_shared_and_a_fused_matrix_takes_the_widest() -
 @pytest.mark.parametrize("name", ["trt-int8", "trt-fp8"])
 @pytest.mark.parametrize("missing", [(Q, K), (K,)])
 def test_a_projection_without_a_scale_asks_for_calibration(name: str, missing: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match=f"no range of it is known for {missing[0]}: calibrate on a text"):
+    with pytest.raises(UsageError, match=f"and {missing[0]} has no input scale: calibrate on a text"):
         lowered(TWO, target_of(name), lambda tensor: None if tensor in missing else 0.1, fuse=True)
 
 
