@@ -121,6 +121,14 @@ def test_a_port_in_use(folder):
         assert_refused(f"127.0.0.1:{port} cannot be listened on", folder, "--port", port)
 
 
+def test_without_the_extra_the_error_names_it(folder):
+    program = "import sys; sys.modules['starlette'] = None; from megrez.runtime.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "serve", str(folder)], capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: megrez serve needs starlette")
+    assert done.stderr.endswith("run  pip install 'megrez-compile[serve]'\n")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_hosts_that_only_this_machine_reaches(host):
     assert is_loopback(host)
