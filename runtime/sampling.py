@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.guided import Guided
 from megrez.runtime.logprobs import TokenLogprobs, top_logprobs
 from megrez.runtime.manifest import SAMPLING_BOUNDS, SamplingDefaults
 from megrez.runtime.stops import StopStrings
@@ -34,6 +35,8 @@ class SamplingParams:
     many, no stop token is chosen. stop: strings that end the text and are left out of it. stop_token_ids: beside the
     model's own stop tokens, which ignore_eos turns off.
     logprobs, prompt_logprobs: how many of the likeliest tokens to report for each token beside it; None reports none.
+    guided: what the answer must look like; LLM holds it to that, and ends it where nothing can follow, whatever
+    min_tokens and ignore_eos say.
     """
 
     temperature: float = 0.0
@@ -53,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         wanted = {f"{name} {bound.told}": bound.holds(getattr(self, name)) for name, bound in SAMPLING_BOUNDS.items()}
@@ -111,15 +115,18 @@ class Sampler:
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
 
-    def next(self, logits: Scores, *, blocked: Collection[int] = ()) -> tuple[int, TokenLogprobs | None]:
+    def next(
+        self, logits: Scores, *, blocked: Collection[int] = (), allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[int, TokenLogprobs | None]:
         """The next token for `logits` [vocab_size], and its log-probabilities where they are asked for."""
-        token = self.pick(logits, blocked=blocked)
+        token = self.pick(logits, blocked=blocked, allowed=allowed)
         count = self._params.logprobs
         return token, None if count is None else top_logprobs(logits, token, count)
 
-    def pick(self, logits: Scores, *, blocked: Collection[int] = ()) -> int:
+    def pick(self, logits: Scores, *, blocked: Collection[int] = (), allowed: NDArray[np.bool_] | None = None) -> int:
         """The next token for `logits` [vocab_size], which stay as they are, and none of `blocked`.
 
+        allowed: [vocab_size] of which it must be one; None allows all.
         Raises EngineError when they hold a NaN.
         """
         if len(self._bias_ids):
@@ -129,6 +136,8 @@ class Sampler:
         if blocked:
             scores = scores.copy()
             scores[list(blocked)] = -np.inf
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         # max() is NaN as soon as one score is, so a whole row is checked at the price of the maximum.
         if not np.isfinite(scores.max()):
             raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")

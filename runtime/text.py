@@ -65,6 +65,14 @@ class Text:
         """The text of `ids`, special tokens included: a function call is made of them."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return self._tokenizer.to_str()
+
+    def token_id(self, spelling: str) -> int | None:
+        """The id of one token, None where there is none that is spelled so."""
+        return self._tokenizer.token_to_id(spelling)
+
     def token_text(self, token: int | None) -> str | None:
         """The spelling of one token, as templates quote it."""
         return None if token is None else self._tokenizer.id_to_token(token)

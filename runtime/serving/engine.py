@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from megrez.runtime.errors import MegrezError, UsageError
-from megrez.runtime.logprobs import top_logprobs
-from megrez.runtime.sampling import Sampler
+from megrez.runtime.logprobs import TokenLogprobs, top_logprobs
+from megrez.runtime.sampling import Sampler, Scores
+from megrez.runtime.serving.guided import Allowed
 from megrez.runtime.serving.request import Generation, Request, Token
 from megrez.runtime.serving.scheduler import Planned, plan_step
 from megrez.runtime.serving.slots import SlotPool
@@ -55,6 +56,8 @@ class Engine:
         """Queue the request's sequences; UsageError for a prompt that is empty, does not fit or holds unknown ids."""
         limit = output_limit(self.session, request.prompt_ids, request.params.max_tokens)
         self._sampler(request, 0)  # raises UsageError for what the vocabulary does not have
+        if request.params.guided is not None and request.grammar is None:
+            raise UsageError("guided output was asked for where nothing compiles it: ask through LLM")
         first: Generation | None = None
         for index in range(request.params.n):
             generation = Generation(
@@ -65,6 +68,7 @@ class Engine:
                 ids=list(request.prompt_ids),
                 since=request.arrival,
                 first=first,
+                matcher=None if request.grammar is None else request.grammar.matcher(),
             )
             first = first or generation
             self.waiting.append(generation)
@@ -156,16 +160,18 @@ class Engine:
             self._note_prompt(one, logits)
             if one.pending:
                 return
-            assert one.sampler is not None
-            token, logprobs = one.sampler.next(logits[-1], blocked=self._blocked(one))
+            token, logprobs = self._sample(one, logits[-1])
+            reason = self._reason(one, token)
+            complete = one.matcher is not None and reason != "stop" and one.matcher.push(token)
         except Exception as error:
             self.cancel(one.request.number)
             self._tell(one.request, error)
             return
         one.ids.append(token)
-        reason = self._reason(one, token)
-        text, stop_string = one.text.push(token, reason)
-        reason = "stop" if stop_string is not None else reason
+        hidden = reason == "stop" or (complete and token in self._stop_ids)
+        text, stop_string = one.text.push(token, hidden=hidden, last=complete or reason is not None)
+        ended_by = stop_string if stop_string is not None else token if hidden else None
+        reason = "stop" if stop_string is not None or complete else reason
         now = time.perf_counter()
         first = one.output_tokens == 1
         found = Token(
@@ -175,7 +181,7 @@ class Engine:
             seconds=now - one.since,
             logprobs=logprobs,
             finish_reason=reason,
-            stop_reason=stop_string if stop_string is not None else token if reason == "stop" else None,
+            stop_reason=ended_by,
             cached_tokens=one.cached_tokens,
             prompt_logprobs=tuple(one.prompt_logprobs) if first and one.prompt_logprobs else None,
         )
@@ -193,16 +199,24 @@ class Engine:
             if at < len(one.request.prompt_ids):
                 one.prompt_logprobs.append(top_logprobs(row, one.request.prompt_ids[at], count))
 
-    def _blocked(self, one: Generation) -> Collection[int]:
-        """Tokens that may not end the sequence yet."""
+    def _sample(self, one: Generation, logits: Scores) -> tuple[int, TokenLogprobs | None]:
+        assert one.sampler is not None
         params = one.request.params
-        return (*self._stop_ids, *params.stop_token_ids) if one.output_tokens < params.min_tokens else ()
+        early = one.output_tokens < params.min_tokens
+        blocked = (*self._stop_ids, *params.stop_token_ids) if early else ()
+        if one.matcher is None:
+            return one.sampler.next(logits, blocked=blocked)
+        allowed = one.matcher.allowed()
+        if early or params.ignore_eos:
+            allowed = _without(allowed, blocked or self._stop_ids)
+        return one.sampler.next(logits, allowed=allowed)
 
     def _reason(self, one: Generation, token: int) -> FinishReason | None:
+        """Why the sequence ends with `token`, which is not among its ids yet."""
         params = one.request.params
         if token in params.stop_token_ids or (token in self._stop_ids and not params.ignore_eos):
             return "stop"
-        return "length" if one.output_tokens >= one.limit else None
+        return "length" if one.output_tokens + 1 >= one.limit else None
 
     def _leave(self, one: Generation) -> None:
         self.running.remove(one)
@@ -227,6 +241,13 @@ class Engine:
         except Exception:
             log.exception("the sink of request %d failed: it is cancelled", request.number)
             self.cancel(request.number)
+
+
+def _without(allowed: Allowed, blocked: Collection[int]) -> Allowed:
+    """The allowed tokens but `blocked`, unless the grammar leaves nothing else."""
+    others = allowed.copy()
+    others[list(blocked)] = False
+    return others if others.any() else allowed
 
 
 def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import queue
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +12,10 @@ from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.chat import ChatTemplate, Message
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
+from megrez.runtime.guided import Guided
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.serving.engine import Engine
+from megrez.runtime.serving.guided import Grammar, GuidedCompiler
 from megrez.runtime.serving.outputs import RequestOutput, request_output
 from megrez.runtime.serving.request import Request, Sink, Token
 from megrez.runtime.serving.runner import Runner
@@ -73,6 +76,8 @@ class LLM:
             detokenizer=lambda prompt_ids: Detokenizer(text, prompt_ids),
         )
         self._runner = Runner(self.engine, queue_limit=queue_limit)
+        self._guided: GuidedCompiler | None = None
+        self._guided_lock = threading.Lock()
 
     @property
     def default_params(self) -> SamplingParams:
@@ -141,11 +146,27 @@ class LLM:
     def submit(self, prompt_ids: list[int], params: SamplingParams, sink: Sink) -> Request:
         """Queue a request; `sink` is called in the engine's thread, and must not block.
 
-        Raises UsageError for a prompt that does not fit, QueueFullError where as many wait as may.
+        Raises UsageError for a prompt that does not fit or guided output that cannot be honoured, QueueFullError where
+        as many wait as may.
         """
-        request = Request(prompt_ids=prompt_ids, params=params, sink=sink)
+        grammar = None if params.guided is None else self.compile_guided(params.guided)
+        request = Request(prompt_ids=prompt_ids, params=params, sink=sink, grammar=grammar)
         self._runner.submit(request)
         return request
+
+    def compile_guided(self, guided: Guided) -> Grammar:
+        """Compile, or find compiled, what `submit` would: a server does it first where a second must not block it.
+
+        Raises UsageError for what cannot be honoured, MissingExtraError without llguidance.
+        """
+        with self._guided_lock:
+            if self._guided is None:
+                self._guided = GuidedCompiler(
+                    self.text.tokenizer_json(),
+                    vocab_size=self.session.vocab_size,
+                    stop_ids=self.bundle.manifest.tokens.stop,
+                )
+        return self._guided.compile(guided)
 
     def cancel(self, request: Request) -> None:
         """Free what the request holds before the engine's next step; cancelling twice is cancelling once."""
@@ -159,6 +180,8 @@ class LLM:
     def close(self) -> None:
         """End the thread and free the session; requests that run are told so. Closing twice is closing once."""
         self._runner.close()
+        if self._guided is not None:
+            self._guided.close()
         self.session.close()
 
     def __enter__(self) -> "LLM":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from megrez.runtime.logprobs import TokenLogprobs
 from megrez.runtime.sampling import Sampler, SamplingParams
+from megrez.runtime.serving.guided import Grammar, Matcher
 from megrez.runtime.serving.text_stream import FinishReason, TextStream
 
 _numbers = itertools.count(1)
@@ -40,13 +41,15 @@ Sink = Callable[["Token | Exception"], None]
 class Request:
     """prompt_ids: at least one. sink: called in the engine's thread with every token, or with the error that ended it.
 
-    reuse_prefix: whether cached tokens of earlier prompts may serve. number: unique in the process.
+    reuse_prefix: whether cached tokens of earlier prompts may serve. grammar: params.guided, compiled.
+    number: unique in the process.
     """
 
     prompt_ids: list[int]
     params: SamplingParams
     sink: Sink
     reuse_prefix: bool = True
+    grammar: Grammar | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     arrival: float = field(default_factory=time.perf_counter)
 
@@ -57,7 +60,7 @@ class Generation:
 
     ids: prompt and output. cached: how many of them the slot holds. slot, sampler: None while it waits. limit: most
     tokens of output. since: when the wait for its next token began. first: the sibling that computes the shared prompt,
-    if any.
+    if any. matcher: where it stands in its grammar; None where it is not guided.
     """
 
     request: Request
@@ -67,6 +70,7 @@ class Generation:
     ids: list[int]
     since: float
     first: "Generation | None" = None
+    matcher: Matcher | None = None
     slot: int | None = None
     sampler: Sampler | None = None
     cached: int = 0

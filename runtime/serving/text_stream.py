@@ -21,16 +21,16 @@ class TextStream:
     def __init__(self, detokenizer: TokenText | None, stops: StopStrings) -> None:
         self._detokenizer, self._stops = detokenizer, stops
 
-    def push(self, token: int, finish_reason: FinishReason | None) -> tuple[str, str | None]:
+    def push(self, token: int, *, hidden: bool, last: bool) -> tuple[str, str | None]:
         """The text that is certain now, and the stop string that ended it, if one did.
 
-        Nothing is shown of a stop string, nor of a token whose finish_reason is "stop".
+        hidden: nothing is shown of the token, as of a stop string. last: no token follows.
         """
         if self._detokenizer is None:
             return "", None
-        text = "" if finish_reason == "stop" else self._stops.push(self._detokenizer.push(token))
-        if finish_reason and not self._stops.found:
+        text = "" if hidden else self._stops.push(self._detokenizer.push(token))
+        if last and not self._stops.found:
             text += self._stops.push(self._detokenizer.flush())
         if self._stops.found:
             return text, self._stops.matched
-        return (text + self._stops.flush() if finish_reason else text), None
+        return (text + self._stops.flush() if last else text), None

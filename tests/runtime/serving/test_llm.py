@@ -9,6 +9,7 @@ import pytest
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.errors import EngineError, UsageError
+from megrez.runtime.guided import Guided
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.serving.llm import LLM
 from megrez.runtime.serving.runner import QueueFullError
@@ -161,4 +162,16 @@ def test_a_wrong_prompt_among_others_is_refused_and_the_others_are_dropped(serve
     deadline = time.monotonic() + 30
     while llm.load() != (0, 0, 0) and time.monotonic() < deadline:
         time.sleep(0.001)
+    assert llm.load() == (0, 0, 0)
+
+
+def test_guided_output_is_honoured_or_refused_where_it_is_asked_for(serve):
+    pytest.importorskip("llguidance")
+    llm = serve()
+    params = [SamplingParams(guided=Guided(choice=["yes", "no"])), SamplingParams(max_tokens=4, ignore_eos=True)]
+    guided, free = llm.generate([[1, 2], [1, 2]], params)
+    assert guided.outputs[0].text in ("yes", "no") and guided.outputs[0].finish_reason == "stop"
+    assert free.outputs[0].token_ids == alone([1, 2], 4)
+    with pytest.raises(UsageError, match="uniqueItems"):
+        llm.submit([1], SamplingParams(guided=Guided(json_schema={"uniqueItems": True})), print)
     assert llm.load() == (0, 0, 0)

@@ -1,0 +1,73 @@
+"""Which JSON schemas can be honoured to the letter, and the first keyword that cannot; compiles nothing.
+
+A keyword that nobody checks must not look as if it were: what is unknown here is refused, where JSON Schema would
+ignore it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megrez.runtime.errors import UsageError
+from megrez.runtime.guided import Schema
+
+# Keywords that llguidance 1.9 honours, or refuses itself where it cannot honour their value.
+_HONOURED = """
+    $ref type enum const anyOf oneOf allOf items prefixItems additionalItems minItems maxItems properties required
+    additionalProperties patternProperties minProperties maxProperties minLength maxLength pattern format minimum
+    maximum exclusiveMinimum exclusiveMaximum multipleOf
+"""
+# Keywords that demand nothing of a value. OpenAPI's discriminator only says which branch of a union to look at first.
+_ANNOTATIONS = """
+    $schema $id $anchor $comment $defs definitions title description default example examples deprecated readOnly
+    writeOnly discriminator
+"""
+KNOWN = frozenset((_HONOURED + _ANNOTATIONS).split())
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLE = ("items", "additionalItems", "additionalProperties")
+
+
+def read_schema(given: Schema | str) -> dict[str, Any]:
+    """A copy of the schema as an object; UsageError names the keyword, and its place, that cannot be honoured."""
+    try:
+        schema = json.loads(given if isinstance(given, str) else json.dumps(given))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the JSON schema is not JSON, or too deep ({error}): give an object") from error
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise UsageError(f"the JSON schema is {json.dumps(schema)[:40]}: give an object")
+    for place, node in subschemas(schema):
+        _check(place, node)
+    return schema
+
+
+def subschemas(schema: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every schema object within, the whole included, with its place as a JSON pointer."""
+    todo = [("#", schema)]
+    while todo:
+        place, node = todo.pop()
+        if not isinstance(node, Mapping):
+            continue
+        yield place, node
+        for key, value in node.items():
+            if key in _SINGLE and isinstance(value, Mapping):
+                todo.append((f"{place}/{key}", value))
+            elif (key in _LISTS or key == "items") and isinstance(value, list):
+                todo += ((f"{place}/{key}/{at}", one) for at, one in enumerate(value))
+            elif key in _MAPS and isinstance(value, Mapping):
+                todo += ((f"{place}/{key}/{name}", one) for name, one in value.items())
+
+
+def _check(place: str, node: Mapping[str, Any]) -> None:
+    unknown = [key for key in node if key not in KNOWN]
+    # A vendor's annotations begin with x-; x-guidance would loosen llguidance itself.
+    unknown = [key for key in unknown if not key.startswith("x-") or key == "x-guidance"]
+    if unknown:
+        raise UsageError(
+            f"the JSON schema uses {json.dumps(unknown[0])} at {place}, which guided output cannot honour: leave it out"
+        )
+    for key in ("exclusiveMinimum", "exclusiveMaximum"):
+        if isinstance(node.get(key), bool):
+            raise UsageError(f"the JSON schema has {key} as a boolean at {place}, as in draft 4: give it as a number")
