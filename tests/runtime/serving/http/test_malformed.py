@@ -84,7 +84,7 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def connection(server: Running):
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_S)) as connection:
         yield connection
