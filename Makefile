@@ -25,7 +25,7 @@ demo: $(BUNDLE)/manifest.json
 	@$(BIN)/megrez run $(BUNDLE) "$(QUESTION)"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
 
 slow: $(VENV)/dev $(SMOLLM2)
 	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -q -m slow

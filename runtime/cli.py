@@ -8,6 +8,11 @@ from megrez.runtime.huge_pages import restart_with_huge_pages
 VERBS = {
     "run": Verb(target="megrez.runtime.commands.run:run_command", help="Answer one prompt."),
     "chat": Verb(target="megrez.runtime.commands.chat:chat_command", help="Hold a conversation."),
+    "serve": Verb(
+        target="megrez.runtime.commands.serve:serve_command",
+        help="Answer HTTP requests, as OpenAI's and Anthropic's servers do.",
+        extra="serve",
+    ),
     "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
     "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
     "doctor": Verb(
@@ -25,7 +30,7 @@ VERBS = {
     ),
 }
 # Verbs that decode for long. Huge pages can make opening a bundle slower, which one answer alone does not make up for.
-LONG_RUNNING = frozenset({"chat", "bench"})
+LONG_RUNNING = frozenset({"chat", "bench", "serve"})
 
 
 def program() -> None:

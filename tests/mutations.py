@@ -194,9 +194,9 @@ FAULTS = (
     ),
     Fault(
         "stop-id-ignored",
-        "runtime/generate.py",
-        '"stop" if token in stop_ids else',
-        '"stop" if token in () else',
+        "runtime/serving/engine.py",
+        "(token in self._stop_ids and not params.ignore_eos)",
+        "(token in () and not params.ignore_eos)",
         ("tests/runtime/test_generate.py",),
     ),
     Fault(

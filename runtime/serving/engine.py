@@ -55,6 +55,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue the request's sequences; UsageError for a prompt that is empty, too long or has unknown ids."""
         limit = output_limit(self.session, request.prompt_ids, request.params.max_tokens)
+        self._sampler(request, 0)  # raises UsageError for what the vocabulary does not have
         if request.params.guided is not None and request.grammar is None:
             raise UsageError("guided output needs a compiled grammar: use LLM")
         first: Generation | None = None
@@ -62,7 +63,6 @@ class Engine:
             generation = Generation(
                 request=request,
                 index=index,
-                sampler=Sampler(request.params, request.prompt_ids, self.session.vocab_size, index=index),
                 text=TextStream(self._detokenizer(request.prompt_ids), StopStrings(request.params.stops)),
                 limit=limit,
                 ids=list(request.prompt_ids),
@@ -121,7 +121,15 @@ class Engine:
             if assigned.source is not None:
                 self.session.copy(assigned.source, assigned.slot, assigned.length)
             one.slot, one.cached, one.cached_tokens = assigned.slot, assigned.length, assigned.length
+            one.sampler = self._sampler(one.request, one.index)
             self.running.append(one)
+
+    def _sampler(self, request: Request, index: int) -> Sampler:
+        if unknown := [i for i in request.params.stop_token_ids if not 0 <= i < self.session.vocab_size]:
+            raise UsageError(
+                f"stop_token_ids has {unknown[0]}, the vocabulary {self.session.vocab_size}: give ids below that"
+            )
+        return Sampler(request.params, request.prompt_ids, self.session.vocab_size, index=index)
 
     def _run(self, planned: Planned) -> tuple[Logits, list[tuple[Generation, int, int]]]:
         """One step; logits [W, V], and the range of them that belongs to each sequence: (sequence, start, stop)."""
@@ -155,7 +163,7 @@ class Engine:
             token, logprobs = self._sample(one, logits[-1])
             reason = self._reason(one, token)
             complete = one.matcher is not None and reason != "stop" and one.matcher.push(token)
-        except MegrezError as error:
+        except Exception as error:
             self.cancel(one.request.number)
             self._tell(one.request, error)
             return
@@ -192,6 +200,7 @@ class Engine:
                 one.prompt_logprobs.append(top_logprobs(row, one.request.prompt_ids[at], count))
 
     def _sample(self, one: Generation, logits: Scores) -> tuple[int, TokenLogprobs | None]:
+        assert one.sampler is not None
         params = one.request.params
         early = one.output_tokens < params.min_tokens
         blocked = (*self._stop_ids, *params.stop_token_ids) if early else ()

@@ -58,14 +58,13 @@ class Request:
 class Generation:
     """One sequence of a request, waiting or running.
 
-    ids: prompt and output. cached: how many of them the slot holds. slot: None while it waits. limit: most output
-    tokens. since: time of its previous token. first: the sequence of the same request that computes the prompt, unless
-    it is this one. cached_tokens: as in Token. matcher: the state of its grammar; None if it is not guided.
+    ids: prompt and output. cached: how many of them the slot holds. slot, sampler: None while it waits. limit: most
+    output tokens. since: time of its previous token. first: the sequence of the same request that computes the prompt,
+    unless it is this one. cached_tokens: as in Token. matcher: the state of its grammar; None if it is not guided.
     """
 
     request: Request
     index: int
-    sampler: Sampler
     text: TextStream
     limit: int
     ids: list[int]
@@ -73,6 +72,7 @@ class Generation:
     first: "Generation | None" = None
     matcher: Matcher | None = None
     slot: int | None = None
+    sampler: Sampler | None = None
     cached: int = 0
     cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -13,7 +13,7 @@ class QueueFullError(MegrezError):
 
 
 class Runner:
-    """Starts its thread with the first request. queue_limit: most requests that wait for a slot."""
+    """Starts its thread with the first request. queue_limit: most requests that wait while no slot is free."""
 
     def __init__(self, engine: Engine, *, queue_limit: int | None = None) -> None:
         self._engine, self._queue_limit = engine, queue_limit
@@ -34,7 +34,7 @@ class Runner:
         with self._wake:
             if self._closing:
                 raise UsageError("the model was closed: open it again")
-            if self._queue_limit is not None and self.queued >= self._queue_limit:
+            if self._queue_limit is not None and self.queued >= self._queue_limit + self._engine.slots.free:
                 raise QueueFullError(f"the queue is full, {self._queue_limit} requests are waiting: try again later")
             self._added.append(request)
             if self._thread is None:

@@ -12,7 +12,7 @@ for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"
 import pkgutil
 import megrez.runtime
 for module in pkgutil.walk_packages(megrez.runtime.__path__, "megrez.runtime."):
-    if not module.name.startswith("megrez.runtime.serving.http"):  # the extra [serve]
+    if not module.name.startswith(("megrez.runtime.serving.http", "megrez.runtime.commands.serve")):  # [serve]
         __import__(module.name)
 
 from megrez.runtime import LLM, Bundle, Completion, MegrezError, Model, Piece, SamplingParams, open_bundle

@@ -16,15 +16,23 @@ class ApiError(Exception):
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code
 
+    @property
+    def kind(self) -> str:
+        return KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
     def body(self) -> dict[str, Any]:
-        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        headers = {"retry-after": "1"} if self.status in (429, 503) else {}
-        return JsonResponse(self.body(), status_code=self.status, headers=headers)
+        return JsonResponse(self.body(), status_code=self.status, headers=HEADERS.get(self.status, {}))
 
 
+HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    408: {"connection": "close"},  # the rest of the body may never come
+    429: {"retry-after": "1"},
+    503: {"retry-after": "1"},
+}
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
 
 

@@ -1,7 +1,6 @@
 """Reads the fields of a JSON body: types and ranges checked, `null` as absent, unknown fields left alone."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,12 +70,12 @@ class Fields:
         value = self.data.get(field)
         if value is None:
             return None
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:  # NaN is in no range
             raise self.fault(field, f"a number of {low:g} to {high:g}")
         return float(value)
 
-    def flag(self, field: str) -> bool:
-        value = self.data.get(field, False)
+    def flag(self, field: str, default: bool = False) -> bool:
+        value = self.data.get(field, default)
         if not isinstance(value, bool):
             raise self.fault(field, "true or false")
         return value

@@ -49,6 +49,9 @@ class Metrics:
         if token.finish_reason:
             self._finished.labels(self._model, token.finish_reason).inc()
 
+    def observe_aborted(self, sequences: int) -> None:
+        self._finished.labels(self._model, "abort").inc(sequences)
+
     def observe_prompt(self, tokens: int, cached: int) -> None:
         self.prompt_tokens.inc(tokens)
         self.prefix_queries.inc(tokens)

@@ -8,12 +8,15 @@ from megrez.runtime.sampling import MOST_LOGPROBS, SamplingParams
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
 
-MOST_STOPS = 16
+MOST_STOPS, LONGEST_STOP = 16, 1024
 MOST_CHOICES = 64
 SEED_LIMIT = 2**63 - 1
+MOST_DIGITS = 9
 
 
-def read_sampling(fields: Fields, defaults: SamplingParams, *, max_tokens: int | None) -> SamplingParams:
+def read_sampling(
+    fields: Fields, defaults: SamplingParams, *, max_tokens: int | None, vocab_size: int, stop_field: str = "stop"
+) -> SamplingParams:
     """Absent fields take the model's own recommendation. max_tokens: None goes on to the end of the context.
 
     Raises ApiError that names the field at fault.
@@ -29,7 +32,7 @@ def read_sampling(fields: Fields, defaults: SamplingParams, *, max_tokens: int |
         "seed": fields.integer("seed", -SEED_LIMIT - 1, SEED_LIMIT),
         "n": fields.integer("n", 1, MOST_CHOICES),
         "min_tokens": fields.integer("min_tokens", 0),
-        "logit_bias": _logit_bias(fields),
+        "logit_bias": _logit_bias(fields, vocab_size),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if "seed" in given:
@@ -41,8 +44,8 @@ def read_sampling(fields: Fields, defaults: SamplingParams, *, max_tokens: int |
             defaults,
             **given,
             max_tokens=max_tokens,
-            stop=fields.texts("stop", MOST_STOPS),
-            stop_token_ids=fields.ids("stop_token_ids"),
+            stop=_stops(fields, stop_field),
+            stop_token_ids=_token_ids(fields, "stop_token_ids", vocab_size),
             ignore_eos=fields.flag("ignore_eos"),
         )
     except UsageError as error:
@@ -56,15 +59,30 @@ def _positive(fields: Fields, name: str) -> float | None:
     return value
 
 
-def _logit_bias(fields: Fields) -> dict[int, float] | None:
+def _stops(fields: Fields, name: str) -> tuple[str, ...]:
+    stops = fields.texts(name, MOST_STOPS)
+    if any(len(stop) > LONGEST_STOP for stop in stops):
+        raise ApiError(f"{name} has a string of more than {LONGEST_STOP} characters: give shorter ones", param=name)
+    return stops
+
+
+def _token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
+    ids = fields.ids(name)
+    if not all(0 <= token < vocab_size for token in ids):
+        raise fields.fault(name, f"a list of token ids of 0 to {vocab_size - 1}")
+    return ids
+
+
+def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float] | None:
     bias = fields.fields("logit_bias")
     if bias is None:
         return None
     found: dict[int, float] = {}
     for name in bias.data:
         value = bias.number(name, -100, 100)
-        if not name.isdecimal() or value is None:
-            raise ApiError(f"{bias.name(name)} must be a token id with a number of -100 to 100", param="logit_bias")
+        if not name.isdecimal() or len(name) > MOST_DIGITS or int(name) >= vocab_size or value is None:
+            message = f"logit_bias must map token ids of 0 to {vocab_size - 1} to numbers, found {name[:20]!r}"
+            raise ApiError(message, param="logit_bias")
         found[int(name)] = value
     return found
 

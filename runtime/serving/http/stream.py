@@ -1,95 +1,93 @@
-"""One request's tokens inside an ASGI call: a client that goes away cancels it, streaming or not."""
+"""The tokens of one HTTP request as they come, and server-sent events; a client that goes away cancels its tokens."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
+from types import TracebackType
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.http.call import Call, ClientGone
 from megrez.runtime.serving.http.errors import to_json
-from megrez.runtime.serving.llm import LLM
 from megrez.runtime.serving.request import Request, Token
 
 
-class ClientGone(Exception):
-    """The client closed the connection."""
-
-
-@contextlib.asynccontextmanager
-async def connected(receive: Receive) -> AsyncIterator["asyncio.Future[None]"]:
-    """A future that is done once the client has closed the connection: the body must be read already."""
-    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if not gone.done():
-            gone.set_result(None)
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield gone
-    finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
-
-
 class Tokens:
-    """Tokens of several prompts of one HTTP request, as they come: (prompt's index, token)."""
+    """(prompt's index, token) of several prompts. An async context manager: whatever ends it, nothing runs on.
 
-    def __init__(self, llm: LLM, gone: "asyncio.Future[None]") -> None:
-        self._llm, self._gone = llm, gone
+    Iterating raises ClientGone, or the error that ended one of the requests.
+    """
+
+    def __init__(self, call: Call, prompts: Sequence[list[int]], params: SamplingParams) -> None:
+        self._call, self._prompts, self._params = call, prompts, params
         self._queue: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._requests: list[Request] = []
         self._open = 0
+        self._begun: set[tuple[int, int]] = set()
 
-    def submit(self, prompt_ids: list[int], params: SamplingParams) -> Request:
-        """Raises UsageError or QueueFullError, and then cancels the earlier requests of this HTTP call."""
-        loop, at = asyncio.get_running_loop(), len(self._requests)
+    async def __aenter__(self) -> "Tokens":
+        """Submit all prompts; raises UsageError or QueueFullError, and then none of them runs."""
+        try:
+            for at, prompt in enumerate(self._prompts):
+                self._requests.append(self._submit(at, prompt))
+                self._open += self._params.n
+        except Exception:
+            self._cancel()
+            raise
+        self._call.prompt_tokens = sum(map(len, self._prompts))
+        self._call.gone.add_done_callback(self._on_gone)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._call.gone.remove_done_callback(self._on_gone)
+        if self._open:
+            self._cancel()
+            self._call.served.metrics.observe_aborted(self._open)
+
+    def __aiter__(self) -> "Tokens":
+        return self
+
+    async def __anext__(self) -> tuple[int, Token]:
+        if not self._open:
+            raise StopAsyncIteration
+        at, found = await self._queue.get()
+        if self._call.gone.done():
+            raise ClientGone
+        if isinstance(found, Exception):
+            raise found
+        self._open -= found.finish_reason is not None
+        self._count(at, found)
+        return at, found
+
+    def _submit(self, at: int, prompt: list[int]) -> Request:
+        loop = asyncio.get_running_loop()
 
         def sink(found: Token | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the server's loop has ended
                 loop.call_soon_threadsafe(self._queue.put_nowait, (at, found))
 
-        try:
-            request = self._llm.submit(prompt_ids, params, sink)
-        except Exception:
-            self.cancel()
-            raise
-        self._requests.append(request)
-        self._open += params.n
-        return request
+        return self._call.served.llm.submit(prompt, self._params, sink)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
-        """Ends when all sequences have; raises ClientGone, or the error that ended a request; then nothing runs on."""
-        try:
-            while self._open:
-                at, found = await self._next()
-                if isinstance(found, Exception):
-                    raise found
-                self._open -= found.finish_reason is not None
-                yield at, found
-        finally:
-            if self._open:
-                self.cancel()
+    def _on_gone(self, gone: "asyncio.Future[None]") -> None:
+        self._cancel()
+        self._queue.put_nowait((0, ClientGone()))
 
-    def cancel(self) -> None:
+    def _cancel(self) -> None:
         for request in self._requests:
-            self._llm.cancel(request)
+            self._call.served.llm.cancel(request)
 
-    async def _next(self) -> tuple[int, Token | Exception]:
-        if not self._queue.empty():
-            return self._queue.get_nowait()
-        waiting = asyncio.ensure_future(self._queue.get())
-        try:
-            await asyncio.wait((waiting, self._gone), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            raise ClientGone
-        finally:
-            waiting.cancel()
+    def _count(self, at: int, token: Token) -> None:
+        metrics = self._call.served.metrics
+        first = (at, token.index) not in self._begun
+        self._begun.add((at, token.index))
+        metrics.observe(token, first=first)
+        self._call.output_tokens += 1
+        if first and token.index == 0:
+            metrics.observe_prompt(len(self._prompts[at]), token.cached_tokens)
+            self._call.cached_tokens += token.cached_tokens
 
 
 class EventStream:
@@ -97,18 +95,23 @@ class EventStream:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.started = False
+        self._started = False
 
     async def event(self, content: object, name: str | None = None) -> None:
         head = f"event: {name}\n".encode() if name else b""
-        await self.raw(head + b"data: " + to_json(content) + b"\n\n")
+        await self._raw(head + b"data: " + to_json(content) + b"\n\n")
 
-    async def raw(self, data: bytes) -> None:
-        if not self.started:
-            self.started = True
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    async def done(self) -> None:
+        """OpenAI's last event, and the end."""
+        await self._raw(b"data: [DONE]\n\n")
+        await self.end()
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _raw(self, data: bytes) -> None:
+        if not self._started:
+            self._started = True
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})

@@ -32,7 +32,7 @@ class TableSession:
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Logits:
-        batch = Batch.of(tokens, starts, logits_index, slots, counts, most=1, capacity=self.capacity)
+        batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=1, capacity=self.capacity)
         if batch.starts[0] == 0:
             self.starts += self.window
         at = self.starts + int(batch.starts[0])

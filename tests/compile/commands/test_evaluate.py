@@ -127,7 +127,7 @@ def test_figures_that_cannot_be_written_are_shown_all_the_same(
     options = ("--tokens", 40, "--window", 20, "--json-file", tmp_path / "none" / "f.json")
     code, out, err = megrez("eval", tmp_path / "b", "--text", text, "--reference", tmp_path / "b", *options)
     assert code == 1 and [line.split()[0] for line in out.splitlines()] == FIGURES
-    assert err.endswith("none/f.json cannot be written (No such file or directory): name another file\n")
+    assert err.endswith("none/f.json cannot be written (No such file or directory): choose another file\n")
     assert "Traceback" not in err
 
 

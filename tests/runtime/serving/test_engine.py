@@ -219,3 +219,22 @@ def test_a_sink_that_fails_ends_its_own_request_alone() -> None:
     other = Client(engine, [2], max_tokens=3)
     drain(engine)
     assert other.tokens() == alone([2], 3) and engine.slots.free == 2
+
+
+def test_stop_tokens_outside_the_vocabulary_are_refused_before_anything_runs() -> None:
+    engine = Engine(Recorder(slots=1, capacity=64), stop_ids=())
+    with pytest.raises(UsageError, match=f"stop_token_ids has {VOCAB}"):
+        Client(engine, [1], stop_token_ids=[3, VOCAB], min_tokens=2)
+    assert engine.is_idle
+
+
+def test_a_sampler_that_fails_ends_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Recorder(slots=2, capacity=64), stop_ids=())
+    broken, other = Client(engine, [1], max_tokens=3), Client(engine, [2], max_tokens=3)
+    engine.step()
+    sampler = engine.running[0].sampler
+    monkeypatch.setattr(sampler, "next", lambda logits, blocked: 1 / 0)
+    drain(engine)
+    assert isinstance(broken.heard[-1], ZeroDivisionError) and len(broken.heard) == 2
+    assert other.tokens() == alone([2], 3)
+    assert engine.slots.free == 2

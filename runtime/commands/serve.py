@@ -1,0 +1,129 @@
+"""`megrez serve`: a bundle behind OpenAI's and Anthropic's HTTP interfaces."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import click
+
+from megrez.runtime.bundle import Bundle, open_bundle
+from megrez.runtime.commands.options import bundle_argument, threads_option, verify_option
+from megrez.runtime.errors import UsageError
+from megrez.runtime.serving.http.app import Limits
+from megrez.runtime.serving.http.log import start_logging
+from megrez.runtime.serving.http.served import Served
+from megrez.runtime.serving.http.server import Server, is_loopback, listening
+from megrez.runtime.serving.llm import LLM, SLOTS
+
+MOST_SLOTS = 64
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@click.command("serve")
+@bundle_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --api-key.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes any that is free."
+)
+@click.option("--uds", type=click.Path(path_type=Path), metavar="PATH", help="Listen on a Unix socket in its place.")
+@click.option("--slots", type=click.IntRange(min=1), help=f"Sequences that run at once.  [default: {SLOTS}]")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens that a sequence holds.  [default: the bundle's]")
+@click.option("--memory", metavar="SIZE", help="The KV cache's size, such as 2G: as many slots as fit it.")
+@click.option(
+    "--queue",
+    "queue_limit",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Requests that may wait for a slot; more are refused with status 429.",
+)
+@click.option(
+    "--api-key", envvar="MEGREZ_API_KEY", metavar="KEY", help="Refuse requests without it.  [env: MEGREZ_API_KEY]"
+)
+@click.option("--name", help="The model's id.  [default: the bundle's folder]")
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running requests may finish after SIGTERM or Ctrl-C.",
+)
+@threads_option
+@verify_option
+def serve_command(
+    bundle: str,
+    host: str,
+    port: int,
+    uds: Path | None,
+    slots: int | None,
+    context: int | None,
+    memory: str | None,
+    queue_limit: int,
+    api_key: str | None,
+    name: str | None,
+    drain_s: float,
+    threads: int | None,
+    verify: bool,
+) -> None:
+    """Answer HTTP requests until SIGTERM or Ctrl-C. Prints its address when it is ready."""
+    _check_key(api_key, host, uds)
+    opened = open_bundle(bundle, verify=verify)
+    chosen = slots or SLOTS if memory is None else fit_slots(opened, memory, slots=slots, context=context)
+    with listening(host, port, uds) as (listener, address), contextlib.ExitStack() as stack:
+        llm = stack.enter_context(
+            LLM(opened.path, slots=chosen, context=context, threads=threads, queue_limit=queue_limit)
+        )
+        if llm.template is not None:
+            llm.template.check()
+        served = Served.of(llm, name or opened.path.resolve().name, queue_limit=queue_limit)
+        start_logging()
+        server = Server(
+            served,
+            Limits(api_key=api_key),
+            drain_s=drain_s,
+            on_ready=lambda: click.echo(_ready(served, address)),
+        )
+        server.serve_until_signal(listener)
+
+
+def fit_slots(bundle: Bundle, memory: str, *, slots: int | None, context: int | None) -> int:
+    """How many slots a KV cache of `memory` holds; UsageError where that is none, or fewer than `slots`."""
+    budget = parse_size(memory)
+    per_token = bundle.manifest.kv_cache.bytes_per_token
+    tokens = context or bundle.manifest.context_length
+    fits = budget // (per_token * tokens)
+    wanted = slots or 1
+    if fits < wanted:
+        raise UsageError(
+            f"--memory {memory} holds {budget // per_token} tokens, {wanted} x --context {tokens} are "
+            f"{wanted * tokens}: ask for {-(-wanted * tokens * per_token >> 20)}M, or fewer slots, or less context"
+        )
+    return slots or min(fits, MOST_SLOTS)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512M" or "2G" (binary); raises UsageError for what is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)i?B?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not found:
+        raise UsageError(f"--memory {text} is no size: give it as 512M or 2G")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _check_key(key: str | None, host: str, uds: Path | None) -> None:
+    if key is not None and not key.strip():
+        raise UsageError("the API key is empty: give one, or leave --api-key and MEGREZ_API_KEY out")
+    if key is None and uds is None and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} lets other machines in: set MEGREZ_API_KEY (or --api-key), which their requests must carry"
+        )
+
+
+def _ready(served: Served, address: str) -> str:
+    session = served.llm.session
+    cache = served.llm.bundle.manifest.kv_cache.bytes_per_token * session.slots * session.capacity
+    return (
+        f"{served.name} is served at {address}: {session.slots} slots of {session.capacity} tokens, "
+        f"KV cache {cache / 2**20:.0f} MiB"
+    )
