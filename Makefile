@@ -13,7 +13,7 @@ SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-cpu-int4
 PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
-KERNELS := $(wildcard engines/ort/kernels/*)
+COMPILED := $(wildcard engines/ort/kernels/*) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
 .PHONY: demo test slow gpu-check check docs format
@@ -60,11 +60,11 @@ $(VENV)/python:
 	python3 -m venv $(VENV)
 	touch $@
 
-$(VENV)/cpu: pyproject.toml $(KERNELS) | $(VENV)/python
+$(VENV)/cpu: pyproject.toml $(COMPILED) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export]'
 	touch $@
 
-$(VENV)/dev: pyproject.toml $(KERNELS) | $(VENV)/python
+$(VENV)/dev: pyproject.toml $(COMPILED) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,serve,dev]'
 	touch $@
 

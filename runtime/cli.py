@@ -15,6 +15,7 @@ VERBS = {
     ),
     "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
     "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
+    "capi": Verb(target="megrez.runtime.commands.capi:capi_command", help="Show where the C API's files are."),
     "doctor": Verb(
         target="megrez.compile.commands.doctor:doctor_command", help="Show what this machine can compile for and run."
     ),

@@ -29,10 +29,18 @@ def test_every_folder_with_modules_is_a_package():
     assert bare == set(NAMESPACES.values())
 
 
-def test_pyproject_lists_every_file_of_the_kernels():
+@pytest.mark.parametrize("folder", ["engines/ort/kernels", "runtime/capi"])
+def test_pyproject_lists_every_c_file(folder):
     tomllib = pytest.importorskip("tomllib")
-    (kernels,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    assert kernels["optional"] is True
+    libraries = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    (library,) = (one for one in libraries if one["sources"][0].startswith(folder))
+    assert library["optional"] is True
     for listed, pattern in (("sources", "*.c"), ("depends", "*.h")):
-        there = {path.relative_to(ROOT).as_posix() for top in TOP for path in (ROOT / top).rglob(pattern)}
-        assert set(kernels[listed]) == there
+        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(pattern)}
+        assert set(library[listed]) == there
+
+
+def test_every_c_file_belongs_to_a_library():
+    folders = ("engines/ort/kernels", "runtime/capi")
+    there = [path.relative_to(ROOT).as_posix() for top in TOP for path in (ROOT / top).rglob("*.[ch]")]
+    assert [path for path in there if not path.startswith(folders)] == []

@@ -11,8 +11,9 @@ for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"
 
 import pkgutil
 import megrez.runtime
+others = ("megrez.runtime.serving.http", "megrez.runtime.commands.serve", "megrez.runtime.capi.libmegrez")  # [serve]; C
 for module in pkgutil.walk_packages(megrez.runtime.__path__, "megrez.runtime."):
-    if not module.name.startswith(("megrez.runtime.serving.http", "megrez.runtime.commands.serve")):  # [serve]
+    if not module.name.startswith(others):
         __import__(module.name)
 
 from megrez.runtime import LLM, Bundle, Completion, MegrezError, Model, Piece, SamplingParams, open_bundle

@@ -16,10 +16,11 @@ from megrez.runtime.serving.http import tokens
 from megrez.runtime.serving.http.call import Call, ClientGone, connected
 from megrez.runtime.serving.http.chat import chat
 from megrez.runtime.serving.http.completions import complete
-from megrez.runtime.serving.http.errors import HEADERS, ApiError, JsonResponse, as_api_error, to_json
+from megrez.runtime.serving.http.errors import HEADERS, ApiError, as_api_error, to_json
 from megrez.runtime.serving.http.fields import Fields, read_body
 from megrez.runtime.serving.http.log import log
 from megrez.runtime.serving.http.messages import count_tokens, error_body, messages
+from megrez.runtime.serving.http.responses import JsonResponse, error_response
 from megrez.runtime.serving.http.served import Served
 
 # The answer, or None where it was streamed to the call's client.
@@ -168,8 +169,8 @@ def build_app(served: Served, limits: Limits) -> ASGIApp:
 
 
 async def _not_found(request: Any, error: Exception) -> Any:
-    return ApiError(f"there is no {request.url.path} here", status=404).response()
+    return error_response(ApiError(f"there is no {request.url.path} here", status=404))
 
 
 async def _not_allowed(request: Any, error: Exception) -> Any:
-    return ApiError(f"{request.url.path} does not take {request.method}", status=405).response()
+    return error_response(ApiError(f"{request.url.path} does not take {request.method}", status=405))

@@ -1,9 +1,7 @@
-"""What a client is told when a request fails, in OpenAI's form."""
+"""What a client is told when a request fails, in OpenAI's form; independent of the HTTP library."""
 
 import json
 from typing import Any
-
-from starlette.responses import Response
 
 from megrez.runtime.errors import MegrezError, UsageError
 from megrez.runtime.serving.runner import QueueFullError
@@ -23,9 +21,6 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        return JsonResponse(self.body(), status_code=self.status, headers=HEADERS.get(self.status, {}))
-
 
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
@@ -36,16 +31,8 @@ HEADERS = {
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
 
 
-class JsonResponse(Response):
-    """JSON with non-ASCII text as it is; lone surrogates, which UTF-8 does not have, become question marks."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return to_json(content)
-
-
 def to_json(content: Any) -> bytes:
+    """JSON with non-ASCII text as it is; lone surrogates, which UTF-8 does not have, become question marks."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
 
 

@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from megrez.runtime.errors import MegrezError
 from megrez.runtime.serving.http.call import Call
-from megrez.runtime.serving.http.errors import ApiError, JsonResponse, as_api_error
+from megrez.runtime.serving.http.errors import ApiError, as_api_error
 from megrez.runtime.serving.http.fields import Fields
 from megrez.runtime.serving.http.metrics import CONTENT_TYPE
 from megrez.runtime.serving.http.prompts import encode_messages, read_messages
+from megrez.runtime.serving.http.responses import JsonResponse, error_response
 from megrez.runtime.serving.http.served import Served
 
 Get = Callable[[HttpRequest], Awaitable[Response]]
@@ -52,7 +53,7 @@ def gets(served: Served, check: Callable[[HttpRequest], None]) -> dict[str, Get]
                 check(request)
                 return JsonResponse(answer(request))
             except (ApiError, MegrezError) as error:
-                return as_api_error(error).response()
+                return error_response(as_api_error(error))
 
         return get
 
