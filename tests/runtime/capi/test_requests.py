@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.logprobs import top_logprobs
 from tests.runtime.capi.driver import ARGUMENTS, CALL, CANCELLED, END, OK, TEXT, TIMEOUT, Failed, Stats
+from tests.runtime.capi.sums import STOPS, VOCAB, alone, encode, spoken
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer
 
-VOCAB, STOPS = 267, (264, 261)
 STOP, LENGTH, CALLS = 1, 2, 3
 USER = [{"role": "user", "content": "hi"}]
 
@@ -22,24 +22,6 @@ USER = [{"role": "user", "content": "hi"}]
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return byte_level_tokenizer()
-
-
-def encode(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def alone(prompt, count):
-    """The sum rule, worked out without a session."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(sum(ids) % VOCAB)
-        if ids[-1] in STOPS:
-            break
-    return ids[len(prompt) :]
-
-
-def spoken(tokenizer, ids):
-    return tokenizer.decode([one for one in ids if one not in STOPS], skip_special_tokens=False)
 
 
 def request(**options):

@@ -1,0 +1,178 @@
+"""Programs that are no Python: the library starts one, and leaves the rest of the process alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megrez.runtime.chat import ChatTemplate
+from tests.runtime.capi.conftest import CAPI, ROOT, STRICT
+from tests.runtime.capi.sums import alone, encode, spoken
+from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer
+
+HERE = Path(__file__).parent
+HANG_S = 300
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of an environment like this one, whose Python has the engines of fake_engine.py too."""
+    folder = tmp_path_factory.mktemp("environment")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = folder / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
+    ours = Path(sys.prefix) / "lib" / version / "site-packages"
+    lines = (f"import site; site.addsitedir({str(ours)!r})", str(ROOT))
+    install = "import tests.runtime.capi.fake_engine as one; one.install()"
+    (packages / "fake.pth").write_text("\n".join((*lines, install)) + "\n")
+    program = folder / "bin" / "python"
+    program.symlink_to(Path(sys.base_prefix) / "bin" / version)
+    return program
+
+
+def compile_program(compiler: str, source: Path, library: Path, output: Path, *flags: str) -> Path:
+    base = [compiler, *STRICT, "-Wpedantic", f"-I{CAPI / 'include'}", *flags, str(source), "-o", str(output)]
+    subprocess.run([*base, f"-L{library.parent}", "-lmegrez", f"-Wl,-rpath,{library.parent}", "-lpthread"], check=True)
+    return output
+
+
+def run(program: Path, *args: object, python: Path | str, text: str = "") -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "MEGREZ_PYTHON": str(python)}
+    done = subprocess.run(
+        [program, *map(str, args)], env=variables, capture_output=True, input=text, text=True, timeout=HANG_S
+    )
+    assert done.returncode == 0, done
+    return done
+
+
+@pytest.fixture(scope="session")
+def probe(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("probe") / "probe"
+    flags = [*STRICT, f"-I{CAPI / 'include'}", "-std=gnu11"]
+    subprocess.run([compiler, *flags, HERE / "probe.c", "-o", output, "-ldl", "-lpthread"], check=True)
+    return output
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "leaves_the_host_alone",
+        "keeps_sigint",
+        "refuses_a_forked_child",
+        "survives_dlclose",
+        "exits_without_close",
+        "exits_within_a_callback",
+    ],
+)
+def test_a_host_that_is_no_python(probe, library, bundles, python, step):
+    done = run(probe, library, bundles["slow"], step, python=python)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("/no/such/python", "MEGREZ_PYTHON is /no/such/python, which is no program"),
+        ("/bin/sh", "MEGREZ_PYTHON is /bin/sh, which is no Python 3."),
+    ],
+)
+def test_a_python_that_is_missing_or_another(probe, library, bundles, setting, told):
+    done = run(probe, library, bundles["fake"], "fails_to_open", python=setting)
+    assert done.stdout.startswith(told) and done.stdout.count("\n") == 2 and done.stderr == ""
+
+
+def test_a_python_without_the_package(probe, library, bundles, tmp_path):
+    """A bare environment: our folder is found neither there nor beside the library."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
+    program = tmp_path / "bin" / "python"
+    program.symlink_to(sys.executable)
+    done = run(probe, library, bundles["fake"], "fails_to_open", python=program)
+    assert done.stdout.startswith("Python runs and has no working megrez-compile: run  pip install")
+
+
+@pytest.fixture(scope="session")
+def examples(compiler: str, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compile an example as its users do, once."""
+    folder = tmp_path_factory.mktemp("examples")
+
+    def build(name: str) -> Path:
+        source = ROOT / "examples" / "embedding" / name
+        output = folder / source.stem
+        if source.suffix == ".cpp":
+            cpp = shutil.which("c++")
+            if cpp is None:
+                pytest.skip("needs a C++ compiler")
+            return compile_program(cpp, source, library, output, "-std=c++17")
+        return compile_program(compiler, source, library, output, "-std=c99")
+
+    return build
+
+
+def answer(prompt: str, count: int) -> tuple[str, list[int]]:
+    """The sum rule's text and ids."""
+    ids = alone(encode(byte_level_tokenizer(), prompt), count)
+    return spoken(byte_level_tokenizer(), ids), ids
+
+
+def test_the_single_shot_example(examples, bundles, python):
+    done = run(examples("single.c"), bundles["fake"], 'say "hi"', '{"max_tokens": 12}', python=python)
+    prompt = ChatTemplate(MEGREZ_TEMPLATE).render([{"role": "user", "content": 'say "hi"'}])
+    assert done.stdout == answer(prompt, 12)[0] + "\n"
+
+
+def test_the_streaming_example(examples, bundles, python):
+    done = run(examples("stream.c"), bundles["fake"], "hello", '{"max_tokens": 12}', python=python)
+    text, ids = answer("hello", 12)
+    assert done.stdout == text + "\n" + "".join(f"{one} " for one in ids) + "\n"
+
+
+def test_the_schema_example(examples, bundles, python):
+    done = run(examples("schema.c"), bundles["fake"], python=python)
+    found = json.loads(done.stdout, strict=False)
+    assert set(found) == {"name", "age"} and 0 <= found["age"] <= 120 and len(found["name"]) <= 12
+
+
+def test_the_example_that_links_nothing(compiler, library, bundles, python, tmp_path):
+    output = tmp_path / "load"
+    flags = [*STRICT, "-Wpedantic", "-std=c99", f"-I{CAPI / 'include'}"]
+    subprocess.run([compiler, *flags, ROOT / "examples" / "embedding" / "load.c", "-o", output, "-ldl"], check=True)
+    done = run(output, library, bundles["fake"], "hello", python=python)
+    assert done.stdout == answer("hello", 32)[0] + "\n"
+
+
+def test_the_service_in_cpp(examples, bundles, python):
+    questions = [f"question {at}" for at in range(12)]
+    done = run(examples("service.cpp"), bundles["fake"], 3, python=python, text="\n".join(questions) + "\n")
+    for question in questions:
+        prompt = ChatTemplate(MEGREZ_TEMPLATE).render([{"role": "user", "content": question}])
+        text, ids = answer(prompt, 64)
+        assert f"{question}\n  {text}\n  {len(ids)} tokens\n" in done.stdout
+
+
+@pytest.fixture(scope="session")
+def stress(compiler: str, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("stress") / "stress"
+    return compile_program(compiler, HERE / "stress.c", library, output, "-std=gnu11")
+
+
+def test_eight_threads_with_cancels_at_random_get_the_answers_of_one(stress, bundles, python):
+    done = run(stress, bundles["fake"], 8, 25, 1, python=python)
+    assert done.stdout.strip().isdigit()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_requests_and_over_opening_and_closing(stress, bundles, python):
+    run(stress, bundles["fake"], 8, 200, 2, python=python)
+    done = run(stress, bundles["fake"], 2, 4, 100, python=python)
+    resident = [int(one) for one in done.stdout.split()]
+    assert len(resident) == 100
+    assert max(resident[50:]) - max(resident[20:50]) < 1024  # KiB
