@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,12 @@ def compiler() -> str:
     return found
 
 
-def compile_library(compiler: str, output: Path, *flags: str) -> Path:
+def compile_library(compiler: str, output: Path, *flags: str, link: Sequence[str] = LINK_FLAGS) -> Path:
     macros = [f"-D{name}={value}" for name, value in definitions("0.0.test")]
     sources = [CAPI / "megrez.c", CAPI / "python.c"]
     include = f"-I{sysconfig.get_path('include')}"
     base = [compiler, "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", *STRICT, *flags, include]
-    subprocess.run([*base, *macros, *map(str, sources), "-o", str(output), *LINK_FLAGS], check=True)
+    subprocess.run([*base, *macros, *map(str, sources), "-o", str(output), *link], check=True)
     return output
 
 

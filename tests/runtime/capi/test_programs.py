@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from megrez.runtime.capi.build_ext import LINK_FLAGS
 from megrez.runtime.chat import ChatTemplate
-from tests.runtime.capi.conftest import CAPI, ROOT, STRICT
+from tests.runtime.capi.conftest import CAPI, ROOT, STRICT, compile_library
 from tests.runtime.capi.sums import alone, encode, spoken
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer
 
+# Sanitizers leave symbols for the program to define.
+LINK_FLAGS_OF_SANITIZERS = [one for one in LINK_FLAGS if "undefined" not in one]
 HERE = Path(__file__).parent
 HANG_S = 300
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,8 +48,10 @@ def compile_program(compiler: str, source: Path, library: Path, output: Path, *f
     return output
 
 
-def run(program: Path, *args: object, python: Path | str, text: str = "") -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "MEGREZ_PYTHON": str(python)}
+def run(
+    program: Path, *args: object, python: Path | str, text: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "MEGREZ_PYTHON": str(python), **more}
     done = subprocess.run(
         [program, *map(str, args)], env=variables, capture_output=True, input=text, text=True, timeout=HANG_S
     )
@@ -176,3 +182,30 @@ def test_memory_stays_flat_over_requests_and_over_opening_and_closing(stress, bu
     resident = [int(one) for one in done.stdout.split()]
     assert len(resident) == 100
     assert max(resident[50:]) - max(resident[20:50]) < 1024  # KiB
+
+
+def leaks_of_ours(report: str) -> list[str]:
+    """Blocks that our C code allocated itself; what Python keeps until the process ends is no concern of ours."""
+    blocks = [one for one in report.split("\n\n") if "leak of" in one]
+    return [one for one in blocks if re.search(r"#1 .*[/ ](?:megrez|python|stress)\.c:", one)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["address,undefined", "thread"])
+def test_our_c_code_is_clean_under_sanitizers(compiler, bundles, python, tmp_path, kind):
+    flags = [f"-fsanitize={kind}", "-g", "-O1", "-fno-omit-frame-pointer", "-std=gnu11"]
+    try:
+        library = compile_library(compiler, tmp_path / "libmegrez.so", *flags, link=LINK_FLAGS_OF_SANITIZERS)
+        program = compile_program(compiler, HERE / "stress.c", library, tmp_path / "stress", *flags)
+    except subprocess.CalledProcessError:
+        pytest.skip(f"the compiler has no {kind} sanitizer")
+    variables = {"ASAN_OPTIONS": "exitcode=0", "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
+    done = run(program, bundles["fake"], 4, 40, 2, python=python, **variables)
+    faults = re.findall("ERROR: AddressS.*|runtime error:.*|WARNING: Thr.*", done.stderr)
+    assert faults == [] and leaks_of_ours(done.stderr) == []
+
+
+def test_a_leak_of_ours_is_seen():
+    frames = "Direct leak of 9 byte(s) in 1 object(s) allocated from:\n    #0 0x1 in malloc a.cpp:6\n    #1 0x2 in {}"
+    report = "\n\n".join(frames.format(one) for one in ("grow /x/megrez.c:40", "PyMem /x/libpython.so"))
+    assert len(leaks_of_ours(report)) == 1
