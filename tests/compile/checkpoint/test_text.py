@@ -103,7 +103,7 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
+        (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): correct chat_template.jinja, or remove"),
         (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
