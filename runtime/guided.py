@@ -29,6 +29,7 @@ class Structural:
 
     free_text: whether text may stand around the segments, or no segment come at all. trigger: what each segment begins
     with, after which free text is over; empty where a segment is the whole answer. repeat: whether several may come.
+    answer: with free_text, the schema of an answer without segments; then no text stands around segments either.
     """
 
     segments: tuple[Segment, ...]
@@ -36,6 +37,7 @@ class Structural:
     free_text: bool = False
     trigger: str = ""
     repeat: bool = True
+    answer: Schema | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,10 @@ def structural_lark(structural: Structural, specials: Mapping[str, int]) -> str:
     trigger = _spelled(structural.trigger, specials)
     # Free text runs up to a special token by itself, and lazily up to one that is spelled in letters.
     lazy = bool(structural.trigger) and structural.trigger not in specials
-    if not structural.free_text:
+    if not structural.free_text or structural.answer is not None:
         more = f" ({separator} {trigger} segment)*" if structural.repeat else ""
+        if structural.answer is not None:
+            more += f"\n    | %json {json.dumps(_options(read_schema(structural.answer)))}"
         return "\n".join([f"start: {trigger} segment{more}", *rules])
     if not structural.trigger:
         return "\n".join([f"start: NO_OBJECT | segment\nNO_OBJECT: {_NO_OBJECT}", *rules])

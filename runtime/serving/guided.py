@@ -75,7 +75,10 @@ class GuidedCompiler:
 
         Raises UsageError that names what cannot be honoured: there is no answer that is only partly guided.
         """
-        text = grammar_text(guided, self._specials)
+        try:
+            text = grammar_text(guided, self._specials)
+        except ValueError as error:  # lone surrogates, and integers beyond 64 bits
+            raise UsageError(f"guided output cannot honour this: {first_line(error)[:200]}") from error
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
