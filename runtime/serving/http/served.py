@@ -8,12 +8,14 @@ from megrez.runtime.serving.http.fields import Fields
 from megrez.runtime.serving.http.metrics import Metrics
 from megrez.runtime.serving.http.spelling import Spelling
 from megrez.runtime.serving.llm import LLM
+from megrez.runtime.serving.tools.formats import ToolFormat, choose_format
 
 
 @dataclass(slots=True, kw_only=True)
 class Served:
     """name: the model's id. most_prompts: of one request, which must fit the slots and the queue together.
 
+    tool_format: how the model calls functions; None where that is not known.
     draining: the server ends and takes no more requests. closed: those that were not finished by then are ended.
     """
 
@@ -22,6 +24,7 @@ class Served:
     metrics: Metrics
     spelling: Spelling
     most_prompts: int
+    tool_format: ToolFormat | None
     draining: bool = False
     closed: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
@@ -34,6 +37,7 @@ class Served:
             metrics=Metrics(llm, name),
             spelling=Spelling(llm.text),
             most_prompts=queue_limit + llm.session.slots,
+            tool_format=choose_format(llm.template, llm.text),
         )
 
     def check_model(self, fields: Fields) -> None:
