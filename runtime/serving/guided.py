@@ -101,6 +101,10 @@ class GuidedCompiler:
         faults = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if faults:
             raise UsageError(f"guided output cannot honour this: {' '.join(faults[0].split())[:500]}")
+        # Copies of the matcher have its cache, and a grammar that nothing fulfils shows only here.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise UsageError(f"guided output cannot begin an answer that keeps to this ({_error(matcher)})")
         return _LlguidanceGrammar(matcher, self._pool, vocab_size=self._vocab_size, ids=self._ids)
 
 
@@ -141,8 +145,13 @@ class _LlguidanceMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            error = " ".join(self._matcher.get_error().split())
-            raise EngineError(f"guided output failed within the answer ({error[:200]}): ask for a simpler grammar")
+            raise UsageError(
+                f"guided output failed within the answer ({_error(self._matcher)}): ask for a simpler grammar"
+            )
+
+
+def _error(matcher: Any) -> str:
+    return " ".join(matcher.get_error().split("<")[0].split())[:200]
 
 
 def unpack(bits: bytes, count: int) -> Allowed:

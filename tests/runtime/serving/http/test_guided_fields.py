@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import re
+import threading
 
 import anthropic
 import openai
 import pydantic
 import pytest
 
-from tests.runtime.serving.http.servers import Running
+from tests.runtime.serving.http.servers import HANG_S, Echo, Running
 
 PERSON = {
     "type": "object",
@@ -82,8 +84,6 @@ def test_json_object_takes_any_object_and_nothing_else(client):
     ],
 )
 def test_other_forms_hold_the_answer_in_both_endpoints(client, fields, good, bad, held):
-    import re
-
     assert answer(client, good, extra_body=fields) == good
     assert re.fullmatch(held, answer(client, bad, extra_body=fields))
     for text in (good, bad):
@@ -148,6 +148,7 @@ def test_anthropics_output_format(echo):
         ({"guided_regex": 5}, "guided_regex"),
         ({"guided_grammar": "start: nothing"}, "nothing"),
         ({"guided_grammar": ""}, "guided_grammar"),
+        ({"guided_grammar": "start: a\na: b\nb: a"}, "cannot begin"),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_choice": ["a", 1]}, "guided_choice"),
         ({"guided_choice": "a"}, "guided_choice"),
@@ -176,6 +177,29 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(echo, fields, named):
         assert status == 400 and named in found["error"]["message"], found
         if path != "/v1/messages":
             assert found["error"]["param"].split(".")[0] in fields
+
+
+def test_others_are_served_while_a_grammar_is_compiled_once(start):
+    server = start(Echo, slots=1)
+    entered, leave, compiled = threading.Event(), threading.Event(), server.llm.compile_guided
+    grammars = []
+
+    def slow(guided):
+        entered.set()
+        assert leave.wait(HANG_S)
+        grammars.append(compiled(guided))
+        return grammars[-1]
+
+    server.llm.compile_guided = slow
+    found = []
+    body = {"messages": says("b"), "guided_choice": ["a", "b"], "max_tokens": 3}
+    asking = threading.Thread(target=lambda: found.append(server.post("/v1/chat/completions", body)))
+    asking.start()
+    assert entered.wait(HANG_S)
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
+    leave.set()
+    asking.join(HANG_S)
+    assert found[0][1]["choices"][0]["message"]["content"] == "b" and len(grammars) == 1
 
 
 def test_null_asks_for_no_form(echo):

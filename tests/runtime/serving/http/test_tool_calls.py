@@ -6,6 +6,8 @@ import json
 import openai
 import pytest
 
+from megrez.runtime.serving.http.errors import ApiError
+from megrez.runtime.serving.http.tool_choice import ToolChoice, as_form
 from tests.runtime.serving.http.servers import Running
 
 START, END = "<|function_start|>", "<|function_end|>"
@@ -252,3 +254,9 @@ def test_a_function_whose_schema_cannot_be_honoured_is_a_400_that_names_both(ech
 def test_completions_have_no_tools(echo):
     status, found = echo.post("/v1/completions", {"prompt": "a", "tools": TOOLS})
     assert (status, found["error"]["param"]) == (400, "tools")
+
+
+def test_a_template_whose_form_of_calls_is_unknown_is_refused():
+    with pytest.raises(ApiError, match="tools are not supported") as caught:
+        as_form(ToolChoice(tools=(CLOCK,)), None, None)
+    assert (caught.value.status, caught.value.param) == (400, "tools")
