@@ -14,18 +14,14 @@ from megrez.compile.checkpoint.tokenizer_class import load_with_transformers, ta
 from megrez.runtime.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
+TEKKEN = "tekken.json"  # Mistral's own format
 OLDER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
 def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     """None where the folder has no tokenizer; CheckpointError where it has one that cannot be used."""
     if not (folder / TOKENIZER).is_file():
-        older = [name for name in OLDER_TOKENIZERS if (folder / name).is_file()]
-        if older:
-            raise CheckpointError(
-                f"{folder} has a tokenizer only as {older[0]}, and {TOKENIZER} is needed: make it with transformers' "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
+        _refuse_other_formats(folder)
         return None
     stated = _Stated(
         tokenizer=read_object_if_there(folder / "tokenizer_config.json"),
@@ -46,6 +42,23 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     check_tokens_have_embeddings(tokenizer, vocab_size, padding=named.get("pad_token"))
     check_template_variables(assets, tokenizer, named)
     return assets
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    """Raise CheckpointError for a tokenizer without a tokenizer.json, with the conversion by transformers."""
+    found = next((name for name in (TEKKEN, *OLDER_TOKENIZERS) if (folder / name).is_file()), None)
+    if found is None:
+        return
+    remedy = (
+        f"from transformers.integrations.mistral import convert_tekken_tokenizer; "
+        f"convert_tekken_tokenizer({str(folder / TEKKEN)!r}).save_pretrained({str(folder)!r})"
+        if found == TEKKEN
+        else f"from transformers import AutoTokenizer; "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+    raise CheckpointError(
+        f"{folder} has a tokenizer only as {found}, and {TOKENIZER} is needed: convert it in Python with  {remedy}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
