@@ -32,7 +32,7 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     if stated.tokenizer.get("split_special_tokens"):
         raise CheckpointError(
             "tokenizer_config.json: split_special_tokens is on, and the runtime always recognises special tokens: "
-            "turn it off, or take another tokenizer"
+            "set it to false, or use another tokenizer"
         )
     tokenizer_json, named = _tokenizer(folder, stated)
     tokenizer = parse_tokenizer(tokenizer_json)
@@ -72,7 +72,7 @@ class _Stated:
 
 
 def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
-    """The tokenizer.json with which the runtime reads as transformers does, and its named tokens (bos_token, …)."""
+    """A tokenizer.json that gives transformers' token ids, and its named tokens (bos_token, …)."""
     stored = (folder / TOKENIZER).read_bytes()
     parsed = parse_tokenizer(stored)
     if not takes_the_file_as_it_is(stored, stated.tokenizer, stated.config):
@@ -81,15 +81,15 @@ def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
     more = add_stated_tokens(
         parsed, stated.tokenizer, stated.special, read_object_if_there(folder / "added_tokens.json")
     )
-    words = merged(stated.tokenizer, stated.special)
-    spelled = {name: word for name in NAMED if (word := _spelling(words.get(name))) is not None}
-    return parsed.to_str().encode() if more else stored, spelled
+    entries = merged(stated.tokenizer, stated.special)
+    named = {name: token for name in NAMED if (token := _content(entries.get(name))) is not None}
+    return parsed.to_str().encode() if more else stored, named
 
 
 def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
-    # Without generation_config.json, transformers 5 takes what config.json says of generating.
+    # Without generation_config.json, transformers 5 reads the generation fields of config.json.
     recommended = (stated.generation, GENERATION) if (folder / GENERATION).is_file() else (stated.config, "config.json")
-    ends = (named.get("eos_token"), *(_spelling(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
+    ends = (named.get("eos_token"), *(_content(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
     return TextFacts(
         chat_template=_chat_template(folder, stated.tokenizer),
         bos_token=named.get("bos_token"),
@@ -103,8 +103,8 @@ def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
     )
 
 
-def _spelling(token: Any) -> str | None:
-    """A token as tokenizer_config.json writes it: a string, or an object with its content."""
+def _content(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json: a string, or an object with its content."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) and content else None
 
@@ -124,7 +124,7 @@ def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
     if others:
         raise CheckpointError(f"no chat template is named 'default', found {others}: rename one to chat_template.jinja")
-    # transformers' tokenizers leave chat_template.json to the processors of models that see or hear.
+    # transformers' tokenizers leave chat_template.json to the processors of multimodal models.
     found = tokenizer.get("chat_template") or read_object_if_there(folder / "chat_template.json").get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}

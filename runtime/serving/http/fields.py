@@ -37,7 +37,7 @@ def _depth(data: Any) -> int:
 
 
 class Fields:
-    """prefix: where the object stands in the body, as errors name it."""
+    """prefix: the path of the object in the body, for error messages."""
 
     def __init__(self, data: Mapping[str, Any], prefix: str = "") -> None:
         self.data = {name: value for name, value in data.items() if value is not None}

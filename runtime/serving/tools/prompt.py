@@ -53,7 +53,7 @@ def _introduced(messages: list[dict[str, Any]], functions: Sequence[Mapping[str,
 
 
 def _as_text(message: Message, tool_format: ToolFormat) -> dict[str, Any]:
-    """A message as role and text alone: calls in the model's own spelling, results from the role `observation`."""
+    """A message as role and text alone: calls in the model's own format, results from the role `observation`."""
     content = _text_of(message.get("content"))
     for call in message.get("tool_calls") or ():
         function = _called(call)

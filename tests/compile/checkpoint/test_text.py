@@ -96,7 +96,7 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
     ids = transformers.AutoTokenizer.from_pretrained(folder)("a<extra>", return_tensors="pt").input_ids
     with pytest.raises(IndexError):
         transformers.AutoModelForCausalLM.from_pretrained(folder)(ids)
-    told = r"no embedding \(vocab_size is 273\): '<extra>' \(273\), '<more>' \(274\): take them out"
+    told = r"no embedding \(vocab_size is 273\): '<extra>' \(273\), '<more>' \(274\): remove them"
     with pytest.raises(CheckpointError, match=told):
         read(tmp_path, vocab_size=273)
     assert read(tmp_path, vocab_size=275).tokens.stop[0] == 258
@@ -105,7 +105,10 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): correct chat_template.jinja, or remove it"),
+        (
+            b"{% if %}",
+            r"the chat template is not valid Jinja in line 1 \(.*\): correct chat_template.jinja, or remove it",
+        ),
         (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
