@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON body: types and ranges checked, `null` as absent, unknown fields left alone."""
+"""Reads the fields of a JSON body: checks types and ranges, treats `null` as absent, ignores unknown fields."""
 
 import json
 from collections.abc import Mapping
