@@ -1,16 +1,16 @@
-"""An answer as Anthropic's events of content blocks: each is started, given in pieces, and stopped."""
+"""Streams an answer as Anthropic's content block events: start, deltas, stop."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from megrez.runtime.serving.http.anthropic_form import tool_use_block
+from megrez.runtime.serving.http.anthropic_format import tool_use_block
 from megrez.runtime.serving.tools.parser import CallStart, Delta, TextDelta
 
 _NO_TEXT = {"type": "text", "text": ""}
 
 
 class BlockStream:
-    """event: sends one, by its name and fields."""
+    """event: sends an event, given its name and fields."""
 
     def __init__(self, event: Callable[..., Awaitable[None]]) -> None:
         self._event = event

@@ -14,21 +14,21 @@ from megrez.runtime.serving.http.call import Call
 from megrez.runtime.serving.http.completions import read_include_usage
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
-from megrez.runtime.serving.http.guided import compile_form, read_form
+from megrez.runtime.serving.http.guided import compile_constraint, read_constraint
 from megrez.runtime.serving.http.prompts import encode_messages, read_messages
 from megrez.runtime.serving.http.sampling import read_sampling, read_top_logprobs
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.spelling import chat_logprobs
 from megrez.runtime.serving.http.stream import EventStream, Tokens
 from megrez.runtime.serving.http.tool_calls import AnswerReader, openai_delta, openai_message
-from megrez.runtime.serving.http.tool_choice import as_form, read_tool_choice
+from megrez.runtime.serving.http.tool_choice import read_tool_choice, tool_constraint
 from megrez.runtime.serving.http.unsupported import refuse_unsupported
 from megrez.runtime.serving.request import Token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """prompt: token ids. grammar: what answers are held to. functions: names of those that answers may call."""
+    """prompt: token ids. grammar: constrains the answers. functions: the names of those that may be called."""
 
     prompt: list[int]
     params: SamplingParams
@@ -67,12 +67,12 @@ def _read(fields: Fields, served: Served) -> Ask:
     if top is not None and not asks:
         raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
     tools = read_tool_choice(fields)
-    form = as_form(tools, served.tool_format, read_form(fields))
+    constraint = tool_constraint(tools, served.tool_format, read_constraint(fields))
     generation = fields.flag("add_generation_prompt", True)
     return Ask(
         prompt=encode_messages(served, read_messages(fields), tools.tools, add_generation_prompt=generation),
         params=dataclasses.replace(params, logprobs=(top or 0) if asks else None),
-        grammar=compile_form(served.llm, form),
+        grammar=compile_constraint(served.llm, constraint),
         functions=tools.names,
     )
 
@@ -121,7 +121,7 @@ async def _stream(call: Call, ask: Ask, tokens: Tokens, head: dict[str, Any], *,
 
 
 def _deltas(reader: AnswerReader, token: Token, *, has_logprobs: bool) -> list[Any]:
-    """Those of a token's chunks, the last of which may carry the finish reason; [None] where nothing is to be sent."""
+    """The deltas of a token's chunks; the last may carry the finish reason, and is None where there is no chunk."""
     deltas: list[Any] = [openai_delta(delta) for delta in reader.push(token)]
     if not deltas and has_logprobs:
         deltas = [{"content": ""}]

@@ -14,7 +14,7 @@ from megrez.runtime.serving.guided import Grammar
 from megrez.runtime.serving.http.call import Call
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
-from megrez.runtime.serving.http.guided import compile_form, read_form
+from megrez.runtime.serving.http.guided import compile_constraint, read_constraint
 from megrez.runtime.serving.http.sampling import read_sampling, read_top_logprobs
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.spelling import legacy_logprobs
@@ -29,7 +29,7 @@ DEFAULT_TOKENS = 16
 class Ask:
     """prompts: token ids of each. scores_only: max_tokens 0 with echo scores the prompt and generates nothing.
 
-    grammar: what answers are held to.
+    grammar: constrains the answers.
     """
 
     prompts: list[list[int]]
@@ -85,7 +85,7 @@ def _read(fields: Fields, served: Served) -> Ask:
         params=dataclasses.replace(params, logprobs=logprobs, prompt_logprobs=logprobs if echo else None),
         echo=echo,
         scores_only=max_tokens == 0,
-        grammar=compile_form(llm, read_form(fields)),
+        grammar=compile_constraint(llm, read_constraint(fields)),
     )
 
 

@@ -1,6 +1,6 @@
-"""What form a body asks its answer to have, as a Guided: by OpenAI's, vLLM's and Anthropic's names.
+"""Reads the fields of guided output, under OpenAI's, vLLM's and Anthropic's names, and compiles grammars.
 
-Knows neither tools nor prompts.
+Independent of tools and prompts.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
 from megrez.runtime.serving.llm import LLM
 
-# Of structured_outputs; disable_fallback asks for what is so anyway.
+# Of structured_outputs; there is no fallback that disable_fallback could disable.
 _STRUCTURED = ("json", "regex", "choice", "grammar", "json_object", "disable_fallback")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """guided: what the answer is held to. field: of the body, which says so, as errors name it."""
+class Constraint:
+    """field: the name of the body's field that asks for `guided`, for error messages."""
 
     guided: Guided
     field: str
 
 
-def read_form(fields: Fields) -> Form | None:
-    """None where the body asks for no form; ApiError where it asks for two, or for one that is malformed."""
+def read_constraint(fields: Fields) -> Constraint | None:
+    """None without any of the fields; ApiError for more than one, or for a malformed one."""
     found = []
     for name, read in _READERS.items():
         try:
@@ -34,25 +34,25 @@ def read_form(fields: Fields) -> Form | None:
         except UsageError as error:
             raise ApiError(f"{name}: {error}", param=name) from error
         if guided is not None:
-            found.append(Form(guided=guided, field=name))
+            found.append(Constraint(guided=guided, field=name))
     if len(found) > 1:
         first, second = found[0].field, found[1].field
-        raise ApiError(f"{first} and {second} both give the answer's form: give one of them", param=second)
+        raise ApiError(f"{first} and {second} both constrain the answer: give one of them", param=second)
     return found[0] if found else None
 
 
-def compile_form(llm: LLM, form: Form | None) -> Grammar | None:
-    """Up to seconds for a huge schema: not in the event loop. Raises ApiError for what cannot be honoured."""
-    if form is None:
+def compile_constraint(llm: LLM, constraint: Constraint | None) -> Grammar | None:
+    """Call it outside the event loop: a huge schema takes seconds. Raises ApiError for what cannot be enforced."""
+    if constraint is None:
         return None
     try:
-        return llm.compile_guided(form.guided)
+        return llm.compile_guided(constraint.guided)
     except UsageError as error:
-        raise ApiError(f"{form.field}: {error}", param=form.field) from error
+        raise ApiError(f"{constraint.field}: {error}", param=constraint.field) from error
 
 
 def _schema(fields: Fields, field: str) -> Guided:
-    """The schema, an object, in the field."""
+    """A field that has to be a JSON schema as an object."""
     schema = fields.data.get(field)
     if not isinstance(schema, dict):
         raise fields.fault(field, "a JSON schema, as an object")
@@ -100,19 +100,19 @@ def _choice(fields: Fields, field: str) -> Guided:
 
 
 def _structured_outputs(fields: Fields) -> Guided:
-    form = fields.fields("structured_outputs")
-    assert form is not None
-    for name, value in form.data.items():
+    options = fields.fields("structured_outputs")
+    assert options is not None
+    for name, value in options.data.items():
         if name not in _STRUCTURED and value:
-            raise ApiError(f"{form.name(name)} is not supported: leave it out", param=form.name(name))
+            raise ApiError(f"{options.name(name)} is not supported: leave it out", param=options.name(name))
     given: dict[str, Callable[[], Guided]] = {
-        "json": lambda: _json(form, "json"),
-        "regex": lambda: Guided(regex=form.text("regex")),
-        "choice": lambda: _choice(form, "choice"),
-        "grammar": lambda: Guided(grammar=form.text("grammar")),
-        "json_object": lambda: Guided(json_object=form.flag("json_object")),
+        "json": lambda: _json(options, "json"),
+        "regex": lambda: Guided(regex=options.text("regex")),
+        "choice": lambda: _choice(options, "choice"),
+        "grammar": lambda: Guided(grammar=options.text("grammar")),
+        "json_object": lambda: Guided(json_object=options.flag("json_object")),
     }
-    asked = [name for name in given if name in form]
+    asked = [name for name in given if name in options]
     if len(asked) != 1:
         raise fields.fault("structured_outputs", f"an object with exactly one of {', '.join(given)}")
     return given[asked[0]]()

@@ -5,19 +5,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from megrez.runtime.serving.http.anthropic_form import content_of, read_conversation, read_tool_choice
+from megrez.runtime.serving.http.anthropic_format import content_of, read_conversation, read_tool_choice
 from megrez.runtime.serving.http.block_stream import BlockStream
 from megrez.runtime.serving.http.call import Call
 from megrez.runtime.serving.http.chat import Ask
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
-from megrez.runtime.serving.http.guided import compile_form, read_form
+from megrez.runtime.serving.http.guided import compile_constraint, read_constraint
 from megrez.runtime.serving.http.prompts import encode_messages
 from megrez.runtime.serving.http.sampling import read_sampling
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.stream import EventStream, Tokens
 from megrez.runtime.serving.http.tool_calls import AnswerReader
-from megrez.runtime.serving.http.tool_choice import ToolChoice, as_form
+from megrez.runtime.serving.http.tool_choice import ToolChoice, tool_constraint
 from megrez.runtime.serving.http.unsupported import REFUSED_BY_MESSAGES, refuse_unsupported
 from megrez.runtime.serving.request import Token
 
@@ -70,7 +70,7 @@ def _read(fields: Fields, served: Served) -> Ask:
     if params.n != 1:
         raise fields.fault("n", "1")
     prompt, tools = _read_prompt(fields, served)
-    grammar = compile_form(served.llm, as_form(tools, served.tool_format, read_form(fields)))
+    grammar = compile_constraint(served.llm, tool_constraint(tools, served.tool_format, read_constraint(fields)))
     return Ask(prompt=prompt, params=params, grammar=grammar, functions=tools.names)
 
 

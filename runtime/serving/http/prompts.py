@@ -1,4 +1,4 @@
-"""Messages to token ids, through the model's chat template; what it refuses is the client's fault."""
+"""Messages to token ids, through the model's chat template; what the template refuses is a wrong request."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def encode_messages(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """messages, tools: in OpenAI's form. Raises ApiError for what the template refuses or fails on."""
+    """messages, tools: in OpenAI's format. Raises ApiError for what the template refuses or fails on."""
     llm = served.llm
     if llm.template is None:
         raise ApiError("the model has no chat template: ask /v1/completions", param="messages")

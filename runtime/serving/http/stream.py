@@ -15,7 +15,7 @@ from megrez.runtime.serving.request import Request, Token
 
 
 class Tokens:
-    """(prompt's index, token) of several prompts. An async context manager: whatever ends it, nothing runs on.
+    """(prompt's index, token) of several prompts. An async context manager, which cancels unfinished requests on exit.
 
     Iterating raises ClientGone, or the error that ended one of the requests.
     """
@@ -23,7 +23,7 @@ class Tokens:
     def __init__(
         self, call: Call, prompts: Sequence[list[int]], params: SamplingParams, grammar: Grammar | None = None
     ) -> None:
-        """grammar: what all answers are held to."""
+        """grammar: constrains all answers."""
         self._call, self._prompts, self._params, self._grammar = call, prompts, params, grammar
         self._queue: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._requests: list[Request] = []

@@ -1,7 +1,4 @@
-"""Tokens to messages with tool calls: what of an answer is text and what calls, in OpenAI's form and for Anthropic's.
-
-Knows no sequences but one: each answer of a request has an AnswerReader of its own.
-"""
+"""Tokens to messages with tool calls, in OpenAI's format and for Anthropic's; independent of HTTP requests."""
 
 import uuid
 from collections.abc import Collection, Iterable
@@ -14,14 +11,14 @@ from megrez.runtime.serving.tools.parser import CallStart, Delta, TextDelta, Too
 
 
 class AnswerReader:
-    """One answer, token by token. tool_format: None takes everything for text. names: of the functions."""
+    """Parses one answer token by token. tool_format: None treats everything as text. names: of the functions."""
 
     def __init__(self, tool_format: ToolFormat | None = None, names: Collection[str] = ()) -> None:
         self._parser = None if tool_format is None or not names else ToolParser(tool_format, names)
         self.finish_reason: str | None = None
 
     def push(self, token: Token) -> list[Delta]:
-        """What became certain with the token; with the last one, all that is left. Sets `finish_reason` with it."""
+        """The deltas that the token completes; the last token flushes the parser and sets `finish_reason`."""
         if self._parser is None:
             self.finish_reason = token.finish_reason
             return [TextDelta(text=token.text)] if token.text else []
@@ -35,14 +32,14 @@ class AnswerReader:
 
 @dataclass(slots=True, kw_only=True)
 class FunctionCall:
-    """arguments: JSON as the model wrote it, cut where the answer was."""
+    """arguments: JSON as the model wrote it, incomplete where the answer was cut."""
 
     name: str
     arguments: str = ""
 
 
 def blocks(deltas: Iterable[Delta]) -> list[str | FunctionCall]:
-    """A whole answer's texts and calls, in the order in which they were given."""
+    """The texts and calls of a complete answer, in order."""
     found: list[str | FunctionCall] = []
     for delta in deltas:
         last = found[-1] if found else None
@@ -60,7 +57,7 @@ def blocks(deltas: Iterable[Delta]) -> list[str | FunctionCall]:
 
 
 def openai_message(deltas: Iterable[Delta]) -> dict[str, Any]:
-    """A whole answer as a message; its content is null where it only calls."""
+    """A complete answer as a message; its content is null where there are only calls."""
     found = blocks(deltas)
     text = "".join(one for one in found if isinstance(one, str))
     calls = [one for one in found if isinstance(one, FunctionCall)]
@@ -74,7 +71,7 @@ def openai_message(deltas: Iterable[Delta]) -> dict[str, Any]:
 
 
 def openai_delta(delta: Delta) -> dict[str, Any]:
-    """As OpenAI streams: id, type and name of a call once, then its arguments in pieces."""
+    """A chunk's delta: id, type and name of a call once, then its arguments in pieces."""
     if isinstance(delta, TextDelta):
         return {"content": delta.text}
     if isinstance(delta, CallStart):

@@ -1,4 +1,4 @@
-"""Which functions an answer may call, and whether it must: OpenAI's tools, tool_choice and parallel_tool_calls."""
+"""Reads OpenAI's tools, tool_choice and parallel_tool_calls, and turns them into a constraint of the answer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from megrez.runtime.errors import UsageError
 from megrez.runtime.guided import Schema
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
-from megrez.runtime.serving.http.guided import Form
+from megrez.runtime.serving.http.guided import Constraint
 from megrez.runtime.serving.tools.choice import guided_by_tools
 from megrez.runtime.serving.tools.formats import ToolFormat
 
@@ -16,9 +16,10 @@ _CHOICES = ("none", "auto", "required")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
-    """tools: in OpenAI's form, without null fields; none where none may be called, so that the model sees none.
+    """tools: in OpenAI's format, without null fields; empty for tool_choice none, so that the prompt has none.
 
-    required: whether one must be called. function: the only one that may be, and must. parallel: whether several may.
+    required: whether the answer has to call a function. function: the one it has to call. parallel: whether several
+    calls are allowed.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
@@ -46,15 +47,17 @@ def read_tool_choice(fields: Fields) -> ToolChoice:
     return ToolChoice(tools=tools, required=choice == "required", function=function, parallel=parallel)
 
 
-def as_form(choice: ToolChoice, tool_format: ToolFormat | None, form: Form | None) -> Form | None:
-    """What holds an answer to both; `form` is for answers that call nothing.
+def tool_constraint(
+    choice: ToolChoice, tool_format: ToolFormat | None, constraint: Constraint | None
+) -> Constraint | None:
+    """One constraint for both; `constraint` applies to answers without calls.
 
-    Raises ApiError where they cannot be had together, and where a function is required that is not there.
+    Raises ApiError where the two cannot be combined, and for a required function that is not among the tools.
     """
     if not choice.tools:
         if choice.required or choice.function:
             raise ApiError("tool_choice asks for a call and there are no tools: give some", param="tool_choice")
-        return form
+        return constraint
     if tool_format is None:
         raise no_format()
     try:
@@ -64,25 +67,26 @@ def as_form(choice: ToolChoice, tool_format: ToolFormat | None, form: Form | Non
             "required" if choice.required else "auto",
             function=choice.function,
             parallel=choice.parallel,
-            answer=_schema(form),
+            answer=_schema(constraint),
         )
     except UsageError as error:
         raise ApiError(str(error), param="tool_choice") from error
-    return None if guided is None else Form(guided=guided, field="tools")
+    return None if guided is None else Constraint(guided=guided, field="tools")
 
 
 def no_format() -> ApiError:
-    return ApiError("tools are not supported: the chat template has no form for them that is known here", param="tools")
+    return ApiError("tools are not supported: the chat template's format of function calls is not known", param="tools")
 
 
-def _schema(form: Form | None) -> Schema | None:
-    if form is None:
+def _schema(constraint: Constraint | None) -> Schema | None:
+    if constraint is None:
         return None
-    if form.guided.json_object:
+    if constraint.guided.json_object:
         return {"type": "object"}
-    if isinstance(form.guided.json_schema, dict):
-        return form.guided.json_schema
-    raise ApiError(f"{form.field} cannot be combined with tools: give response_format, or no tools", param=form.field)
+    if isinstance(constraint.guided.json_schema, dict):
+        return constraint.guided.json_schema
+    field = constraint.field
+    raise ApiError(f"{field} cannot be combined with tools: give response_format, or no tools", param=field)
 
 
 def _tool(tool: Fields) -> dict[str, Any]:

@@ -19,12 +19,12 @@ def guided_by_tools(
     parallel: bool = True,
     answer: Schema | None = None,
 ) -> Guided | None:
-    """What holds the answer to `tool_choice`; None where nothing has to be.
+    """The constraint that enforces `tool_choice`; None where none is needed.
 
-    choice: "none", "auto" or "required". function: the one that must be called, whatever `choice` says; once.
-    parallel: whether several calls may come. answer: of "auto", the schema of an answer that calls nothing. Of "auto",
-    functions with "strict": true are held to their schemas and the others to JSON objects. Raises UsageError for a
-    function that is not among `tools`, and for an `answer` beside a bare format.
+    choice: "none", "auto" or "required". function: the one that has to be called, once, whatever `choice` is.
+    parallel: whether several calls are allowed. answer: for "auto", the schema of an answer without calls.
+    With "auto", the schemas of functions with "strict": true are enforced, and the others' arguments are JSON objects.
+    Raises UsageError for a function that is not among `tools`, and for `answer` with a bare format.
     """
     functions = [function_of(tool) for tool in tools]
     if function is not None:

@@ -1,4 +1,4 @@
-"""How a model spells function calls, and which way a bundle's model does; knows no requests."""
+"""The formats in which models write function calls, and the choice of a bundle's; independent of requests."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ class ToolFormat:
     """A call is begin, white space, a JSON object with "name" and `arguments_key`, white space, end.
 
     bare: begin may be missing where the answer begins with the object, and end is empty. separator: between calls.
-    explained: models are not trained on it, so that the prompt must say how calls are written.
+    explained: whether the prompt has to describe the format, since the model may not be trained on it.
     """
 
     name: str
@@ -35,7 +35,7 @@ LLAMA3 = ToolFormat(
 )
 
 
-# For templates that know no functions: the form that most models have seen.
+# For templates that support no functions: the most common format.
 GENERIC = dataclasses.replace(HERMES, name="generic", explained=True)
 
 
@@ -46,9 +46,9 @@ class TokenIds(Protocol):
 
 
 def choose_format(template: ChatTemplate | None, text: TokenIds) -> ToolFormat | None:
-    """The format of the template and the tokenizer, GENERIC where the template knows no functions.
+    """The format that the template or the tokenizer indicates, GENERIC for a template that supports no functions.
 
-    None where it knows functions in a form that is not known here, and without a template.
+    None for a template that supports functions in an unknown format, and without a template.
     """
     if template is None:
         return None

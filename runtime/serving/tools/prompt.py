@@ -43,7 +43,7 @@ def render_with_tools(
 
 
 def function_of(tool: Tool) -> Mapping[str, Any]:
-    """The function that a tool of OpenAI's form describes; UsageError where it is none."""
+    """The function of a tool in OpenAI's format; UsageError for any other tool."""
     is_function = isinstance(tool, Mapping) and tool.get("type", "function") == "function"
     function = tool.get("function") if is_function else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
@@ -54,7 +54,7 @@ def function_of(tool: Tool) -> Mapping[str, Any]:
 
 
 def _without_strict(tool: Tool) -> dict[str, Any]:
-    """The tool as models know it: `strict` is for whoever holds the answer to it."""
+    """The tool without `strict`, which is for the server and not for the model."""
     return {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
 
 
@@ -73,9 +73,9 @@ def _introduced(
 
 
 def _as_text(message: Message, tool_format: ToolFormat) -> dict[str, Any]:
-    """A message as role and text alone: calls in the format's spelling, results from Megrez's role `observation`.
+    """A message as role and text alone: calls in the format's notation, results from Megrez's role `observation`.
 
-    Templates that know no functions may know no such role either: there, results are marked words of the user.
+    Templates that support no functions may reject that role: with the generic format, results come from the user.
     """
     content = _text_of(message.get("content"))
     for call in message.get("tool_calls") or ():

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from megrez.runtime.serving.http.errors import ApiError
-from megrez.runtime.serving.http.tool_choice import ToolChoice, as_form
+from megrez.runtime.serving.http.tool_choice import ToolChoice, tool_constraint
 from tests.runtime.serving.http.servers import Running
 
 START, END = "<|function_start|>", "<|function_end|>"
@@ -258,5 +258,5 @@ def test_completions_have_no_tools(echo):
 
 def test_a_template_whose_form_of_calls_is_unknown_is_refused():
     with pytest.raises(ApiError, match="tools are not supported") as caught:
-        as_form(ToolChoice(tools=(CLOCK,)), None, None)
+        tool_constraint(ToolChoice(tools=(CLOCK,)), None, None)
     assert (caught.value.status, caught.value.param) == (400, "tools")

@@ -1,4 +1,4 @@
-"""Anthropic's conversations and tools in OpenAI's form, which prompts are made of, and answers in Anthropic's."""
+"""Converts Anthropic's conversations and tools to OpenAI's format, and answers to Anthropic's content blocks."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from megrez.runtime.serving.http.tool_calls import FunctionCall, blocks, new_id
 from megrez.runtime.serving.http.tool_choice import ToolChoice
 from megrez.runtime.serving.tools.parser import Delta
 
-# Anthropic's documentation names this member for arguments that are no JSON.
+# The key that Anthropic's documentation proposes for arguments that are not valid JSON.
 INVALID = "INVALID_JSON"
 
 
@@ -41,7 +41,7 @@ def read_tool_choice(fields: Fields) -> ToolChoice:
 
 
 def content_of(deltas: Iterable[Delta]) -> list[dict[str, Any]]:
-    """The blocks of a whole answer: at least one."""
+    """The content blocks of a complete answer, at least one."""
     found: list[dict[str, Any]] = []
     for one in blocks(deltas):
         if isinstance(one, FunctionCall):
@@ -52,7 +52,7 @@ def content_of(deltas: Iterable[Delta]) -> list[dict[str, Any]]:
 
 
 def tool_use_block(name: str) -> dict[str, Any]:
-    """A call whose input is still to come."""
+    """A call without its input."""
     return {"type": "tool_use", "id": new_id("toolu"), "name": name, "input": {}}
 
 
@@ -65,7 +65,7 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 def _read_message(message: Fields) -> list[dict[str, Any]]:
-    """One or several: each tool result is a message of its own."""
+    """One message, or several: each tool result becomes a message."""
     role = message.data.get("role")
     if not isinstance(message.data.get("content"), list):
         return [{"role": role, **read_content(message)}]
