@@ -243,7 +243,7 @@ def test_malformed_tools_are_refused_by_name(echo, fields, param):
 
 
 @pytest.mark.parametrize("how", [{"tool_choice": "required"}, {"strict": True}], ids=["required", "strict"])
-def test_a_function_whose_schema_cannot_be_honoured_is_a_400_that_names_both(echo, how):
+def test_a_function_whose_schema_cannot_be_enforced_is_a_400_that_names_both(echo, how):
     function = {"name": "tags", "parameters": {"type": "array", "uniqueItems": True}, "strict": "strict" in how}
     body = {"messages": says("a"), "tools": [{"type": "function", "function": function}], "max_tokens": 5}
     status, found = echo.post("/v1/chat/completions", body | ({} if "strict" in how else how))
