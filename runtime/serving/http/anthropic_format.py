@@ -11,7 +11,7 @@ from megrez.runtime.serving.http.tool_calls import FunctionCall, blocks, new_id
 from megrez.runtime.serving.http.tool_choice import ToolChoice
 from megrez.runtime.serving.tools.parser import Delta
 
-# The key that Anthropic's documentation proposes for arguments that are not valid JSON.
+# A call's input has to be an object: the key for arguments that are none, such as those of a call that was cut.
 INVALID = "INVALID_JSON"
 
 
