@@ -250,7 +250,7 @@ def main() -> int:
 
 def check(faults: list[Fault], copy: Path) -> int:
     if run_tests(copy, dict.fromkeys(path for fault in faults for path in fault.tests)) != PASSED:
-        print("the tests do not pass without a fault: mend that first", file=sys.stderr)
+        print("the tests do not pass without a fault: correct that first", file=sys.stderr)
         return 1
     verdicts = {}
     for fault in faults:

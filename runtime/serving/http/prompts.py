@@ -1,4 +1,4 @@
-"""Messages to token ids, through the model's chat template; what it refuses is the client's fault."""
+"""Messages to token ids, through the model's chat template; what the template refuses is a wrong request."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

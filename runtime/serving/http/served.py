@@ -1,4 +1,4 @@
-"""What all endpoints share: the model, its name, and what is counted."""
+"""The state that all endpoints share: the model, its id, metrics and limits."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from megrez.runtime.serving.llm import LLM
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """name: the model's id. most_prompts: of one request, which must fit the slots and the queue together.
+    """name: the model's id. most_prompts: the most prompts of one request, which have to fit the slots and the queue.
 
-    draining: the server ends and takes no more requests. closed: those that were not finished by then are ended.
+    draining: the server is shutting down and accepts no more requests. closed: unfinished requests have been ended.
     """
 
     llm: LLM
@@ -37,7 +37,7 @@ class Served:
         )
 
     def check_model(self, fields: Fields) -> None:
-        """Raise ApiError for another model than the one that is served; without a name it is meant."""
+        """Raise ApiError where the request names another model; it may name none."""
         asked = fields.text("model")
         if asked not in (None, "", self.name):
             raise self.no_model(asked)
@@ -51,6 +51,6 @@ class Served:
         )
 
     def close(self) -> None:
-        """End whatever is not finished; its clients are told. Blocks until the engine's step is over."""
+        """End unfinished requests, whose clients get an error. Blocks until the engine's current step ends."""
         self.closed = self.draining = True
         self.llm.close()

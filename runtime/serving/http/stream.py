@@ -14,7 +14,7 @@ from megrez.runtime.serving.request import Request, Token
 
 
 class Tokens:
-    """(prompt's index, token) of several prompts. An async context manager: whatever ends it, nothing runs on.
+    """(prompt's index, token) of several prompts. An async context manager, which cancels unfinished requests on exit.
 
     Iterating raises ClientGone, or the error that ended one of the requests.
     """

@@ -18,7 +18,7 @@ def guided_by_tools(
     function: str | None = None,
     parallel: bool = True,
 ) -> Guided | None:
-    """What holds the answer to `tool_choice`; None where nothing has to be.
+    """The constraint that enforces `tool_choice`; None where none is needed.
 
     choice: "none", "auto" or "required". function: the one that must be called, whatever `choice` says; once.
     parallel: whether several calls may come. Of "auto", functions with "strict": true are held to their schemas and

@@ -1,4 +1,4 @@
-"""How a model spells function calls, and which way a bundle's model does; knows no requests."""
+"""The formats in which models write function calls, and the choice of a bundle's; independent of requests."""
 
 import re
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class TokenIds(Protocol):
 
 
 def choose_format(template: ChatTemplate | None, text: TokenIds) -> ToolFormat | None:
-    """The format of the template and the tokenizer; None where neither shows one that is known."""
+    """The format that the template or the tokenizer indicates; None where neither indicates a known one."""
     if template is None:
         return None
     source = template.source

@@ -33,7 +33,7 @@ def render_with_tools(
 
 
 def function_of(tool: Tool) -> Mapping[str, Any]:
-    """The function that a tool of OpenAI's form describes; UsageError where it is none."""
+    """The function of a tool in OpenAI's format; UsageError for any other tool."""
     is_function = isinstance(tool, Mapping) and tool.get("type", "function") == "function"
     function = tool.get("function") if is_function else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
@@ -53,7 +53,7 @@ def _introduced(messages: list[dict[str, Any]], functions: Sequence[Mapping[str,
 
 
 def _as_text(message: Message, tool_format: ToolFormat) -> dict[str, Any]:
-    """A message as role and text alone: calls in the model's own spelling, results from the role `observation`."""
+    """A message as role and text alone: calls in the model's own format, results from the role `observation`."""
     content = _text_of(message.get("content"))
     for call in message.get("tool_calls") or ():
         function = _called(call)
