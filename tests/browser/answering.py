@@ -7,7 +7,7 @@ from megrez.runtime.session import Batch
 from tests.runtime.conftest import SPECIALS, byte_level_tokenizer
 from tests.runtime.serving.http.servers import Gated
 
-CAPACITY = 2000
+CAPACITY = 1000
 TOKENIZER = byte_level_tokenizer()
 ROLE_START, ROLE_END, TURN_END = map(TOKENIZER.token_to_id, SPECIALS[1:4])
 

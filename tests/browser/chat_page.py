@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class ChatPage:
