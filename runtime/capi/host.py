@@ -183,7 +183,7 @@ def detokenize(handle: int, packed: bytes) -> bytes:
 @answers
 def render_chat(handle: int, messages: bytes | None, request: bytes | None) -> bytes:
     model = _find(handle, Opened)
-    return asks.render_chat(model.llm, model.tool_format, request, messages).encode("utf-8", errors="replace")
+    return asks.render_chat(model, request, messages).encode("utf-8", errors="replace")
 
 
 @answers
@@ -200,7 +200,7 @@ def submit(handle: int, prompt: bytes | None, request: bytes | None) -> int:
 @answers
 def submit_chat(handle: int, messages: bytes | None, request: bytes | None) -> int:
     model = _find(handle, Opened)
-    return _submit(handle, model, read_chat(model.llm, model.tool_format, request, messages))
+    return _submit(handle, model, read_chat(model, request, messages))
 
 
 @answers
@@ -242,7 +242,7 @@ def _submit(handle: int, model: Opened, ask: Ask) -> int:
     pieces = PieceReader(model.spelling, model.tool_format, ask.functions, ask.params.n)
     stream = streams.Stream(sequences=ask.params.n, read=pieces.read)
     try:
-        request = model.llm.submit(ask.prompt, ask.params, stream.put)
+        request = model.llm.submit(ask.prompt, ask.params, stream.put, ask.grammar)
     except MegrezError:
         if handle in _table:
             raise

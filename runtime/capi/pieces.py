@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from megrez.runtime.serving.http.errors import to_json
 from megrez.runtime.serving.http.spelling import Spelling, chat_logprobs
+from megrez.runtime.serving.http.tool_calls import AnswerReader
 from megrez.runtime.serving.request import Token
 from megrez.runtime.serving.tools.formats import ToolFormat
-from megrez.runtime.serving.tools.parser import ArgumentsDelta, CallStart, Delta, TextDelta, ToolParser, joined
+from megrez.runtime.serving.tools.parser import ArgumentsDelta, CallStart, Delta, TextDelta
 
 TEXT, CALL, ARGUMENTS = 0, 1, 2
 NOT_FINISHED = 0
@@ -53,7 +54,7 @@ class PieceReader:
     def read(self, token: Token) -> list[Piece]:
         """One piece or more; the first carries the token, the last its answer's finish reason."""
         answer = self._answers[token.index]
-        deltas = answer.push(token) or [TextDelta(text="")]
+        deltas: list[Delta] = answer.push(token) or [TextDelta(text="")]
         last = len(deltas) - 1
         finish = _FINISH.get(answer.finish_reason or "", NOT_FINISHED)
         return [
@@ -80,23 +81,3 @@ def _kind(delta: Delta) -> int:
     if isinstance(delta, TextDelta):
         return TEXT
     return ARGUMENTS if isinstance(delta, ArgumentsDelta) else CALL
-
-
-class AnswerReader:
-    """One answer, token by token."""
-
-    def __init__(self, tool_format: ToolFormat | None, names: Collection[str]) -> None:
-        self._parser = None if tool_format is None or not names else ToolParser(tool_format, names)
-        self.finish_reason: str | None = None
-
-    def push(self, token: Token) -> list[Delta]:
-        """What became certain with the token; with the last one, all that is left. Sets `finish_reason` with it."""
-        if self._parser is None:
-            self.finish_reason = token.finish_reason
-            return [TextDelta(text=token.text)] if token.text else []
-        deltas = self._parser.push(token.text)
-        if token.finish_reason is None:
-            return deltas
-        whole = self._parser.calls > 0 and not self._parser.is_open
-        self.finish_reason = "tool_calls" if whole and token.finish_reason == "stop" else token.finish_reason
-        return joined(deltas + self._parser.flush())
