@@ -1,6 +1,6 @@
 /* A host that watches what the library does to it: loads it with dlopen, and checks after each step. Not an example.
  *
- * probe LIBRARY BUNDLE STEP, where STEP names a function below. It prints what failed, and "ok" where nothing did. */
+ * probe LIBRARY BUNDLE STEP..., where each STEP names a function below. Prints what failed, and "ok" at the end. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -165,7 +165,7 @@ typedef struct {
     int opens;
 } step;
 
-int main(int argc, char **argv) {
+static void run_step(const char *name, megrez_model **model) {
     static const step steps[] = {
         {"leaves_the_host_alone", leaves_the_host_alone, 0},
         {"keeps_sigint", keeps_sigint, 1},
@@ -175,16 +175,21 @@ int main(int argc, char **argv) {
         {"exits_within_a_callback", exits_within_a_callback, 1},
         {"fails_to_open", fails_to_open, 0},
     };
+    for (size_t at = 0; at < sizeof steps / sizeof *steps; at++) {
+        if (strcmp(name, steps[at].name) != 0) continue;
+        if (steps[at].opens && !*model) CHECK(open_model(bundle, NULL, model) == MEGREZ_OK);
+        steps[at].run(*model);
+        return;
+    }
+    exit(2);
+}
+
+int main(int argc, char **argv) {
+    megrez_model *model = NULL;
     if (argc < 4) return 2;
     load(argv[1]);
     bundle = argv[2];
-    for (size_t at = 0; at < sizeof steps / sizeof *steps; at++) {
-        megrez_model *model = NULL;
-        if (strcmp(argv[3], steps[at].name) != 0) continue;
-        if (steps[at].opens) CHECK(open_model(bundle, NULL, &model) == MEGREZ_OK);
-        steps[at].run(model);
-        printf("ok\n");
-        return 0;
-    }
-    return 2;
+    for (int at = 3; at < argc; at++) run_step(argv[at], &model);
+    printf("ok\n");
+    return 0;
 }

@@ -68,18 +68,14 @@ def probe(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "step",
+    "steps",
     [
-        "leaves_the_host_alone",
-        "keeps_sigint",
-        "refuses_a_forked_child",
-        "survives_dlclose",
-        "exits_without_close",
+        "leaves_the_host_alone keeps_sigint refuses_a_forked_child survives_dlclose exits_without_close",
         "exits_within_a_callback",
     ],
 )
-def test_a_host_that_is_no_python(probe, library, bundles, python, step):
-    done = run(probe, library, bundles["slow"], step, python=python)
+def test_a_host_that_is_no_python(probe, library, bundles, python, steps):
+    done = run(probe, library, bundles["slow"], *steps.split(), python=python)
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
