@@ -152,6 +152,21 @@ static void exits_within_a_callback(megrez_model *model) {
     CHECK(!"exit");
 }
 
+static void *open_and_close(void *unused) {
+    megrez_model *model;
+    CHECK(open_model(bundle, NULL, &model) == MEGREZ_OK);
+    answer(model);
+    CHECK(close_model(model) == MEGREZ_OK);
+    return unused;
+}
+
+/* The first calls of the process come at once. */
+static void starts_in_many_threads(megrez_model *unused) {
+    pthread_t threads[8];
+    for (int at = 0; at < 8; at++) pthread_create(&threads[at], NULL, open_and_close, unused);
+    for (int at = 0; at < 8; at++) pthread_join(threads[at], NULL);
+}
+
 /* Prints the error, one line. */
 static void fails_to_open(megrez_model *unused) {
     megrez_model *model;
@@ -173,6 +188,7 @@ static void run_step(const char *name, megrez_model **model) {
         {"survives_dlclose", survives_dlclose, 1},
         {"exits_without_close", exits_without_close, 1},
         {"exits_within_a_callback", exits_within_a_callback, 1},
+        {"starts_in_many_threads", starts_in_many_threads, 0},
         {"fails_to_open", fails_to_open, 0},
     };
     for (size_t at = 0; at < sizeof steps / sizeof *steps; at++) {

@@ -71,7 +71,7 @@ def probe(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "steps",
     [
         "leaves_the_host_alone keeps_sigint refuses_a_forked_child survives_dlclose exits_without_close",
-        "exits_within_a_callback",
+        "starts_in_many_threads exits_within_a_callback",
     ],
 )
 def test_a_host_that_is_no_python(probe, library, bundles, python, steps):
