@@ -49,3 +49,8 @@ def test_files_for_build_systems_state_the_packages_version():
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"Version: {version}\n" in (CAPI / "pkgconfig" / "megrez.pc").read_text()
     assert f"PACKAGE_VERSION {version})" in (CAPI / "cmake" / "megrez-config-version.cmake").read_text()
+
+
+def test_the_guides_program_compiles(compiler):
+    (program,) = re.findall(r"```c\n(.*?)```", (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8"), re.DOTALL)
+    subprocess.run([compiler, "-x", "c", "-std=c99", *STRICT, "-"], input=program, text=True, check=True)
