@@ -1,20 +1,19 @@
-"""What libmegrez.so calls: functions of megrez.h have their namesakes here, and handles are numbers in one table.
+"""What libmegrez.so calls: functions of megrez.h have their namesakes here, and handles are numbers.
 
 Each returns (status, value) and raises nothing; text is bytes. megrez.c knows what it passes and gets.
 """
 
 import atexit
 import functools
-import itertools
 import json
 import threading
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 from megrez.runtime.capi import asks, streams
 from megrez.runtime.capi.asks import Ask, decode, read_chat, read_completion
+from megrez.runtime.capi.handles import Handles, Opened, Options, Submitted
 from megrez.runtime.capi.options import OpenOptions
 from megrez.runtime.capi.pieces import PieceReader
 from megrez.runtime.capi.status import HandleError, Status, message_of, status_of
@@ -22,47 +21,14 @@ from megrez.runtime.errors import MegrezError, UsageError
 from megrez.runtime.serving.http.errors import to_json
 from megrez.runtime.serving.http.spelling import Spelling
 from megrez.runtime.serving.llm import LLM
-from megrez.runtime.serving.request import Request
-from megrez.runtime.serving.tools.formats import ToolFormat, choose_format
+from megrez.runtime.serving.tools.formats import choose_format
 
 Given = ParamSpec("Given")
-Kind = TypeVar("Kind")
 Answer = tuple[int, object]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Options:
-    """A handle's options, which megrez_options_set replaces."""
-
-    chosen: OpenOptions = field(default_factory=OpenOptions)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Opened:
-    """A model. The counts are of all its requests; output_tokens counts those that were freed."""
-
-    llm: LLM
-    spelling: Spelling
-    tool_format: ToolFormat | None
-    requests: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Submitted:
-    """A request and its stream."""
-
-    model: Opened
-    request: Request
-    stream: streams.Stream
-
-
-_WORDS = {Options: "options", Opened: "model", Submitted: "request"}
-_numbers = itertools.count(1)
-_table: dict[int, Options | Opened | Submitted] = {}
-# Held for the table and the counts alone, never while something waits.
-_lock = threading.Lock()
+# Of everything that is open; its lock is for the counts too.
+HANDLES = Handles()
 
 
 def answers(function: Callable[Given, object]) -> Callable[Given, Answer]:
@@ -81,24 +47,24 @@ def answers(function: Callable[Given, object]) -> Callable[Given, Answer]:
 
 @answers
 def options_create() -> int:
-    return _keep(Options())
+    return HANDLES.keep(Options())
 
 
 @answers
 def options_set(handle: int, name: bytes, value: bytes) -> None:
-    options = _find(handle, Options)
-    with _lock:
+    options = HANDLES.find(handle, Options)
+    with HANDLES.lock:
         options.chosen = options.chosen.having(decode(name, "name"), decode(value, "value"))
 
 
 @answers
 def options_free(handle: int) -> None:
-    _drop(handle, Options)
+    HANDLES.drop(handle, Options)
 
 
 @answers
 def open_model(bundle: bytes, options: int) -> int:
-    chosen = _find(options, Options).chosen if options else OpenOptions()
+    chosen = HANDLES.find(options, Options).chosen if options else OpenOptions()
     llm = LLM(
         decode(bundle, "bundle"),
         slots=chosen.slots,
@@ -107,21 +73,21 @@ def open_model(bundle: bytes, options: int) -> int:
         queue_limit=chosen.queue_limit,
         verify=chosen.verify,
     )
-    return _keep(Opened(llm=llm, spelling=Spelling(llm.text), tool_format=choose_format(llm.template, llm.text)))
+    return HANDLES.keep(Opened(llm=llm, spelling=Spelling(llm.text), tool_format=choose_format(llm.template, llm.text)))
 
 
 @answers
 def close_model(handle: int) -> None:
-    _close(_drop(handle, Opened))
+    model, requests = HANDLES.drop_model(handle)
+    for submitted in requests:  # before the engine ends them with an error of its own
+        submitted.stream.close(_closed())
+    model.llm.close()
 
 
 @answers
 def shut_down() -> None:
     """Close all models: the process ends."""
-    with _lock:
-        models = [one for one in _table.values() if isinstance(one, Opened)]
-        _table.clear()
-    for model in models:
+    for model in HANDLES.clear():
         model.llm.close()
 
 
@@ -131,7 +97,7 @@ atexit.register(shut_down)
 
 @answers
 def model_info(handle: int) -> bytes:
-    model = _find(handle, Opened)
+    model = HANDLES.find(handle, Opened)
     llm, manifest = model.llm, model.llm.bundle.manifest
     sampling = manifest.sampling
     return to_json(
@@ -160,21 +126,21 @@ def model_info(handle: int) -> bytes:
 
 @answers
 def model_stats(handle: int) -> tuple[int, ...]:
-    model = _find(handle, Opened)
+    model = HANDLES.find(handle, Opened)
     running, waiting, cached = model.llm.load()
-    with _lock:
-        live = sum(one.stream.output_tokens for one in _requests_of(model).values())
+    with HANDLES.lock:
+        live = sum(one.stream.output_tokens for one in HANDLES.requests_of(model))
         return running, waiting, cached, model.requests, model.prompt_tokens, model.output_tokens + live
 
 
 @answers
 def tokenize(handle: int, text: bytes) -> bytes:
-    return array("i", _find(handle, Opened).llm.text.encode(decode(text, "text"))).tobytes()
+    return array("i", HANDLES.find(handle, Opened).llm.text.encode(decode(text, "text"))).tobytes()
 
 
 @answers
 def detokenize(handle: int, packed: bytes) -> bytes:
-    llm, ids = _find(handle, Opened).llm, array("i", packed)
+    llm, ids = HANDLES.find(handle, Opened).llm, array("i", packed)
     if outside := [one for one in ids if not 0 <= one < llm.session.vocab_size]:
         raise UsageError(f"token id {outside[0]} is outside the vocabulary of {llm.session.vocab_size}: give others")
     return llm.text.decode(ids).encode("utf-8", errors="replace")
@@ -182,7 +148,7 @@ def detokenize(handle: int, packed: bytes) -> bytes:
 
 @answers
 def render_chat(handle: int, messages: bytes | None, request: bytes | None) -> bytes:
-    model = _find(handle, Opened)
+    model = HANDLES.find(handle, Opened)
     return asks.render_chat(model, request, messages).encode("utf-8", errors="replace")
 
 
@@ -193,48 +159,48 @@ def json_quote(text: bytes) -> bytes:
 
 @answers
 def submit(handle: int, prompt: bytes | None, request: bytes | None) -> int:
-    model = _find(handle, Opened)
+    model = HANDLES.find(handle, Opened)
     return _submit(handle, model, read_completion(model.llm, request, prompt))
 
 
 @answers
 def submit_chat(handle: int, messages: bytes | None, request: bytes | None) -> int:
-    model = _find(handle, Opened)
+    model = HANDLES.find(handle, Opened)
     return _submit(handle, model, read_chat(model, request, messages))
 
 
 @answers
 def poll(handle: int, timeout_ms: int) -> object:
-    found = streams.poll(_find(handle, Submitted).stream, _seconds(timeout_ms))
+    found = streams.poll(HANDLES.find(handle, Submitted).stream, _seconds(timeout_ms))
     return found if isinstance(found, Status) else found.packed()
 
 
 @answers
 def wait(packed: bytes, timeout_ms: int) -> object:
-    handles = array("Q", packed)
+    handles = array("L", packed)
     if not handles:
         raise UsageError("there are no requests to wait for: give at least one")
-    ready = streams.wait([_find(one, Submitted).stream for one in handles], _seconds(timeout_ms))
+    ready = streams.wait([HANDLES.find(one, Submitted).stream for one in handles], _seconds(timeout_ms))
     return Status.TIMEOUT if ready is None else ready
 
 
 @answers
 def cancel(handle: int) -> None:
-    _cancel(_find(handle, Submitted))
+    _cancel(HANDLES.find(handle, Submitted))
 
 
 @answers
 def request_usage(handle: int) -> tuple[int, ...]:
-    submitted = _find(handle, Submitted)
+    submitted = HANDLES.find(handle, Submitted)
     stream = submitted.stream
     return len(submitted.request.prompt_ids), stream.cached_tokens, stream.output_tokens
 
 
 @answers
 def request_free(handle: int) -> None:
-    submitted = _drop(handle, Submitted)
+    submitted = HANDLES.drop(handle, Submitted)
     _cancel(submitted)
-    with _lock:
+    with HANDLES.lock:
         submitted.model.output_tokens += submitted.stream.output_tokens
 
 
@@ -244,15 +210,15 @@ def _submit(handle: int, model: Opened, ask: Ask) -> int:
     try:
         request = model.llm.submit(ask.prompt, ask.params, stream.put, ask.grammar)
     except MegrezError:
-        if handle in _table:
+        if handle in HANDLES:
             raise
         raise _closed() from None
     submitted = Submitted(model=model, request=request, stream=stream)
-    with _lock:
-        if handle in _table:
+    with HANDLES.lock:
+        if handle in HANDLES:
             model.requests += 1
             model.prompt_tokens += len(ask.prompt)
-            return _keep_locked(submitted)
+            return HANDLES.keep(submitted)
     model.llm.cancel(request)
     raise _closed()
 
@@ -262,60 +228,9 @@ def _cancel(submitted: Submitted) -> None:
         submitted.model.llm.cancel(submitted.request)
 
 
-def _close(model: Opened) -> None:
-    """End the model's requests first, so that whoever waits for one learns why."""
-    with _lock:
-        ended = _requests_of(model)
-        for number in ended:
-            del _table[number]
-    for submitted in ended.values():
-        submitted.stream.close(_closed())
-    model.llm.close()
-
-
 def _closed() -> HandleError:
     return HandleError("the model was closed before the answer was complete")
 
 
-def _requests_of(model: Opened) -> dict[int, Submitted]:
-    return {number: one for number, one in _table.items() if isinstance(one, Submitted) and one.model is model}
-
-
 def _seconds(timeout_ms: int) -> float | None:
     return None if timeout_ms < 0 else min(timeout_ms / 1000, threading.TIMEOUT_MAX)
-
-
-def _keep(one: Options | Opened | Submitted) -> int:
-    with _lock:
-        return _keep_locked(one)
-
-
-def _keep_locked(one: Options | Opened | Submitted) -> int:
-    number = next(_numbers)
-    _table[number] = one
-    return number
-
-
-def _find(handle: int, kind: type[Kind]) -> Kind:
-    """Raises HandleError."""
-    return _checked(_table.get(handle), handle, kind)
-
-
-def _drop(handle: int, kind: type[Kind]) -> Kind:
-    """Take it out of the table; raises HandleError, for a second call too."""
-    with _lock:
-        found = _checked(_table.get(handle), handle, kind)
-        del _table[handle]
-    return found
-
-
-def _checked(found: object, handle: int, kind: type[Kind]) -> Kind:
-    if isinstance(found, kind):
-        return found
-    word = _WORDS[kind]
-    if found is not None:
-        raise HandleError(f"handle {handle} is of a {_WORDS[type(found)]}: give one of a {word}")
-    if not handle:
-        raise HandleError(f"the {word} handle is NULL: give one that is open")
-    ended = {"options": "was freed", "model": "was closed", "request": "was freed, or its model closed"}[word]
-    raise HandleError(f"no {word} has the handle {handle}: it {ended}, or never was one")

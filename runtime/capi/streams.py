@@ -18,7 +18,7 @@ class Stream:
 
     def __init__(self, *, sequences: int, read: Callable[[Token], Sequence[Piece]]) -> None:
         self._read, self._running = read, sequences
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler of a Python program may call in
         self._found: deque[tuple[int, Token | Exception]] = deque()
         self._pieces: deque[Piece] = deque()
         self._since = 0  # when what can be taken came

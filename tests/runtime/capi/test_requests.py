@@ -296,11 +296,11 @@ def test_a_failing_engine_ends_its_request_with_the_error(api, open_model):
 
 def test_nothing_is_kept_of_what_was_freed(api, model):
     host = sys.modules["megrez.runtime.capi.host"]
-    before = len(host._table)
+    before = len(host.HANDLES)
     for _ in range(3):
         handle = api.submit(model, b"hello", request(max_tokens=2))
         api.drain(handle)
         api.do("request_free", handle)
     api.generate(model, b"hello", request(max_tokens=2))
     api.do("options_free", api.options())
-    assert len(host._table) == before
+    assert len(host.HANDLES) == before
