@@ -47,6 +47,7 @@ WORDS = (
     "sees",
     "stone",
 )
+LONGEST = 33
 # Resident memory may grow by so much after the warm-up: allocators keep what the largest step so far needed.
 FLAT_SHARE, FLAT_BYTES = 0.02, 8 << 20
 MALFORMED: list[tuple[str, dict[str, Any] | bytes, int]] = [
@@ -75,7 +76,11 @@ class Soak:
 
     def check(self, holds: bool, said: str) -> None:
         if not holds:
-            self.faults.append(said)
+            self.fault(said)
+
+    def fault(self, said: str) -> None:
+        click.echo(f"fault: {said}", err=True)
+        self.faults.append(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,8 @@ class Question:
 
 
 def question(source: random.Random, most_tokens: int) -> Question:
-    text = " ".join(source.choices(WORDS, k=source.randrange(4, 80)))
+    """With less than `most_tokens` words, to be answered in less than `most_tokens` tokens."""
+    text = " ".join(source.choices(WORDS, k=source.randrange(4, most_tokens)))
     body: dict[str, Any] = {"max_tokens": source.randrange(1, most_tokens), "temperature": 0}
     if source.random() < 0.3:
         return Question(CHAT, {**body, "messages": [{"role": "user", "content": text}]})
@@ -113,9 +119,9 @@ class Clients:
             elif draw < 0.65:
                 await self._known_answer(source)
             else:
-                await self._complete(question(source, 33).streamed(source.random() < 0.5), source)
+                await self._complete(question(source, LONGEST).streamed(source.random() < 0.5), source)
         except Exception as error:
-            self._soak.faults.append(f"request {number}: {type(error).__name__}: {error}")
+            self._soak.fault(f"request {number}: {type(error).__name__}: {error}")
         self._soak.resident.append(self._server.resident_bytes())
 
     async def _complete(self, body: dict[str, Any], source: random.Random) -> None:
@@ -142,7 +148,7 @@ class Clients:
 
     async def _abandon(self, source: random.Random) -> None:
         """Leave before the body is sent, after a moment, or after some pieces of a stream."""
-        asked, stream = question(source, 400), source.random() < 0.5
+        asked, stream = question(source, 10 * LONGEST), source.random() < 0.5
         connection, reply = self._server.connection(), Reply()
         pieces = source.randrange(1, 12) if stream and source.random() < 0.5 else None
         moment = source.choice((0.0, source.uniform(0, 0.2), source.uniform(0, 3)))
@@ -176,7 +182,7 @@ class Clients:
 
 async def soak_server(server: Served, soak: Soak, *, requests: int, clients: int, slots: int, seed: int) -> list[str]:
     """Returns the answers to the known questions."""
-    fixed = [question(random.Random(seed + at), 33) for at in range(8)]
+    fixed = [question(random.Random(seed + at), LONGEST) for at in range(8)]
     known = [(await answer(server, one.path, one.streamed(False))).text for one in fixed]
     crowd, numbers = Clients(server, soak, fixed, known), itertools.count()
 
@@ -241,7 +247,7 @@ async def end_by_sigterm(server: Served, soak: Soak, slots: int) -> None:
     server.process.send_signal(signal.SIGTERM)
     for at, found in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
         if isinstance(found, BaseException):
-            soak.faults.append(f"SIGTERM broke client {at} off: {found!r}")
+            soak.fault(f"SIGTERM broke client {at} off: {found!r}")
             continue
         ended = found.is_whole and found.finish_reason == "length" and found.error is None
         told = found.error is not None and "shutting down" in str(found.error.get("message"))
@@ -263,7 +269,7 @@ async def kill_in_mid_stream(server: Served, soak: Soak) -> None:
 
 
 async def first_answer(server: Served, soak: Soak, known: list[str], seed: int) -> None:
-    asked = question(random.Random(seed), 33)
+    asked = question(random.Random(seed), LONGEST)
     reply = await answer(server, asked.path, asked.streamed(False))
     soak.check(reply.text == known[0], f"after kill -9 and a restart: {reply} in place of {known[0]!r}")
 
@@ -325,7 +331,7 @@ def check_log(log: Path, soak: Soak) -> None:
     statuses: Counter[int] = Counter()
     for line in log.read_text(encoding="utf-8").splitlines():
         if not line.startswith("{"):
-            soak.faults.append(f"the log has {line[:200]}")
+            soak.fault(f"the log has {line[:200]}")
             continue
         entry = json.loads(line)
         statuses[entry.get("status", 0)] += 1

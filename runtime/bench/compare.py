@@ -10,7 +10,7 @@ from typing import Any
 from megrez.runtime.errors import UsageError
 
 Result = dict[str, Any]
-_ENVIRONMENT = ("bundle", "bundle_sha256", "threads", "cpu", "cores", "python")
+_ENVIRONMENT = ("bundle", "bundle_sha256", "target", "threads", "slots", "context", "model", "cpu", "cores", "python")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from megrez.runtime.bench.bandwidth import CPU_ENGINES, bandwidth_share, read_bandwidth
+from megrez.runtime.bench.connection import Address
 from megrez.runtime.bench.dataset import Sample, read_dataset
 from megrez.runtime.bench.drive import Note, StoppedError, run_workload
 from megrez.runtime.bench.environment import describe_environment, load_average, peak_rss_bytes
@@ -28,6 +29,7 @@ Result = dict[str, Any]
 INTERRUPTED = "interrupted by Ctrl-C"
 # Of prompts whose vocabulary is not known: every language model has more tokens than this.
 SMALL_VOCABULARY = 10_000
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def run_latency(
@@ -136,8 +138,9 @@ def run_remote(
             await run_workload(client, workload, repetitions, note=note)
 
     stopped = _finish(run(), repetitions)
-    environment["load_average_after"] = load_average()
-    return _loaded(load, repetitions, stopped, "http") | {"environment": environment}
+    result = _loaded(load, repetitions, stopped, "http")
+    is_here = Address.parse(url).host in _THIS_MACHINE
+    return _with_bandwidth(result, environment, bundle if is_here else None, default_threads(), decode=(0, 0, 0))
 
 
 def _context(bundle: Bundle, workload: Workload) -> int | None:
@@ -181,13 +184,15 @@ def _loaded(load: Load, repetitions: list[list[Record]], stopped: str | None, cl
 
 
 def _with_bandwidth(
-    result: Result, environment: Result, bundle: Bundle, threads: int, *, decode: tuple[float, float, float]
+    result: Result, environment: Result, bundle: Bundle | None, threads: int, *, decode: tuple[float, float, float]
 ) -> Result:
-    """decode: steps, cached tokens of all their sequences, and seconds."""
+    """bundle: what runs on this machine, if that is known. decode: steps, cached tokens of all their sequences, and
+    seconds; no steps where they are not known.
+    """
     environment["load_average_after"] = load_average()
-    bandwidth = read_bandwidth(threads) if bundle.manifest.engine in CPU_ENGINES else None
-    share = None
-    if bandwidth is not None:
+    share = bandwidth = None
+    if bundle is not None and bundle.manifest.engine in CPU_ENGINES:
+        bandwidth = read_bandwidth(threads)
         steps, cached, seconds = decode
         share = bandwidth_share(
             bundle.manifest, decode_steps=steps, cached_tokens=cached, seconds=seconds, bandwidth=bandwidth

@@ -84,6 +84,7 @@ def bench_command(
     Prompts are random tokens unless there is a --dataset, and answers to them do not end early.
     """
     from megrez.runtime.bench import run
+    from megrez.runtime.bench.settings import REPEAT
     from megrez.runtime.bundle import open_bundle
 
     given = given_options()
@@ -106,7 +107,7 @@ def bench_command(
             opened,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
-            repeat=given.get("repeat", 3),
+            repeat=given.get("repeat", REPEAT),
             slots=slots or 1,
             context=context,
             threads=threads,

@@ -1,6 +1,7 @@
 """What the client makes of a server's bytes, sent by a socket that says what it is told; nothing here is timed."""
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import socket
@@ -84,7 +85,7 @@ def run(scripted: Scripted, asks: int = 1, *, timeout_s: float = 60.0, **options
     async def go():
         server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        target = await find_target(url, model=None, api_key="key", timeout_s=timeout_s)
+        target = dataclasses.replace(await find_target(url, model=None, api_key="key"), timeout_s=timeout_s)
         try:
             async with HttpClient(target, clock=lambda: float(next(ticks)), **chosen) as client:
                 return [await client.send(ASK) for _ in range(asks)]

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from megrez.runtime.bench.drive import Note
+from megrez.runtime.bench.table import load_table
 from megrez.runtime.commands.bench import bench_command
 from megrez.runtime.engines import MODULES
 from megrez.runtime.errors import MegrezError
@@ -83,7 +84,7 @@ def test_the_card_is_compared_by_both_of_its_rates(make_bundle, manifest, byte_l
     assert (found["completed"], found["prompt_tokens"], found["output_tokens"]) == (2, 256, 256)
     assert found["card_output_ratio"] == found["aggregate_output_tokens_per_s"] / 1159.93
     assert found["card_total_ratio"] == found["total_tokens_per_s"] / 2329.4
-    shown = bench(bundle, "--preset", "megrez-card", "--requests", 1).stdout
+    shown = load_table(found)
     assert "1159.9" in shown and "2329.4" in shown and "A100" in shown
 
 
@@ -196,18 +197,19 @@ def test_a_model_that_a_server_has_not_is_said_before_anything_is_measured(serve
     assert_one_line_error(done, 1, "every request of the warm-up failed: status 404")
 
 
-def test_two_results_are_compared_and_unlike_ones_refused(bundle, tmp_path):
+def test_two_results_are_compared_and_unlike_ones_refused(bundle, engine, tmp_path, capsys):
     a, b, c = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
     for file, requests in ((a, 4), (b, 4), (c, 5)):
-        bench(bundle, "--requests", requests, *SMALL, "--json-file", file)
-    done = bench("compare", a, b, "--json")
-    assert done.returncode == 0, done.stderr
+        run_here(bundle, "--requests", requests, *SMALL, "--json-file", file)
+    capsys.readouterr()
+    run_here("compare", a, b, "--json")
+    done = capsys.readouterr().out
     medians = [json.loads(file.read_text())["requests_per_s"] for file in (a, b)]
-    (row,) = [one for one in json.loads(done.stdout)["figures"] if one["figure"] == "requests_per_s"]
+    (row,) = [one for one in json.loads(done)["figures"] if one["figure"] == "requests_per_s"]
     assert (row["a"], row["b"], row["ratio"]) == (*medians, medians[1] / medians[0])
-    assert "B / A" in bench("compare", a, b).stdout
-    refused = bench("compare", a, c)
-    assert_one_line_error(refused, 2, "requests is 4 in a.json and 5 in c.json")
+    run_here("compare", a, b)
+    assert "B / A" in capsys.readouterr().out
+    assert_one_line_error(bench("compare", a, c), 2, "requests is 4 in a.json and 5 in c.json")
 
 
 @pytest.mark.parametrize(
