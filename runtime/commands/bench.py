@@ -40,6 +40,9 @@ class BenchCommand(click.Command):
             return compare_command.make_context(f"{info_name} compare", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
+    def invoke(self, context: click.Context) -> Any:
+        return super().invoke(context) if context.command is self else context.command.invoke(context)
+
 
 @click.command("bench", cls=BenchCommand)
 @click.argument("bundle", metavar="BUNDLE", required=False)
