@@ -180,8 +180,11 @@ class Clients:
         writer.close()
 
 
-async def soak_server(server: Served, soak: Soak, *, requests: int, clients: int, slots: int, seed: int) -> list[str]:
+async def soak_server(
+    server: Served, soak: Soak, *, requests: int, clients: int, slots: int, context: int, seed: int
+) -> list[str]:
     """Returns the answers to the known questions."""
+    await fill(server, slots, context)
     fixed = [question(random.Random(seed + at), LONGEST) for at in range(8)]
     known = [(await answer(server, one.path, one.streamed(False))).text for one in fixed]
     crowd, numbers = Clients(server, soak, fixed, known), itertools.count()
@@ -197,6 +200,13 @@ async def soak_server(server: Served, soak: Soak, *, requests: int, clients: int
     soak.check(again == known, f"the answers differ at the end: {again} in place of {known}")
     check_memory(soak)
     return known
+
+
+async def fill(server: Served, slots: int, context: int) -> None:
+    """Touch the whole KV cache, whose pages are not resident before."""
+    prompts = [random.Random(at).choices(range(1000), k=context - 1) for at in range(slots)]
+    bodies = [{"prompt": prompt, "max_tokens": 1} for prompt in prompts]
+    await asyncio.gather(*(answer(server, COMPLETIONS, body) for body in bodies))
 
 
 async def check_slots(server: Served, soak: Soak, slots: int) -> None:
@@ -285,17 +295,22 @@ def _progress(requests: int, soak: Soak) -> None:
 @click.option("--requests", default=500, show_default=True)
 @click.option("--clients", default=16, show_default=True, help="Requests in flight.")
 @click.option("--slots", default=4, show_default=True)
+@click.option("--context", type=click.IntRange(min=64), default=512, show_default=True, help="Tokens of a slot.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json-file", type=click.Path(path_type=Path))
-def main(bundle: Path, requests: int, clients: int, slots: int, seed: int, json_file: Path | None) -> None:
+def main(
+    bundle: Path, requests: int, clients: int, slots: int, context: int, seed: int, json_file: Path | None
+) -> None:
     soak, environment = Soak(), describe_environment(open_bundle(bundle), None)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        options = ("--slots", slots, "--drain", 3)
+        options = ("--slots", slots, "--context", context, "--drain", 1)
         with served(bundle, log, *options) as server:
             port = server.address.port
-            known = asyncio.run(soak_server(server, soak, requests=requests, clients=clients, slots=slots, seed=seed))
+            known = asyncio.run(
+                soak_server(server, soak, requests=requests, clients=clients, slots=slots, context=context, seed=seed)
+            )
             asyncio.run(end_by_sigterm(server, soak, slots))
         with served(bundle, log, *options, port=port) as server:
             asyncio.run(kill_in_mid_stream(server, soak))
@@ -311,6 +326,7 @@ def main(bundle: Path, requests: int, clients: int, slots: int, seed: int, json_
         "requests": requests,
         "clients": clients,
         "slots": slots,
+        "context": context,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 1),
         "restart_to_first_answer_s": round(restart_s, 2),
