@@ -47,7 +47,7 @@ WORDS = (
     "sees",
     "stone",
 )
-LONGEST = 33
+LONGEST, LONGEST_TEXT = 33, 20_000
 # Resident memory may grow by so much after the warm-up: allocators keep what the largest step so far needed.
 FLAT_SHARE, FLAT_BYTES = 0.02, 8 << 20
 MALFORMED: list[tuple[str, dict[str, Any] | bytes, int]] = [
@@ -58,7 +58,7 @@ MALFORMED: list[tuple[str, dict[str, Any] | bytes, int]] = [
     (COMPLETIONS, {"prompt": "a", "max_tokens": -1}, 400),
     (COMPLETIONS, {"prompt": "a", "temperature": 1e308, "stream": True}, 400),
     (COMPLETIONS, {"prompt": [10**12], "stream": True}, 400),
-    (COMPLETIONS, {"prompt": "a " * 20_000}, 400),
+    (COMPLETIONS, {"prompt": "a " * LONGEST_TEXT}, 400),
     (COMPLETIONS, {"prompt": "a", "model": "another"}, 404),
     (CHAT, {"messages": []}, 400),
     (CHAT, {"messages": [{"role": "user", "content": 7}], "stream": True}, 400),
@@ -203,10 +203,15 @@ async def soak_server(
 
 
 async def fill(server: Served, slots: int, context: int) -> None:
-    """Touch the whole KV cache, whose pages are not resident before."""
+    """Touch the whole KV cache, whose pages are not resident before, and let every thread that tokenizes read the longest
+    text: each keeps the memory that this needs.
+    """
     prompts = [random.Random(at).choices(range(1000), k=context - 1) for at in range(slots)]
     bodies = [{"prompt": prompt, "max_tokens": 1} for prompt in prompts]
     await asyncio.gather(*(answer(server, COMPLETIONS, body) for body in bodies))
+    longest = {"prompt": "a " * LONGEST_TEXT}
+    for _ in range(4):
+        await asyncio.gather(*(answer(server, COMPLETIONS, longest) for _ in range(16)))
 
 
 async def check_slots(server: Served, soak: Soak, slots: int) -> None:
