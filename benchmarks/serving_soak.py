@@ -203,8 +203,8 @@ async def soak_server(
 
 
 async def fill(server: Served, slots: int, context: int) -> None:
-    """Touch the whole KV cache, whose pages are not resident before, and let every thread that tokenizes read the longest
-    text: each keeps the memory that this needs.
+    """Touch the whole KV cache, whose pages are not resident before, and let every thread that tokenizes read the
+    longest text: each keeps the memory that this needs.
     """
     prompts = [random.Random(at).choices(range(1000), k=context - 1) for at in range(slots)]
     bodies = [{"prompt": prompt, "max_tokens": 1} for prompt in prompts]
