@@ -238,7 +238,12 @@ def test_masks_accept_what_the_schema_accepts_and_nothing_else(compiler, text) -
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"type": "strin"}, "strin"),
-        ({"$ref": "https://example.com/a.json"}, "example.com"),
+        ({"$ref": "https://example.com/a.json"}, '"\\$ref" at # .*example.com'),
+        ({"properties": {"a": {"$ref": "b.json#/c"}}}, '"\\$ref" at #/properties/a .*b.json'),
+        ({"$id": "http://a/b", "items": {"$ref": "c"}}, '"\\$ref" at #/items'),
+        ({"$ref": "http://[/#a"}, "no URI"),
+        ({"enum": []}, 'empty "enum" at #'),
+        ({"items": {"anyOf": []}}, 'empty "anyOf" at #/items'),
         (False, "false"),
         ("{", "not JSON"),
         ("[]", "give an object"),
@@ -248,6 +253,20 @@ def test_a_schema_that_cannot_be_honoured_is_refused_by_name(compiler, schema, n
     with pytest.raises(UsageError, match=name) as caught:
         compiler.compile(Guided(json_schema=schema))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/word", "#word", "other#/$defs/word", "http://a/other#word", "other"])
+def test_references_within_the_schema_are_followed(compiler, text, reference) -> None:
+    word = {"$anchor": "word", "type": "string", "maxLength": 2}
+    other = {"$id": "other", "$defs": {"word": word}, "$ref": "#word"}
+    schema = {
+        "$id": "http://a/b",
+        "$defs": {"word": word, "other": other},
+        "type": "array",
+        "items": {"$ref": reference},
+    }
+    assert decides(compiler, text, Guided(json_schema=schema), '["ab"]')
+    assert not decides(compiler, text, Guided(json_schema=schema), '["abc"]')
 
 
 def test_a_schema_thousands_of_levels_deep_is_refused(compiler) -> None:
