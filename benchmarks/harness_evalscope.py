@@ -49,8 +49,13 @@ def evaluate(url: str, model: str, folder: Path, concurrent: int, *, stream: boo
     run_task(config)
     (report,) = (json.loads(path.read_text()) for path in work.rglob("reports/**/*.json"))
     lines = [line for path in work.rglob("predictions/**/*.jsonl") for line in path.read_text().splitlines()]
-    answers = {found["index"]: found["model_output"]["choices"][0]["message"]["content"] for found in map(json.loads, lines)}
-    return {"report": report, "answers": answers}
+    return {"report": report, "answers": dict(map(answer, lines))}
+
+
+def answer(line: str) -> tuple[int, str]:
+    """The question's number and the model's answer, from a line of evalscope's predictions."""
+    found = json.loads(line)
+    return found["index"], found["model_output"]["choices"][0]["message"]["content"]
 
 
 def main() -> None:
@@ -64,14 +69,13 @@ def main() -> None:
         lines = [json.dumps({"query": query, "response": response}) + "\n" for query, response in QUESTIONS]
         (folder / "questions.jsonl").write_text("".join(lines))
         with serving(options.megrez, options.bundle, options.concurrent) as url:
-            plain, streamed = (
-                evaluate(url, options.bundle.name, folder, options.concurrent, stream=stream) for stream in (False, True)
-            )
+            plain = evaluate(url, options.bundle.name, folder, options.concurrent, stream=False)
+            streamed = evaluate(url, options.bundle.name, folder, options.concurrent, stream=True)
     print("evalscope", version("evalscope"))
     for metric in plain["report"]["metrics"]:
         print(f"{metric['name']}: {metric['score']}")
     same = plain["answers"] == streamed["answers"]
-    answered = sum(bool(answer) for answer in plain["answers"].values())
+    answered = sum(map(bool, plain["answers"].values()))
     print(f"{answered} of {len(QUESTIONS)} answered; streamed answers {'are the same' if same else 'differ'}")
     sys.exit(not same or answered != len(QUESTIONS))
 
