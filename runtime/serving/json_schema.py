@@ -1,7 +1,6 @@
-"""Which JSON schemas can be honoured to the letter, and the first keyword that cannot; compiles nothing.
+"""Refuses JSON schemas with keywords that guided output cannot enforce; compiles nothing.
 
-A keyword that nobody checks must not look as if it were: what is unknown here is refused, where JSON Schema would
-ignore it.
+Unknown keywords are refused too, which JSON Schema would ignore: they must not look as if they were enforced.
 """
 
 import json
@@ -12,13 +11,13 @@ from urllib.parse import urldefrag, urljoin
 from megrez.runtime.errors import UsageError
 from megrez.runtime.guided import Schema
 
-# Keywords that llguidance 1.9 honours, or refuses itself where it cannot honour their value.
+# Keywords that llguidance 1.9 enforces, or refuses itself where it cannot enforce their value.
 _HONOURED = """
     $ref type enum const anyOf oneOf allOf items prefixItems additionalItems minItems maxItems properties required
     additionalProperties patternProperties minProperties maxProperties minLength maxLength pattern format minimum
     maximum exclusiveMinimum exclusiveMaximum multipleOf
 """
-# Keywords that demand nothing of a value. OpenAPI's discriminator only says which branch of a union to look at first.
+# Keywords that constrain no value. OpenAPI's discriminator only names the branch of a union to try first.
 _ANNOTATIONS = """
     $schema $id $anchor $comment $defs definitions title description default example examples deprecated readOnly
     writeOnly discriminator
@@ -30,7 +29,7 @@ _SINGLE = ("items", "additionalItems", "additionalProperties")
 
 
 def read_schema(given: Schema | str) -> dict[str, Any]:
-    """A copy of the schema as an object; UsageError names the keyword, and its place, that cannot be honoured."""
+    """A copy of the schema as an object; UsageError names a keyword that cannot be enforced, with its JSON pointer."""
     try:
         schema = json.loads(given if isinstance(given, str) else json.dumps(given))
     except (TypeError, ValueError, RecursionError) as error:
@@ -48,7 +47,7 @@ def read_schema(given: Schema | str) -> dict[str, Any]:
 
 
 def subschemas(schema: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every schema object within, the whole included: its place as a JSON pointer, its base URI, and the object."""
+    """The schema and all its subschemas, each with its JSON pointer and its base URI."""
     todo = [("#", "", schema)]
     while todo:
         place, base, node = todo.pop()
@@ -72,7 +71,7 @@ def _check(place: str, node: Mapping[str, Any]) -> None:
     unknown = [key for key in unknown if not key.startswith("x-") or key == "x-guidance"]
     if unknown:
         raise UsageError(
-            f"the JSON schema uses {json.dumps(unknown[0])} at {place}, which guided output cannot honour: leave it out"
+            f"the JSON schema uses {json.dumps(unknown[0])} at {place}, which cannot be enforced: leave it out"
         )
     for key in ("enum", "anyOf", "oneOf"):
         if node.get(key) == []:

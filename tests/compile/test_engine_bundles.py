@@ -109,7 +109,7 @@ def test_what_cannot_be_asked_of_a_staged_bundle(staged: Path, megrez_compile: A
     output = ("-o", tmp_path / "b")
     for options, said in (
         (("--target", "trt-fp8", *output), "was staged for trt-int8, not trt-fp8: leave --target out"),
-        (("--context", 9, *output), "is staged already, --context belongs to that stage: leave it out"),
+        (("--context", 9, *output), "is a staged bundle, --context was settled when it was written: leave it out"),
         (("-o", staged), "is the staged bundle itself: choose another -o"),
         (("--arch", "orin", *output), "cannot build ahead of time for sm_87 (orin)"),
     ):
@@ -143,7 +143,7 @@ def run_plain(*args: object) -> subprocess.CompletedProcess[str]:
         (("--target", "cpu-int4", "--batch", 2), "are for TensorRT engines, cpu-int4 builds none"),
         (("--target", "cpu-int4", "--arch", "orin"), "--arch names NVIDIA devices, cpu-int4 is for any CPU"),
         (("--target", "trt-fp8", "--stage", "onnx", "--batch", 2), "are for TensorRT engines, trt-fp8 builds none"),
-        ((), "--target is missing: name one, --list-targets shows them all"),
+        ((), "--target is missing: name one of those that  megrez-compile --list-targets  shows"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_any_work(

@@ -1,6 +1,6 @@
 """Valid requests with one to three parts replaced by junk, and clients that misbehave: never a 500 or a stuck slot.
 
-A new field of an endpoint is one line in WHOLE.
+A new field of an endpoint is one line in WHOLE, or in CHOICES where it excludes others.
 """
 
 import contextlib
@@ -78,7 +78,45 @@ WHOLE: dict[str, dict[str, Any]] = {
     "/tokenize": {"model": "tiny", "prompt": "hi", "add_special_tokens": False},
     "/detokenize": {"model": "tiny", "tokens": [1, 2, 3]},
 }
-WHOLE_TOKENIZED_MESSAGES = {"messages": MESSAGES, "add_generation_prompt": True}
+# Fields of which a request has one at most.
+PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+FUNCTION = {"type": "function", "function": {"name": "f", "description": "d", "parameters": PERSON, "strict": True}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"age": 1}'}}
+RESULT = [
+    *MESSAGES,
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "x"},
+]
+TOOL = {"name": "f", "description": "d", "input_schema": PERSON}
+USE = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"age": 1}}
+USED = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "x"}]}
+BLOCKS = [*MESSAGES[1:], {"role": "assistant", "content": [USE]}, {"role": "user", "content": [USED]}]
+GUIDED: list[dict[str, Any]] = [
+    {"response_format": JSON_SCHEMA},
+    {"response_format": {"type": "json_object"}},
+    {"guided_json": PERSON},
+    {"guided_regex": "[a-c]{2}"},
+    {"guided_choice": ["yes", "no"]},
+    {"guided_grammar": 'start: "a" | "b"'},
+    {"structured_outputs": {"regex": "[a-c]{2}"}},
+]
+CHOICES: dict[str, list[dict[str, Any]]] = {
+    "/v1/completions": [*GUIDED, {"prompt": ["hi", "there"]}, {"prompt": "hi", "best_of": None}, {"prompt": [1, 2]}],
+    "/v1/chat/completions": [
+        *GUIDED,
+        {"tools": [FUNCTION], "tool_choice": "auto", "parallel_tool_calls": True, "messages": RESULT},
+        {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ],
+    "/v1/messages": [
+        {"tools": [TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}, "messages": BLOCKS},
+        {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}},
+        {"output_config": {"format": {"type": "json_schema", "schema": PERSON}}},
+    ],
+    "/v1/messages/count_tokens": [{"tools": [TOOL], "messages": BLOCKS}],
+    "/tokenize": [{"prompt": None, "messages": MESSAGES, "add_generation_prompt": True, "tools": [FUNCTION]}],
+    "/detokenize": [{"tokens": []}],
+}
 JUNK: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, -(10**400), 0.5, -0.0, 1e-320, 1e308,
     float("nan"), float("inf"), float("-inf"), "", " ", "a", "0", "true", "null", "\x00", "\ud800", "a\udfffb", "é" * 3,
@@ -135,8 +173,8 @@ def check(path: str, status: int, kind: str, read: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    """A context of few tokens: where junk takes the limit away, an answer is as long as that."""
-    with serving(fake_llm(folder, slots=4, capacity=96)) as running:
+    """A short context: where junk takes max_tokens away, an answer fills it."""
+    with serving(fake_llm(folder, slots=4, capacity=700)) as running:
         yield running
 
 
@@ -146,36 +184,37 @@ def connection(server: Running) -> Iterator[http.client.HTTPConnection]:
         yield connection
 
 
+def trial(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> None:
+    status, kind, read = post(connection, path, json.dumps(body).encode())
+    try:
+        check(path, status, kind, read)
+    except AssertionError as error:
+        raise AssertionError(f"{body!r} got {status}: {read!r:.200}") from error
+
+
 @pytest.mark.parametrize("path", WHOLE)
-def test_the_whole_request_is_answered(connection, path):
-    status, _, read = post(connection, path, json.dumps(WHOLE[path]).encode())
-    assert status == 200, read
+def test_whole_requests_are_answered(connection, path):
+    for choice in ({}, *CHOICES[path]):
+        status, _, read = post(connection, path, json.dumps(WHOLE[path] | choice).encode())
+        assert status == 200, (choice, read)
 
 
 @pytest.mark.parametrize("path", WHOLE)
 def test_junk_in_every_field(connection, path):
     source = random.Random(path)
-    for name in WHOLE[path]:
-        for value in source.sample(JUNK, 12):
-            found = post(connection, path, json.dumps(WHOLE[path] | {name: value}).encode())
-            try:
-                check(path, *found)
-            except AssertionError as error:
-                raise AssertionError(f"{name}={value!r:.60} got {found[0]}: {found[2]!r:.200}") from error
+    names = dict.fromkeys(name for fields in (WHOLE[path], *CHOICES[path]) for name in fields)
+    for name in names:
+        for value in source.sample(JUNK, 8):
+            trial(connection, path, WHOLE[path] | {"n": 1, name: value})
 
 
 @pytest.mark.parametrize("path", WHOLE)
 def test_spoiled_requests(connection, path):
     source = random.Random(path)
     for _ in range(100):
-        whole = WHOLE[path] | (WHOLE_TOKENIZED_MESSAGES if path == "/tokenize" and source.random() < 0.5 else {})
+        whole = WHOLE[path] | source.choice(({}, *CHOICES[path]))
         whole |= {"stream": source.random() < 0.3, "echo": False} if path.startswith("/v1") else {}
-        body = spoil(source, whole)
-        found = post(connection, path, json.dumps(body).encode())
-        try:
-            check(path, *found)
-        except AssertionError as error:
-            raise AssertionError(f"{body!r} got {found[0]}: {found[2]!r:.200}") from error
+        trial(connection, path, spoil(source, whole))
 
 
 def test_spoiled_bytes(connection):
