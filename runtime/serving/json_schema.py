@@ -10,6 +10,7 @@ from urllib.parse import urldefrag, urljoin
 
 from megrez.runtime.errors import UsageError
 from megrez.runtime.guided import Schema
+from megrez.runtime.serving.json_formats import spell_out_format
 
 # Keywords that llguidance 1.9 enforces, or refuses itself where it cannot enforce their value.
 _HONOURED = """
@@ -43,15 +44,17 @@ def read_schema(given: Schema | str) -> dict[str, Any]:
     for place, base, node in found:
         _check(place, node)
         _check_reference(place, base, node, documents)
+    for _, _, node in found:
+        spell_out_format(node)
     return schema
 
 
-def subschemas(schema: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def subschemas(schema: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """The schema and all its subschemas, each with its JSON pointer and its base URI."""
     todo = [("#", "", schema)]
     while todo:
         place, base, node = todo.pop()
-        if not isinstance(node, Mapping):
+        if not isinstance(node, dict):
             continue
         if isinstance(node.get("$id"), str):
             base = _document(base, node["$id"])

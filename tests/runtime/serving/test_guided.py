@@ -269,6 +269,23 @@ def test_references_within_the_schema_are_followed(compiler, text, reference) ->
     assert not decides(compiler, text, Guided(json_schema=schema), '["abc"]')
 
 
+@pytest.mark.parametrize(
+    ("form", "right", "wrong"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "2024-02-30", "2024-04-31"]),
+        ("time", ["23:59:59Z", "00:00:00.5+14:00"], ["23:58:60Z", "24:00:00Z", "12:00:00", "12:00:00+24:00"]),
+        ("date-time", ["2024-02-29T00:00:00z"], ["2023-02-29T00:00:00Z", "2024-02-29T00:00:60Z", "2024-02-29"]),
+        ("hostname", ["a", "a-b.c1", f"{'a' * 63}.b"], ["-a", "a-", "a..b", "xn--X", "a" * 64, "a." * 127 + "ab"]),
+    ],
+)
+def test_formats_are_enforced_to_the_letter(compiler, text, form, right, wrong) -> None:
+    schema = Guided(json_schema={"type": "string", "format": form})
+    assert [decides(compiler, text, schema, json.dumps(one)) for one in right] == [True] * len(right)
+    assert [decides(compiler, text, schema, json.dumps(one)) for one in wrong] == [False] * len(wrong)
+    both = Guided(json_schema={"type": "string", "format": form, "pattern": f"^{right[0]}$", "maxLength": 300})
+    assert [decides(compiler, text, both, json.dumps(one)) for one in right] == [True] + [False] * (len(right) - 1)
+
+
 def test_a_schema_thousands_of_levels_deep_is_refused(compiler) -> None:
     with pytest.raises(UsageError):
         compiler.compile(Guided(json_schema='{"items":' * 3000 + "true" + "}" * 3000))
