@@ -79,6 +79,15 @@ def test_a_host_that_is_no_python(probe, library, bundles, python, steps):
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+def test_the_python_of_the_environment_that_the_library_lies_in_is_found(probe, library, bundles, python):
+    """As PREFIX/lib/pythonX.Y/site-packages/megrez/runtime/capi/libmegrez.so."""
+    folder = python.parents[1] / "lib" / "python3" / "site" / "megrez" / "runtime" / "capi"
+    folder.mkdir(parents=True)
+    copied = shutil.copy(library, folder)
+    done = run(probe, copied, bundles["fake"], "survives_dlclose", python="")
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
