@@ -2,7 +2,7 @@
  *
  * host.call(name, arguments) returns (status, value) and raises nothing; value is the message of an error.
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #include "include/megrez.h"
 #include "python.h"
 
@@ -35,7 +35,13 @@ static megrez_status fail_null(const char *function, const char *argument) {
     return fail(MEGREZ_ERROR_USAGE, message);
 }
 
-static megrez_status fail_memory(void) { return fail(MEGREZ_ERROR_SYSTEM, "out of memory: close a model, or free pieces"); }
+static megrez_status fail_memory(void) {
+    return fail(MEGREZ_ERROR_SYSTEM, "out of memory: close a model, or free pieces");
+}
+
+static megrez_status fail_count(void) {
+    return fail(MEGREZ_ERROR_USAGE, "count is larger than memory: give fewer elements");
+}
 
 uint32_t megrez_abi_version(void) { return MEGREZ_ABI_VERSION; }
 const char *megrez_version(void) { return MEGREZ_PACKAGE_VERSION; }
@@ -51,6 +57,12 @@ typedef struct {
     PyObject *value;  /* borrowed from it */
 } call;
 
+static void release_error(PyObject *type, PyObject *error, PyObject *trace) {
+    if (type) megrez_py.Py_DecRef(type);
+    if (error) megrez_py.Py_DecRef(error);
+    if (trace) megrez_py.Py_DecRef(trace);
+}
+
 /* The error that is set, as a failure of ours. */
 static megrez_status fail_python(megrez_status status, const char *what) {
     char message[MEGREZ_MESSAGE_SIZE];
@@ -62,9 +74,8 @@ static megrez_status fail_python(megrez_status status, const char *what) {
     snprintf(message, sizeof message, "%s (%s)", what, text ? text : "no message");
     message[strcspn(message, "\n")] = 0;
     megrez_py.PyErr_Clear();
-    PyObject *const owned[] = {type, error, trace, shown};
-    for (size_t at = 0; at < sizeof owned / sizeof *owned; at++)
-        if (owned[at]) megrez_py.Py_DecRef(owned[at]);
+    if (shown) megrez_py.Py_DecRef(shown);
+    release_error(type, error, trace);
     return fail(status, message);
 }
 
@@ -76,8 +87,8 @@ static megrez_status enter(call *made, bool start) {
         made->answer = made->value = NULL;
         return MEGREZ_OK;
     case MEGREZ_PYTHON_FORKED:
-        return fail(MEGREZ_ERROR_FORKED, "this process was forked from one that uses libmegrez: use it in one of the two "
-                                         "only, and open models after the fork");
+        return fail(MEGREZ_ERROR_FORKED, "this process was forked from one that uses libmegrez: use it in one of the "
+                                         "two only, and open models after the fork");
     case MEGREZ_PYTHON_NOT_STARTED:
         return fail(MEGREZ_ERROR_HANDLE, "the handle is not open, and no other is: open a model first");
     default:
@@ -97,7 +108,11 @@ static PyObject *import_host(void) {
     if (host || !megrez_python_is_ours()) return host;
     PyObject *type = NULL, *error = NULL, *trace = NULL;
     megrez_py.PyErr_Fetch(&type, &error, &trace);
-    if (!megrez_python_add_own_packages()) return NULL;
+    if (!megrez_python_add_own_packages()) {
+        megrez_py.PyErr_Restore(type, error, trace);
+        return NULL;
+    }
+    release_error(type, error, trace);
     return megrez_py.PyImport_ImportModule(HOST);
 }
 
@@ -106,8 +121,10 @@ static megrez_status ask(call *made, const char *name, const char *format, ...) 
     PyObject *host = import_host();
     PyObject *function = host ? megrez_py.PyObject_GetAttrString(host, name) : NULL;
     if (host) megrez_py.Py_DecRef(host);
-    if (!function) return fail_python(MEGREZ_ERROR_PYTHON, "Python runs and has no working megrez-compile: run  pip install "
-                                                           "megrez-compile  for it");
+    if (!function) {
+        return fail_python(MEGREZ_ERROR_PYTHON, "Python runs and has no working megrez-compile: run  pip install "
+                                                "megrez-compile  for it");
+    }
     va_list arguments;
     va_start(arguments, format);
     PyObject *given = megrez_py.Py_VaBuildValue(format, arguments);
@@ -279,7 +296,7 @@ megrez_status megrez_detokenize(megrez_model *model, const int32_t *tokens, size
     *text = NULL;
     if (size) *size = 0;
     if (!tokens && count) return fail_null(__func__, "tokens");
-    if (count > PTRDIFF_MAX / sizeof *tokens) return fail(MEGREZ_ERROR_USAGE, "count is larger than memory: give fewer tokens");
+    if (count > PTRDIFF_MAX / sizeof *tokens) return fail_count();
     CALL_BYTES(text, size, "detokenize", false, "(KN)", NUMBER(model), new_bytes(tokens, count * sizeof *tokens));
 }
 
@@ -304,7 +321,9 @@ megrez_status megrez_submit(megrez_model *model, const char *prompt, const char 
     CALL_HANDLE(handle, "submit", false, "(Kyy)", NUMBER(model), prompt, request);
 }
 
-megrez_status megrez_submit_chat(megrez_model *model, const char *messages, const char *request, megrez_request **handle) {
+megrez_status megrez_submit_chat(
+    megrez_model *model, const char *messages, const char *request, megrez_request **handle
+) {
     if (!handle) return fail_null(__func__, "handle");
     *handle = NULL;
     CALL_HANDLE(handle, "submit_chat", false, "(Kyy)", NUMBER(model), messages, request);
@@ -366,7 +385,7 @@ megrez_status megrez_wait(megrez_request *const *handles, size_t count, int64_t 
     if (!ready) return fail_null(__func__, "ready");
     *ready = 0;
     if (!handles) return fail_null(__func__, "handles");
-    if (count > PTRDIFF_MAX / sizeof *handles) return fail(MEGREZ_ERROR_USAGE, "count is larger than memory: give fewer handles");
+    if (count > PTRDIFF_MAX / sizeof *handles) return fail_count();
     call made;
     megrez_status status = enter(&made, false);
     if (status != MEGREZ_OK) return status;
@@ -427,7 +446,8 @@ megrez_status megrez_generate(
 }
 
 megrez_status megrez_chat(
-    megrez_model *model, const char *messages, const char *request, megrez_callback callback, void *user_data, char **text
+    megrez_model *model, const char *messages, const char *request, megrez_callback callback, void *user_data,
+    char **text
 ) {
     megrez_request *handle = NULL;
     if (text) *text = NULL;

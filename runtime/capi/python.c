@@ -1,5 +1,5 @@
 /* Finds, loads and starts Python. */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #include "python.h"
 
 #include <dlfcn.h>
@@ -123,8 +123,8 @@ static bool find_program(char *program, char *base, char *message) {
                           " that has megrez-compile", asked);
         }
         if (base_of(program, base) && holds(base, STDLIB)) return true;
-        return refuse(message, SETTING " is %s, which is no Python " VERSION ": libmegrez was built for that version; set "
-                      "it to a python" VERSION " that has megrez-compile", asked);
+        return refuse(message, SETTING " is %s, which is no Python " VERSION ": libmegrez was built for that version; "
+                      "set it to a python" VERSION " that has megrez-compile", asked);
     }
     if (installed_program(program) && base_of(program, base) && holds(base, STDLIB)) return true;
     strcpy(program, MEGREZ_PYTHON_PROGRAM);
@@ -185,8 +185,8 @@ static bool load_python(char *message) {
     if (!find_program(program, base, message)) return false;
     void *library = is_linked ? RTLD_DEFAULT : load_library(base);
     if (!is_linked && !library) {
-        return refuse(message, "the Python of %s has no " MEGREZ_LIBPYTHON ": install its shared library (libpython" VERSION
-                      "), or set " SETTING " to one that has it", program);
+        return refuse(message, "the Python of %s has no " MEGREZ_LIBPYTHON ": install its shared library (libpython"
+                      VERSION "), or set " SETTING " to one that has it", program);
     }
     if (!take_functions(library, message)) return false;
     if (megrez_py.Py_IsInitialized()) return true;

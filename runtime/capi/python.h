@@ -11,10 +11,10 @@
     X(Py_IsInitialized) X(Py_GetVersion) X(Py_PreInitialize) X(PyPreConfig_InitIsolatedConfig)                         \
     X(PyConfig_InitIsolatedConfig) X(PyConfig_SetBytesString) X(PyConfig_Clear) X(Py_InitializeFromConfig)             \
     X(PyStatus_Exception) X(PyEval_SaveThread) X(PyGILState_Ensure) X(PyGILState_Release) X(PyImport_ImportModule)     \
-    X(PyObject_GetAttrString) X(PyObject_CallObject) X(Py_VaBuildValue) X(PyErr_Fetch) X(PyErr_NormalizeException)     \
-    X(PyErr_Clear) X(PyErr_SetInterrupt) X(PyObject_Str) X(PyUnicode_AsUTF8AndSize) X(PyTuple_GetItem)                 \
-    X(PyLong_AsLongLong) X(PyFloat_AsDouble) X(PyBytes_AsStringAndSize) X(Py_DecRef) X(PySys_GetObject)                \
-    X(PyUnicode_DecodeFSDefault) X(PyList_Append) X(PyBytes_FromStringAndSize)
+    X(PyObject_GetAttrString) X(PyObject_CallObject) X(Py_VaBuildValue) X(PyErr_Fetch) X(PyErr_Restore)                \
+    X(PyErr_NormalizeException) X(PyErr_Clear) X(PyErr_SetInterrupt) X(PyObject_Str) X(PyUnicode_AsUTF8AndSize)        \
+    X(PyTuple_GetItem) X(PyLong_AsLongLong) X(PyFloat_AsDouble) X(PyBytes_AsStringAndSize) X(Py_DecRef)                \
+    X(PySys_GetObject) X(PyUnicode_DecodeFSDefault) X(PyList_Append) X(PyBytes_FromStringAndSize)
 
 typedef struct {
 #define MEGREZ_FIELD(name) __typeof__(&name) name;

@@ -149,7 +149,7 @@ MEGREZ_API megrez_status megrez_model_stats(megrez_model *model, megrez_stats *s
 
 /* --- Text --- */
 
-/* Special tokens that are spelled out in the text are recognised; a leading BOS token is added where the model has it. */
+/* Special tokens spelled out in the text are recognised; a leading BOS token is added where the model has it. */
 MEGREZ_API megrez_status megrez_tokenize(megrez_model *model, const char *text, int32_t **tokens, size_t *count);
 /* size: bytes of the text without its final NUL; may be NULL. */
 MEGREZ_API megrez_status megrez_detokenize(megrez_model *model, const int32_t *tokens, size_t count, char **text,

@@ -1,4 +1,4 @@
-// Megrez in C++17: megrez.h with exceptions, and handles that free themselves. Header only; any thread may call anything.
+// Megrez in C++17: megrez.h with exceptions, and handles that free themselves. Any thread may call anything.
 #ifndef MEGREZ_HPP
 #define MEGREZ_HPP
 
@@ -148,11 +148,13 @@ class model {
         return {text, size};
     }
     // options: a JSON object, or empty.
-    std::string generate(const std::string &prompt, const std::string &options = {}, const on_piece &callback = {}) const {
+    std::string generate(
+        const std::string &prompt, const std::string &options = {}, const on_piece &callback = {}) const {
         return follow(megrez_generate, prompt, options, callback);
     }
     // messages: a JSON list.
-    std::string chat(const std::string &messages, const std::string &options = {}, const on_piece &callback = {}) const {
+    std::string chat(
+        const std::string &messages, const std::string &options = {}, const on_piece &callback = {}) const {
         return follow(megrez_chat, messages, options, callback);
     }
     request submit(const std::string &prompt, const std::string &options = {}) const {
@@ -195,7 +197,8 @@ class model {
         }
     }
     template <typename Function>
-    std::string follow(Function function, const std::string &prompt, const std::string &options, const on_piece &callback) const {
+    std::string follow(
+        Function function, const std::string &prompt, const std::string &options, const on_piece &callback) const {
         call made{callback, nullptr};
         char *text = nullptr;
         megrez_status status = function(

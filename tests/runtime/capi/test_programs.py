@@ -107,7 +107,9 @@ def test_a_python_without_the_package(probe, library, bundles, tmp_path):
     program = tmp_path / "bin" / "python"
     program.symlink_to(sys.executable)
     done = run(probe, library, bundles["fake"], "fails_to_open", python=program)
-    assert done.stdout.startswith("Python runs and has no working megrez-compile: run  pip install")
+    told, _ = done.stdout.splitlines()
+    assert told.startswith("Python runs and has no working megrez-compile: run  pip install")
+    assert told.endswith("(No module named 'megrez')")
 
 
 @pytest.fixture(scope="session")
