@@ -69,12 +69,14 @@ KERNEL void block_sums(const uint8_t *codes, int64_t left, const int bits, const
     }
 }
 
-/* The sums of eight blocks in order, from 8 / shared vectors that `shared` blocks each share. */
-KERNEL __m256i eight_sums(const __m256i (*sums)[STREAMED], int i, const int shared) {
-    if (shared == 4) return _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[0][i], sums[1][i]), 0xd8);
-    const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0][i], sums[1][i]), _mm256_hadd_epi32(sums[2][i], sums[3][i]));
+/* The sums of eight blocks in order, of which `left` exist, from 8 / shared vectors that `shared` blocks each share. */
+KERNEL __m256i eight_sums(const __m256i (*v)[STREAMED], int i, const int shared, int64_t left) {
+    if (shared == 4) return _mm256_permute4x64_epi64(_mm256_hadd_epi32(v[0][i], v[1][i]), 0xd8);
+    const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][i], v[1][i]), _mm256_hadd_epi32(v[2][i], v[3][i]));
     if (shared == 2) return _mm256_permutevar8x32_epi32(lower, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4][i], sums[5][i]), _mm256_hadd_epi32(sums[6][i], sums[7][i]));
+    if (left <= 4)
+        return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1)));
+    const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4][i], v[5][i]), _mm256_hadd_epi32(v[6][i], v[7][i]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20),
                             _mm256_permute2x128_si256(lower, upper, 0x31));
 }
@@ -126,7 +128,7 @@ KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t
     UNROLLED
     for (int i = 0; i < count; i++) {
         const int64_t at = (first + i) * blocks + n;
-        const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared));
+        const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared, left));
         const __m256 both = _mm256_mul_ps(scale, eight_floats(all->scales + at, left));
         found[i] = _mm256_fmadd_ps(whole, both, found[i]);
         found[i] = _mm256_fnmadd_ps(shift, eight_floats(all->sums + at, left), found[i]);
