@@ -107,17 +107,17 @@ KERNEL float sum_of(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* Eight blocks from `n` on, or as many as are left. */
-KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t n, const int bits, const int block,
-                             const int count, const megrez_inputs *all, int64_t first, __m256 *found) {
+/* Eight blocks from `n` on, or the last `left`. */
+KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t n, int64_t left, const int bits,
+                             const int block, const int count, const megrez_inputs *all, __m256 *found) {
     const int bytes = block * bits / 8, vectors = bytes > 32 ? bytes / 32 : 1, shared = bytes < 32 ? 32 / bytes : 1;
-    const int64_t blocks = weights->blocks, left = blocks - n, part = megrez_part(bits);
+    const int64_t blocks = weights->blocks, part = megrez_part(bits);
     const uint8_t *codes = weights->codes + (row * blocks + n) * bytes;
     __m256i sums[8][STREAMED];
     UNROLLED
     for (int b = 0; b < 8; b += shared) {
         if (b < left) {
-            const int8_t *inputs = all->codes + megrez_place(bits, all->count, first, (n + b) * block);
+            const int8_t *inputs = all->codes + megrez_place(bits, all->count, 0, (n + b) * block);
             block_sums(codes + b * bytes, (left - b) * bytes, bits, vectors, count, part, inputs, sums[b / shared]);
         } else {
             for (int i = 0; i < count; i++) sums[b / shared][i] = _mm256_setzero_si256();
@@ -127,7 +127,7 @@ KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t
     const __m256 shift = _mm256_mul_ps(scale, eight_points(weights, bits, row, n, left));
     UNROLLED
     for (int i = 0; i < count; i++) {
-        const int64_t at = (first + i) * blocks + n;
+        const int64_t at = i * blocks + n;
         const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared, left));
         const __m256 both = _mm256_mul_ps(scale, eight_floats(all->scales + at, left));
         found[i] = _mm256_fmadd_ps(whole, both, found[i]);
@@ -135,15 +135,17 @@ KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t
     }
 }
 
-/* The rows first_row to last_row times `count` inputs from `first` on; bits, block and count are constants. */
+/* The rows first_row to last_row times all `count` inputs; bits, block and count are constants. */
 KERNEL void multiply_streamed(const megrez_weights *weights, const megrez_inputs *all, const int bits, const int block,
                               const int count, int64_t first_row, int64_t last_row, float *outputs) {
     for (int64_t row = first_row; row < last_row; row++) {
         __m256 found[STREAMED];
         UNROLLED
         for (int i = 0; i < count; i++) found[i] = _mm256_setzero_ps();
-        for (int64_t n = 0; n < weights->blocks; n += 8)
-            add_eight_blocks(weights, row, n, bits, block, count, all, 0, found);
+        int64_t n = 0;
+        for (; n + 8 <= weights->blocks; n += 8) add_eight_blocks(weights, row, n, 8, bits, block, count, all, found);
+        if (n < weights->blocks)
+            add_eight_blocks(weights, row, n, weights->blocks - n, bits, block, count, all, found);
         const float bias = weights->bias ? weights->bias[row] : 0;
         UNROLLED
         for (int i = 0; i < count; i++) outputs[i * weights->rows + row] = sum_of(found[i]) + bias;
