@@ -1,6 +1,7 @@
 # make demo   a real model, compiled and answering, in a few minutes
 # make test   the quick test suite
 # make slow   the tests that need minutes: SmolLM2 against transformers
+# make browser  the chat page in headless Chromium, where there is one; screenshots in build/browser
 # make gpu-check  every trt-* and cuda-* target on this machine's GPU, in pieces of ten minutes: until nothing is left
 # make check  ruff and mypy --strict
 # make docs   docs/targets.md, from the table of targets
@@ -16,7 +17,7 @@ TYPING := build/typing/megrez
 KERNELS := $(wildcard engines/ort/kernels/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: demo test slow gpu-check check docs format
+.PHONY: demo test slow browser gpu-check check docs format
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -25,10 +26,13 @@ demo: $(BUNDLE)/manifest.json
 	@$(BIN)/megrez run $(BUNDLE) "$(QUESTION)"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not browser" -n auto --maxprocesses 4 --dist worksteal
 
 slow: $(VENV)/dev $(SMOLLM2)
 	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -q -m slow
+
+browser: $(VENV)/browser
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 gpu-check: $(VENV)/dev $(VENV)-cuda/cuda
 	$(BIN)/python benchmarks/gpu_check.py --cache $(CACHE)/gpu-check --cuda-python $(VENV)-cuda/bin/python
@@ -66,6 +70,10 @@ $(VENV)/cpu: pyproject.toml $(KERNELS) | $(VENV)/python
 
 $(VENV)/dev: pyproject.toml $(KERNELS) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,serve,dev]'
+	touch $@
+
+$(VENV)/browser: pyproject.toml $(VENV)/dev
+	$(BIN)/python -m pip install --editable '.[browser]'
 	touch $@
 
 # onnxruntime and onnxruntime-gpu lie in one folder: the latter gets an environment of its own.

@@ -1,6 +1,6 @@
 """ik_llama.cpp, through its C interface: run by benchmarks/speed.py with the peers' Python.
 
-python peer_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS, then as turns.py says
+python peer_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
 """
 
 import sys
@@ -10,34 +10,48 @@ from pathlib import Path
 
 import numpy as np
 from ik_llama_cpp import _ctypes_api as api
-from ik_llama_cpp._internals import IkContext, IkModel, make_batch_range
-from turns import Line, serve, timed
+from ik_llama_cpp._internals import IkContext, IkModel
+from turns import Line, prompts_of, serve, timed
 
 
-def step(context: IkContext, tokens: list[int], start: int) -> int:
-    """Evaluate `tokens` from position `start` on and return the likeliest next one."""
-    batch = make_batch_range(tokens, pos_start=start)
+def step(context: IkContext, tokens: list[list[int]], start: int) -> list[list[int]]:
+    """Evaluate each sequence's `tokens` from position `start` on, and return each one's likeliest next one."""
+    batch = api.llama_batch_init(sum(map(len, tokens)), 0, 1)
+    ends = []
+    for sequence, own in enumerate(tokens):
+        for offset, token in enumerate(own):
+            at = batch.n_tokens
+            batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, start + offset, 1
+            batch.seq_id[at][0], batch.logits[at] = sequence, offset == len(own) - 1
+            batch.n_tokens += 1
+        ends.append(batch.n_tokens - 1)
     if context.decode(batch) != 0:
         raise RuntimeError("llama_decode failed")
     api.llama_batch_free(batch)
-    return int(np.ctypeslib.as_array(context.get_logits(-1), (context.model.n_vocab,)).argmax())
+    vocab_size = context.model.n_vocab
+    return [[int(np.ctypeslib.as_array(context.get_logits(at), (vocab_size,)).argmax())] for at in ends]
 
 
 def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
-    path, threads, length, output_tokens = sys.argv[1], *map(int, sys.argv[2:])
-    context = IkContext(IkModel(path), n_ctx=length, n_threads=threads)
+    path, threads, length, output_tokens, streams = sys.argv[1], *map(int, sys.argv[2:])
+    context = IkContext(IkModel(path), n_ctx=length * streams, n_threads=threads, n_seq_max=streams)
+    prompts = prompts_of(prompt, streams)
 
     def generate() -> Line:
         context.kv_cache_clear()
-        written: list[int] = []
+        written = [[0]] * streams
+        position = len(prompt)
 
         def first() -> None:
-            written.append(step(context, prompt, 0))
+            nonlocal written
+            written = step(context, prompts, 0)
 
         def other() -> None:
-            written.append(step(context, written[-1:], len(prompt) + len(written) - 1))
+            nonlocal written, position
+            written = step(context, written, position)
+            position += 1
 
-        return timed(len(prompt), output_tokens, first, other)
+        return timed(len(prompt), output_tokens, first, other, streams=streams)
 
     return {"version": version("ik-llama-cpp-python"), "bytes": Path(path).stat().st_size}, generate
 

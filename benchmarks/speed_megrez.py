@@ -1,12 +1,15 @@
 """Our runtime, as in `megrez bench`: run by benchmarks/speed.py.
 
-python speed_megrez.py BUNDLE THREADS OUTPUT_TOKENS, then as turns.py says
+python speed_megrez.py BUNDLE THREADS OUTPUT_TOKENS STREAMS, then as turns.py says
+
+The loop is that of the server. Of several streams the first ones decode while the last prompts are read, so that
+"prefill" counts some decode too; all of them decode in every step of "decode".
 """
 
 import sys
 from collections.abc import Callable
 
-from turns import Line, serve, timed
+from turns import Line, prompts_of, serve, timed
 
 from megrez.runtime.huge_pages import restart_with_huge_pages
 
@@ -16,16 +19,25 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
 
     from megrez.runtime.bundle import open_bundle
     from megrez.runtime.engines import open_session
-    from megrez.runtime.generate import generate as tokens_of
     from megrez.runtime.sampling import SamplingParams
+    from megrez.runtime.serving.engine import Engine
+    from megrez.runtime.serving.request import Request
 
-    path, threads, output_tokens = sys.argv[1], *map(int, sys.argv[2:])
+    path, threads, output_tokens, streams = sys.argv[1], *map(int, sys.argv[2:])
     bundle = open_bundle(path)
-    session = open_session(bundle, threads=threads)
+    session = open_session(bundle, threads=threads, slots=streams)
 
     def generate() -> Line:
-        steps = tokens_of(session, prompt, SamplingParams(), stop_ids=(), max_tokens=output_tokens)
-        return timed(len(prompt), output_tokens, lambda: next(steps), lambda: next(steps))
+        engine = Engine(session, stop_ids=())
+        for one in prompts_of(prompt, streams):
+            engine.add(Request(prompt_ids=one, params=SamplingParams(max_tokens=None), sink=lambda found: None))
+
+        def first() -> None:
+            engine.step()
+            while engine.waiting or any(one.is_prefilling for one in engine.running):
+                engine.step()
+
+        return timed(len(prompt), output_tokens, first, engine.step, streams=streams)
 
     return {"version": version("megrez-compile"), "bytes": bundle.size}, generate
 

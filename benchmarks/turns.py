@@ -19,17 +19,25 @@ Line = dict[str, Any]
 Step = Callable[[], object]
 
 
-def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step) -> Line:
-    """Speeds of one generation: `first` reads the prompt and gives a token, `other` gives one more."""
+def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step, *, streams: int = 1) -> Line:
+    """Speeds of one generation: `first` reads the prompts and gives each stream a token, `other` gives each one more.
+
+    Speeds are sums over the streams.
+    """
     start = time.perf_counter()
     first()
     middle = time.perf_counter()
     for _ in range(output_tokens - 1):
         other()
     return {
-        "prefill_tokens_per_s": prompt_tokens / (middle - start),
-        "decode_tokens_per_s": (output_tokens - 1) / (time.perf_counter() - middle),
+        "prefill_tokens_per_s": streams * prompt_tokens / (middle - start),
+        "decode_tokens_per_s": streams * (output_tokens - 1) / (time.perf_counter() - middle),
     }
+
+
+def prompts_of(prompt: list[int], streams: int) -> list[list[int]]:
+    """A prompt per stream, of the same length: none begins as another does, so that no runtime reuses one's cache."""
+    return [prompt[at:] + prompt[:at] for at in range(streams)]
 
 
 def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> None:

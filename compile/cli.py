@@ -23,10 +23,10 @@ from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, Target, find_target
 from megrez.runtime import text as text_codec
+from megrez.runtime.bench.environment import peak_rss_bytes
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
-from megrez.runtime.measure import peak_rss_bytes
 
 
 def _list_targets(context: click.Context, _: click.Parameter, given: bool) -> None:
@@ -47,13 +47,17 @@ SECTIONS = {
 
 @click.command("megrez-compile", cls=sectioned(SECTIONS), context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
-@click.option("--target", metavar="NAME", help="Compile for this target; --list-targets shows them all.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="Compile for this target, see --list-targets; required unless MODEL is a staged bundle.",
+)
 @click.option(
     "-o",
     "--output",
     metavar="BUNDLE",
     type=click.Path(path_type=Path),
-    help="Write the bundle to this folder.  [default: MODEL's name and the target's, in the current folder]",
+    help="Write the bundle to this folder.  [default: MODEL's name and the target's, such as ./SmolLM2-cpu-int4]",
 )
 @click.option(
     "--context",
@@ -62,37 +66,42 @@ SECTIONS = {
     help="Allow N tokens of prompt and answer together.  [default: 4096, for NPUs 1024]",
 )
 @click.option(
-    "--stage", type=click.Choice(["onnx"]), help="Stop after the calibrated graph, before the engine is built."
+    "--stage",
+    type=click.Choice(["onnx"]),
+    help="Write a staged bundle: the calibrated graph, from which the engine is built later (trt-*, qnn-*).",
 )
 @click.option(
     "--block-size",
     type=click.Choice((*BLOCK_SIZES, CHANNEL)),
-    help="Share a scale among this many weights, or fewer to avoid padding.  [default: the target's]",
+    help="Share a scale among this many weights, or fewer to avoid padding; channel for qnn-* only.  "
+    "[default: the target's]",
 )
-@click.option("--quantize-head", is_flag=True, help="Quantise the LM head too, for targets that do not by default.")
+@click.option("--quantize-head", is_flag=True, help="Quantise the LM head too, for trt-* targets.  [default: float16]")
 @click.option(
     "--max-kl",
     type=float,
     metavar="NATS",
-    help="Keep the most sensitive weights in higher precision until the mean KL divergence is at most this.",
+    help="Keep the most sensitive weights in higher precision, as few as keep the mean KL divergence from the "
+    "checkpoint at most this.  [default: those of --list-targets]",
 )
 @click.option(
     "--scales",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Build from scales written by megrez calibrate.",
+    help="Build from the scales that megrez calibrate wrote.  [default: calibrate now]",
 )
-@calibration_options
+@calibration_options(
+    "the target's; above a billion parameters rtn for cpu-int4, cpu-int4-b32 and cuda-int4, unless --calib or --max-kl "
+    "is given"
+)
 @engine_options
-@click.option(
-    "--revision", metavar="NAME", help="Take this branch, tag or commit of a hub id.  [default: the main branch]"
-)
+@click.option("--revision", metavar="NAME", help="Download this branch, tag or commit of a hub id.  [default: main]")
 @click.option("--dummy-weights", is_flag=True, help="Use random weights in the shape of MODEL's config.json.")
 @click.option(
-    "--layers", type=int, metavar="N", help="Give a model of --dummy-weights N layers.  [default: its config's]"
+    "--layers", type=int, metavar="N", help="Give the model of --dummy-weights N layers.  [default: its config's]"
 )
 @click.option(
-    "--seed", type=int, metavar="SEED", default=0, show_default=True, help="Draw --dummy-weights with this seed."
+    "--seed", type=int, metavar="N", default=0, show_default=True, help="Generate --dummy-weights with seed N."
 )
 @click.option(
     "--list-targets",
@@ -100,15 +109,17 @@ SECTIONS = {
     is_eager=True,
     expose_value=False,
     callback=_list_targets,
-    help="Show every target with its formats and devices.",
+    help="List all targets with their formats and devices, and exit.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print bundle, seconds and peak_rss_bytes as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print bundle, seconds and peak_rss_bytes as JSON instead of text."
+)
 @click.version_option(package_name="megrez-compile")
 def compile_command(model: str, target: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into a bundle that `megrez run` opens.
 
-    MODEL is a Hugging Face folder or hub id, a .gguf file, with --dummy-weights a config.json, or the bundle of
-    an earlier --stage onnx.
+    MODEL is a Hugging Face folder or hub id, a .gguf file, a staged bundle (see --stage), or a config.json with
+    --dummy-weights.
     """
     started = time.perf_counter()
     engine = engine_request(**{name: options.pop(name) for name in ENGINE_OPTIONS})
@@ -118,7 +129,7 @@ def compile_command(model: str, target: str | None, output: Path | None, as_json
             output = output or output_of_staged(model, open_bundle(model).manifest.target)
             bundle = build_staged(model, target, output, engine, report)
         elif target is None:
-            raise UsageError("--target is missing: name one, --list-targets shows them all")
+            raise UsageError("--target is missing: name one of those that  megrez-compile --list-targets  shows")
         else:
             staged = options["stage"] is not None
             output = output or default_output(model, find_target(target).name, staged=staged)
@@ -135,7 +146,7 @@ def _print_result(bundle: Path, seconds: float, *, as_json: bool) -> None:
 
 
 def _next_command(bundle: Path) -> str:
-    """A command that works with it on this machine."""
+    """A command to try on it on this machine."""
     opened = open_bundle(bundle)
     target, path = find_target(opened.manifest.target), shlex.quote(str(bundle))
     if opened.manifest.engine != target.engine:
@@ -169,7 +180,9 @@ def _request(
 ) -> Request:
     row = _row(target, block_size, stage, quantize_head)
     if scales is not None and algorithm is not None:
-        raise UsageError("--scales already have an algorithm: leave --algorithm out")
+        raise UsageError(
+            "--scales and --algorithm were both given, and scales have their algorithm: leave one of the two out"
+        )
     if max_kl is not None and (not max_kl > 0 or scales is not None):
         raise UsageError(f"--max-kl is {max_kl:g}: give a positive number, and no --scales, which already have formats")
     checkpoint = open_checkpoint(model, dummy_weights=dummy_weights, layers=layers, seed=seed, revision=revision)
@@ -192,7 +205,7 @@ def _refuse_checkpoint_options(model: str, options: dict[str, Any]) -> None:
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         raise UsageError(
-            f"{model} is staged already, --{given[0].replace('_', '-')} belongs to that stage: leave it out"
+            f"{model} is a staged bundle, --{given[0].replace('_', '-')} was settled when it was written: leave it out"
         )
 
 

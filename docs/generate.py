@@ -1,4 +1,4 @@
-"""Writes docs/targets.md from the table of targets: `make docs`; tests/test_docs.py compares the two."""
+"""Writes docs/targets.md from the table of targets: `make docs`; tests/test_docs.py checks that the page is current."""
 
 from pathlib import Path
 
@@ -11,10 +11,12 @@ Written by `make docs` from engines/targets.py; `megrez-compile --list-targets` 
 
 {as_markdown()}
 
-*Sensitive weights* are the projections that lose most by quantisation (values, and the outer down projections, unless
-`--max-kl` chooses). *Algorithm* is the default one: `rtn` rounds to nearest, the others are calibrated; models of more
-than a billion parameters are rounded to nearest for cpu-int4 and cuda-int4 unless `--algorithm gptq` or `--calib` is
-given. Block sizes are the largest taken: rows that they would pad get smaller ones.
+*Sensitive weights* are the projections that lose most by quantisation: the value projections, and the down projections
+of the first and the last eighth of the layers, unless `--max-kl` chooses them. *Algorithm* is the default one: `rtn`
+rounds to nearest, the others use calibration data. **Models of more than a billion parameters default to `rtn` for
+cpu-int4, cpu-int4-b32 and cuda-int4**, unless `--algorithm gptq`, `--calib` or `--max-kl` is given; models without a
+tokenizer do so wherever activations are not quantised per tensor. Block sizes are upper limits: rows that would need
+padding get smaller blocks.
 """
 
 

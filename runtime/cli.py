@@ -10,11 +10,14 @@ VERBS = {
     "chat": Verb(target="megrez.runtime.commands.chat:chat_command", help="Hold a conversation."),
     "serve": Verb(
         target="megrez.runtime.commands.serve:serve_command",
-        help="Answer HTTP requests, as OpenAI's and Anthropic's servers do.",
+        help="Serve OpenAI's and Anthropic's HTTP interfaces.",
         extra="serve",
     ),
     "bench": Verb(target="megrez.runtime.commands.bench:bench_command", help="Measure speed and memory."),
-    "inspect": Verb(target="megrez.runtime.commands.inspect:inspect_command", help="Show what a bundle is."),
+    "inspect": Verb(
+        target="megrez.runtime.commands.inspect:inspect_command",
+        help="Show what a bundle contains and how it was made.",
+    ),
     "doctor": Verb(
         target="megrez.compile.commands.doctor:doctor_command", help="Show what this machine can compile for and run."
     ),
@@ -25,11 +28,11 @@ VERBS = {
     ),
     "calibrate": Verb(
         target="megrez.compile.commands.calibrate:calibrate_command",
-        help="Choose scales that keep the model's answers.",
+        help="Calibrate a checkpoint and write its scales.",
         extra="export",
     ),
 }
-# Verbs that decode for long. Huge pages can make opening a bundle slower, which one answer alone does not make up for.
+# Verbs that decode for long. Huge pages can make opening a bundle slower, which does not pay off for a single answer.
 LONG_RUNNING = frozenset({"chat", "bench", "serve"})
 
 
@@ -41,4 +44,4 @@ def program() -> None:
 
 
 def main() -> None:
-    run_cli(VerbGroup("megrez", VERBS, help="Run language models from bundles that megrez-compile wrote."))
+    run_cli(VerbGroup("megrez", VERBS, help="Run the bundles that megrez-compile writes."))

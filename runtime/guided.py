@@ -1,6 +1,6 @@
-"""What an answer must look like: a JSON schema, a regular expression, a choice, a grammar or tool calls.
+"""Constraints on an answer's text: a JSON schema, a regular expression, a choice, a grammar or tool calls.
 
-Only says it; megrez.runtime.serving.guided holds the answer to it.
+Data only; megrez.runtime.serving.guided enforces them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ KINDS = ("json_schema", "json_object", "regex", "choice", "grammar", "structural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """`begin`, a JSON value that `schema` accepts, `end`; special tokens may be spelled in begin and end."""
+    """`begin`, a JSON value that `schema` accepts, `end`; begin and end may contain special tokens."""
 
     name: str
     begin: str
@@ -27,8 +27,9 @@ class Segment:
 class Structural:
     """One or more segments, each any of `segments`, with `separator` between them.
 
-    free_text: whether text may stand around the segments, or no segment come at all. trigger: what each segment begins
-    with, after which free text is over; empty where a segment is the whole answer. repeat: whether several may come.
+    free_text: whether text around the segments, or no segment, is allowed. trigger: the beginning of every segment,
+    which ends free text; empty where a segment is the whole answer. repeat: whether several segments are allowed.
+    answer: with free_text, the schema of an answer without segments; segments then have no text around them.
     """
 
     segments: tuple[Segment, ...]
@@ -36,11 +37,12 @@ class Structural:
     free_text: bool = False
     trigger: str = ""
     repeat: bool = True
+    answer: Schema | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guided:
-    """Exactly one of them, by vLLM's names; UsageError otherwise.
+    """A constraint, under vLLM's names: exactly one field; UsageError otherwise.
 
     json_schema: a schema, or its text (draft 2020-12). json_object: any JSON object. regex: in Rust's syntax, matched
     against the whole answer. choice: one of these strings. grammar: Lark, or GBNF, whose first rule is `root`.
@@ -58,7 +60,7 @@ class Guided:
         given = [name for name in KINDS if getattr(self, name) not in (None, False) or self._is_false_schema(name)]
         if len(given) != 1:
             found = " and ".join(given) or "nothing"
-            raise UsageError(f"guided output was given {found}: give exactly one of {', '.join(KINDS)}")
+            raise UsageError(f"guided output got {found}: give exactly one of {', '.join(KINDS)}")
         if self.choice is not None and (isinstance(self.choice, str) or not self.choice):
             raise UsageError(f"choice is {self.choice!r}: give a list of at least one string")
         wrong = [one for one in self.choice or () if not isinstance(one, str)]

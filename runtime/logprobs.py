@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """token: the sampled one, or the prompt's. rank: 1 for the likeliest. top: the likeliest tokens, in that order."""
+    """token: the sampled one, or the prompt's. rank: 1 for the most probable. top: the most probable, in order."""
 
     token: int
     logprob: float

@@ -99,7 +99,7 @@ class File:
 class Calibration:
     """The calibration data: `samples` windows of `tokens` tokens of the text `source`.
 
-    sha256: of the tokens. seed: of the windows' positions, None if the text was read from its start.
+    sha256: of the token ids. seed: of the windows' positions, None if the text was read from its start.
     """
 
     source: str

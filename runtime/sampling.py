@@ -26,7 +26,7 @@ MOST_LOGPROBS = 20
 class SamplingParams:
     """How the next token is chosen. The defaults are greedy, without penalties.
 
-    temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    temperature: 0 takes the most probable token. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     repetition_penalty: over prompt and output, 1 is off.
     presence_penalty, frequency_penalty: over the output only, 0 is off.
     seed: None is random; with n > 1, sequence i uses seed + i.
@@ -34,9 +34,9 @@ class SamplingParams:
     n: sequences to generate per prompt. max_tokens: None generates to the end of the context. min_tokens: no stop token
     is sampled before this many tokens. stop: strings that end the text and are left out of it. stop_token_ids: in
     addition to the model's own stop tokens, which ignore_eos turns off.
-    logprobs, prompt_logprobs: how many of the likeliest tokens to report with each token; None reports nothing.
-    guided: the form that the answer must have, for LLM only. An answer that is complete ends, in spite of min_tokens
-    and ignore_eos.
+    logprobs, prompt_logprobs: how many of the most probable tokens to report with each token; None reports nothing.
+    guided: a constraint on the answer's text, for LLM only. A complete answer ends, whatever min_tokens and ignore_eos
+    are.
     """
 
     temperature: float = 0.0

@@ -47,7 +47,7 @@ class Text:
         return cls(tokenizer, bundle.manifest.tokens)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`; special tokens spelled out in it are recognised.
+        """Token ids of `text`; special tokens in it are recognised.
 
         add_bos: add a leading BOS token unless the text has one; by default as the manifest says.
         """
@@ -70,7 +70,7 @@ class Text:
         return self._tokenizer.to_str()
 
     def token_id(self, spelling: str) -> int | None:
-        """The id of one token, None where there is none that is spelled so."""
+        """The id of the token with this text; None where there is none."""
         return self._tokenizer.token_to_id(spelling)
 
     def token_text(self, token: int | None) -> str | None:

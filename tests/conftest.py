@@ -60,6 +60,15 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megrez.compile.graph.export.trace.trace", traced)
 
 
+@pytest.fixture
+def brief_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginning of the default calibration text stands for all of it, which takes 0.4 s to tokenise."""
+    from pydoc_data.topics import topics
+
+    beginning = {name: topics[name] for name in sorted(topics)[:12]}
+    monkeypatch.setattr("pydoc_data.topics.topics", beginning)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     code: int
@@ -69,7 +78,7 @@ class Done:
 
 @pytest.fixture
 def megrez_compile(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None, brief_text: None
 ) -> Callable[..., Done]:
     """The `megrez-compile` command: exit code, stdout and stderr. It reads little text unless it is told how much."""
 

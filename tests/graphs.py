@@ -33,21 +33,67 @@ _traced: dict[str, ir.Model] = {}
 
 
 def traced(config: ModelConfig, context: int = CONTEXT) -> ir.Model:
-    """What `trace` returns, copied from the first time. Only what shapes the graph tells it from others.
-
-    Of the context, that is the length of the rotary tables, which nothing else depends on.
-    """
+    """What `trace` returns, copied from an earlier graph of the same structure with the sizes of this `config`."""
     key = repr(replace(config, model_type="", rope={}, max_position_embeddings=1))
     if key not in _traced:
-        _traced[key] = _shared(key, config)
+        _traced[key] = _resized(config)
     model = _traced[key].clone()
     for name in ("model.rotary_cos", "model.rotary_sin"):
         model.graph.initializers[name].shape = ir.Shape([context, config.head_dim // 2])
     return model
 
 
-def _shared(key: str, config: ModelConfig) -> ir.Model:
-    """Traced by whichever process of this test run asks first, which takes 7 s; the others read its file."""
+def _resized(config: ModelConfig) -> ir.Model:
+    """Traced with sizes that nothing else in a graph is, which are then exchanged for those of `config`."""
+    windows = {window for window in config.sliding_windows if window is not None}
+    if config.num_key_value_heads == 1 or len(windows) > 1:  # torch traces sizes of 1 as such
+        return _shared(config)
+    pattern = replace(
+        config,
+        hidden_size=97,
+        intermediate_size=101,
+        num_attention_heads=58,
+        num_key_value_heads=29,
+        head_dim=62,
+        vocab_size=307,
+        sliding_windows=tuple(window and 1009 for window in config.sliding_windows),
+    )
+    sizes: dict[Any, Any] = dict(zip(_sizes(pattern), _sizes(config), strict=True))
+    sizes[1009] = max(windows, default=None)
+    model = _shared(pattern)
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([sizes.get(size, size) for size in value.shape])
+        if value.const_value is not None:
+            value.const_value = _exchange(value.const_value, sizes)
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, _exchange(attribute.as_tensor(), sizes))
+            elif attribute.type in (ir.AttributeType.INT, ir.AttributeType.FLOAT):
+                node.attributes[name] = ir.Attr(name, attribute.type, sizes.get(attribute.value, attribute.value))
+    return model
+
+
+def _sizes(config: ModelConfig) -> tuple[float, ...]:
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    products = (heads * width, kv_heads * width, width // 2, float(str(np.float32(width**-0.5))))
+    return (config.hidden_size, config.intermediate_size, config.vocab_size, heads, kv_heads, width, *products)
+
+
+def _exchange(tensor: ir.TensorProtocol, sizes: Mapping[Any, Any]) -> ir.TensorProtocol:
+    if tensor.dtype != ir.DataType.INT64:
+        return tensor
+    array = tensor.numpy()
+    exchanged = [sizes.get(one, one) for one in array.ravel().tolist()]
+    return ir.tensor(np.array(exchanged, np.int64).reshape(array.shape), name=tensor.name)
+
+
+def _shared(config: ModelConfig) -> ir.Model:
+    """Traced by whichever process of this test run asks first, which takes 5 s; the others read its file."""
+    key = repr(replace(config, model_type="", rope={}, max_position_embeddings=1))
     path = Path(os.environ["MEGREZ_TEST_RUN"]) / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
     with FileLock(f"{path}.lock"):
         if not path.exists():

@@ -24,7 +24,7 @@ def test_links_lead_to_files_that_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_of_ours_that_are_named_exist(page):
     named = re.findall(
-        r"`((?:runtime|engines|calibration|compile|tests|benchmarks|docs)/[\w./-]*\w)`", page.read_text()
+        r"`((?:runtime|engines|calibration|compile|tests|benchmarks|docs|examples)/[\w./-]*\w)`", page.read_text()
     )
     assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
 

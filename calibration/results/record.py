@@ -12,21 +12,10 @@ from pathlib import Path
 from megrez.calibration.recipe import GroupResult
 from megrez.runtime.bundle import sha256_of
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import Fidelity, File
+from megrez.runtime.manifest import Calibration, Fidelity, File
 from megrez.runtime.records import parse
 
 SCHEMA_VERSION = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextRecord:
-    """The calibration data: `samples` of `tokens` tokens each; sha256 is of the token ids."""
-
-    source: str
-    sha256: str
-    samples: int
-    tokens: int
-    seed: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +35,7 @@ class Record:
     finer: tuple[str, ...] | None
     model: str
     model_sha256: str
-    text: TextRecord
+    text: Calibration
     fidelity: Fidelity | None
     groups: dict[str, GroupResult]
     files: tuple[File, ...]

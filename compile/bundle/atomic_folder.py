@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def _is_another(pid: int) -> bool:
     """Whether `pid` is another running process; in a container, a killed run may have had this one's pid."""
     if pid == os.getpid():
         return False
+    if sys.platform == "win32":
+        return True  # unknown: os.kill would send it Ctrl-C, so nothing is removed
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

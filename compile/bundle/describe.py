@@ -1,7 +1,7 @@
 """The manifest of a bundle: its content and provenance; knows no file."""
 
 import importlib.metadata
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from megrez.calibration.results.record import Record
 from megrez.compile.checkpoint.protocol import Checkpoint
@@ -16,7 +16,6 @@ from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.manifest import (
     SCHEMA_VERSION,
     Architecture,
-    Calibration,
     KvCache,
     Manifest,
     Measured,
@@ -67,7 +66,7 @@ def describe(content: Content) -> Manifest:
             source=checkpoint.source,
             weights=content.weights,
             quantization=_quantization(content),
-            calibration=None if content.record is None else Calibration(**asdict(content.record.text)),
+            calibration=None if content.record is None else content.record.text,
             tools=tool_versions(target.engine),
         ),
         measured=None if target.fidelity_engine is not None else _simulated(content),

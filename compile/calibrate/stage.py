@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.layerwise import HeldOutResult, calibrate_layers
 from megrez.calibration.recipe import Recipe
-from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord, read_record
+from megrez.calibration.results.record import SCHEMA_VERSION, Record, read_record
 from megrez.calibration.results.store import Store
 from megrez.compile.calibrate.held_out import HeldOut, model_of, read_held_out
 from megrez.compile.calibrate.self_generated import discard_generated
@@ -25,6 +25,7 @@ from megrez.compile.graph.quantizer import Quantizer
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError, MegrezError, UsageError
+from megrez.runtime.manifest import Calibration
 
 # Name on the command line -> smoothing, and whether weights are quantised by GPTQ.
 ALGORITHMS: dict[str, tuple[str | None, bool]] = {
@@ -118,7 +119,7 @@ def _record(
         finer=None if target.higher_precision is None else tuple(sorted(target.higher_precision)),
         model=checkpoint.source,
         model_sha256=fingerprint,
-        text=TextRecord(source=text.source, sha256=text.sha256, samples=samples, tokens=length, seed=text.seed),
+        text=Calibration(source=text.source, sha256=text.sha256, samples=samples, tokens=length, seed=text.seed),
         fidelity=result.fidelity,
         groups=store.progress.groups,
         files=store.progress.files,

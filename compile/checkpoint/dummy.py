@@ -16,7 +16,7 @@ from megrez.compile.checkpoint.json_file import read_object
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.checkpoint.text import read_text_assets
-from megrez.compile.families.config import ModelConfig, read_config
+from megrez.compile.families.config import read_config
 from megrez.runtime.errors import CheckpointError
 
 STD = 0.02
@@ -32,32 +32,24 @@ class DummyCheckpoint:
             windows = tuple(islice(cycle(config.sliding_windows), layers))
             config = replace(config, num_hidden_layers=layers, sliding_windows=windows)
         self._folder = config_file.parent
-        self._source = source
+        self.source = source
         self._seed = seed
-        self._config = config
+        self.config = config
         self._shapes = expected_tensors(config)
-
-    @property
-    def source(self) -> str:
-        return self._source
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._config
 
     @cached_property
     def text(self) -> TextAssets | None:
-        return read_text_assets(self._folder, vocab_size=self._config.vocab_size)
+        return read_text_assets(self._folder, vocab_size=self.config.vocab_size)
 
     def check(self) -> None:
         _ = self.text
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._config, salt=f"dummy weights of seed {self._seed}")
+        return fingerprint_of(self.config, salt=f"dummy weights of seed {self._seed}")
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name not in self._shapes:
-            raise CheckpointError(f"{self._source} has no tensor {name}: its config describes no such tensor")
+            raise CheckpointError(f"{self.source} has no tensor {name}: its config describes no such tensor")
         values = _noise(math.prod(self._shapes[name]), f"{self._seed}/{name}")
         values *= np.float32(STD)
         if name.endswith("norm.weight"):

@@ -1,4 +1,4 @@
-"""Faults in a checkpoint's headers, as a one-line error; knows no file format."""
+"""Errors in the shapes of a checkpoint's tensors, as one line; knows no file format."""
 
 from collections.abc import Mapping
 

@@ -49,8 +49,8 @@ def read_sampling(generation: dict[str, Any], *, source: str = GENERATION) -> Sa
     """The sampling of generation_config.json, or of the file `source`.
 
     As in generate, sampling is greedy without do_sample whatever the temperature; the repetition penalty always
-    applies. Missing keys have generate's defaults; a top_p of 0 keeps the likeliest token. Raises CheckpointError for a
-    value that is not a number or out of range.
+    applies. Missing keys have generate's defaults; a top_p of 0 keeps the most probable token. CheckpointError for
+    a value that is not a number or out of range.
     """
 
     def number(key: str, default: float) -> float:
@@ -93,5 +93,5 @@ def _number(generation: dict[str, Any], key: str, default: float, source: str) -
 
 def _usable(found: SamplingDefaults, source: str) -> SamplingDefaults:
     if faults := found.faults():
-        raise CheckpointError(f"{source}: {', '.join(faults)}, which cannot be sampled with: repair it or remove it")
+        raise CheckpointError(f"{source}: {', '.join(faults)}, which sampling cannot use: repair it or remove it")
     return found

@@ -29,14 +29,10 @@ class HuggingFaceCheckpoint:
 
     def __init__(self, folder: Path, *, source: str) -> None:
         self._folder = folder
-        self._source = source
+        self.source = source
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} holds no config.json: name the folder of a Hugging Face checkpoint")
         self._stated = read_config(read_object(folder / "config.json"))
-
-    @property
-    def source(self) -> str:
-        return self._source
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -63,7 +59,7 @@ class HuggingFaceCheckpoint:
             for tensor in needed
             if tensor.dtype not in DTYPES
         ]
-        raise_faults(self._source, faults, REMEDY)
+        raise_faults(self.source, faults, REMEDY)
         _ = self.text
 
     def fingerprint(self) -> str:
@@ -85,7 +81,7 @@ class HuggingFaceCheckpoint:
 
     def _stored(self, name: str) -> StoredTensor:
         if name not in self._weights:
-            raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
+            raise CheckpointError(f"{self.source} has no tensor {name}: {REMEDY}")
         return self._weights[name]
 
     @cached_property
@@ -103,7 +99,7 @@ class HuggingFaceCheckpoint:
         if (self._folder / SINGLE).is_file():  # takes precedence over an index from an older save, as in transformers
             return read_header(self._folder / SINGLE)
         if (self._folder / INDEX).is_file():
-            return _read_shards(self._folder, self._source)
+            return _read_shards(self._folder, self.source)
         raise CheckpointError(_no_weights(self._folder))
 
 

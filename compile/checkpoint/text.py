@@ -14,18 +14,14 @@ from megrez.compile.checkpoint.tokenizer_class import load_with_transformers, ta
 from megrez.runtime.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
+TEKKEN = "tekken.json"  # Mistral's own format
 OLDER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
 def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     """None where the folder has no tokenizer; CheckpointError where it has one that cannot be used."""
     if not (folder / TOKENIZER).is_file():
-        older = [name for name in OLDER_TOKENIZERS if (folder / name).is_file()]
-        if older:
-            raise CheckpointError(
-                f"{folder} has a tokenizer only as {older[0]}, and {TOKENIZER} is needed: make it with transformers' "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
+        _refuse_other_formats(folder)
         return None
     stated = _Stated(
         tokenizer=read_object_if_there(folder / "tokenizer_config.json"),
@@ -36,7 +32,7 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     if stated.tokenizer.get("split_special_tokens"):
         raise CheckpointError(
             "tokenizer_config.json: split_special_tokens is on, and the runtime always recognises special tokens: "
-            "turn it off, or take another tokenizer"
+            "set it to false, or use another tokenizer"
         )
     tokenizer_json, named = _tokenizer(folder, stated)
     tokenizer = parse_tokenizer(tokenizer_json)
@@ -46,6 +42,23 @@ def read_text_assets(folder: Path, *, vocab_size: int) -> TextAssets | None:
     check_tokens_have_embeddings(tokenizer, vocab_size, padding=named.get("pad_token"))
     check_template_variables(assets, tokenizer, named)
     return assets
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    """Raise CheckpointError for a tokenizer without a tokenizer.json, with the conversion by transformers."""
+    found = next((name for name in (TEKKEN, *OLDER_TOKENIZERS) if (folder / name).is_file()), None)
+    if found is None:
+        return
+    remedy = (
+        f"from transformers.integrations.mistral import convert_tekken_tokenizer; "
+        f"convert_tekken_tokenizer({str(folder / TEKKEN)!r}).save_pretrained({str(folder)!r})"
+        if found == TEKKEN
+        else f"from transformers import AutoTokenizer; "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+    raise CheckpointError(
+        f"{folder} has a tokenizer only as {found}, and {TOKENIZER} is needed: convert it in Python with  {remedy}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +72,7 @@ class _Stated:
 
 
 def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
-    """The tokenizer.json with which the runtime reads as transformers does, and its named tokens (bos_token, …)."""
+    """A tokenizer.json that gives transformers' token ids, and its named tokens (bos_token, …)."""
     stored = (folder / TOKENIZER).read_bytes()
     parsed = parse_tokenizer(stored)
     if not takes_the_file_as_it_is(stored, stated.tokenizer, stated.config):
@@ -68,15 +81,15 @@ def _tokenizer(folder: Path, stated: _Stated) -> tuple[bytes, dict[str, str]]:
     more = add_stated_tokens(
         parsed, stated.tokenizer, stated.special, read_object_if_there(folder / "added_tokens.json")
     )
-    words = merged(stated.tokenizer, stated.special)
-    spelled = {name: word for name in NAMED if (word := _spelling(words.get(name))) is not None}
-    return parsed.to_str().encode() if more else stored, spelled
+    entries = merged(stated.tokenizer, stated.special)
+    named = {name: token for name in NAMED if (token := _content(entries.get(name))) is not None}
+    return parsed.to_str().encode() if more else stored, named
 
 
 def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
-    # Without generation_config.json, transformers 5 takes what config.json says of generating.
+    # Without generation_config.json, transformers 5 reads the generation fields of config.json.
     recommended = (stated.generation, GENERATION) if (folder / GENERATION).is_file() else (stated.config, "config.json")
-    ends = (named.get("eos_token"), *(_spelling(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
+    ends = (named.get("eos_token"), *(_content(file.get("eos_token")) for file in (stated.tokenizer, stated.special)))
     return TextFacts(
         chat_template=_chat_template(folder, stated.tokenizer),
         bos_token=named.get("bos_token"),
@@ -90,8 +103,8 @@ def _facts(folder: Path, stated: _Stated, named: dict[str, str]) -> TextFacts:
     )
 
 
-def _spelling(token: Any) -> str | None:
-    """A token as tokenizer_config.json writes it: a string, or an object with its content."""
+def _content(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json: a string, or an object with its content."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) and content else None
 
@@ -111,7 +124,7 @@ def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
     if others:
         raise CheckpointError(f"no chat template is named 'default', found {others}: rename one to chat_template.jinja")
-    # transformers' tokenizers leave chat_template.json to the processors of models that see or hear.
+    # transformers' tokenizers leave chat_template.json to the processors of multimodal models.
     found = tokenizer.get("chat_template") or read_object_if_there(folder / "chat_template.json").get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}

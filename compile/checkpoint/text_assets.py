@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Common end-of-turn and end-of-text tokens. Many checkpoints list not all of theirs as EOS tokens, and then never stop;
-# a token of this spelling counts only if it is a special token.
+# these count only where they are special tokens.
 TURN_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|turn_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"),
     *("<|endoftext|>", "<|eos|>", "<eos>", "</s>"),

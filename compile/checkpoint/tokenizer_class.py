@@ -1,7 +1,7 @@
-"""The class that transformers 5's AutoTokenizer takes for a folder, and its tokenizer where that is not the file's.
+"""The class that transformers 5's AutoTokenizer chooses for a folder, and its tokenizer where tokenizer.json differs.
 
-Some classes (LlamaTokenizer, Qwen2Tokenizer, GPT2Tokenizer, …) take only the vocabulary, the merges and the
-post-processor of tokenizer.json and have a normaliser, pre-tokenizer, decoder and special tokens of their own.
+Some classes (LlamaTokenizer, Qwen2Tokenizer, GPT2Tokenizer, …) use only the vocabulary, the merges and the
+post-processor of tokenizer.json, and replace its normaliser, pre-tokenizer, decoder and special tokens.
 """
 
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from megrez.runtime.errors import CheckpointError, MissingExtraError, first_line
 if TYPE_CHECKING:
     from transformers import TokenizersBackend
 
-# Classes, without "Fast", that take tokenizer.json as it is.
+# Classes, without the suffix "Fast", that use tokenizer.json unchanged.
 FILE_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
-# Families for which AutoTokenizer has a class that it takes where none is named, and one whose stated class it ignores.
+# Families with a default class in AutoTokenizer, and the one whose stated class AutoTokenizer ignores.
 OWN_CLASS, ALWAYS_OWN_CLASS = ("qwen2", "qwen3"), "qwen2"
-# Keys of tokenizer_config.json that make AutoTokenizer take another file, class or pattern.
+# Keys of tokenizer_config.json that make AutoTokenizer use another file, class or pattern.
 CHANGING_KEYS = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex")
 
 
 def takes_the_file_as_it_is(
     tokenizer_json: bytes, tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
 ) -> bool:
-    """Whether AutoTokenizer's tokenizer is `tokenizer_json`; False also where only transformers can tell.
+    """Whether AutoTokenizer's tokenizer is `tokenizer_json`; False also where only loading it decides.
 
     tokenizer_config, config: of tokenizer_config.json and config.json.
     """
@@ -43,8 +43,8 @@ def takes_the_file_as_it_is(
 def load_with_transformers(folder: Path) -> "TokenizersBackend":
     """AutoTokenizer's tokenizer of `folder`: no network, no code from the folder.
 
-    Raises MissingExtraError without transformers, CheckpointError where it cannot load the tokenizer or has one that
-    cannot be written as a tokenizer.json.
+    Raises MissingExtraError without transformers, CheckpointError where it cannot load the tokenizer or where that
+    cannot be saved as a tokenizer.json.
     """
     try:
         from transformers import AutoTokenizer, TokenizersBackend
@@ -56,13 +56,13 @@ def load_with_transformers(folder: Path) -> "TokenizersBackend":
         found = AutoTokenizer.from_pretrained(folder.resolve(), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes transformers raise
         raise CheckpointError(
-            f"transformers cannot load the tokenizer ({type(error).__name__}: {first_line(error)}): mend "
-            "tokenizer_config.json (code that its auto_map names is never run), or state "
-            '"tokenizer_class": "PreTrainedTokenizerFast" where tokenizer.json alone is right'
+            f"transformers cannot load the tokenizer ({type(error).__name__}: {first_line(error)}): correct "
+            "tokenizer_config.json (code that its auto_map names is never run), or set "
+            '"tokenizer_class": "PreTrainedTokenizerFast" to use tokenizer.json unchanged'
         ) from error
     if not isinstance(found, TokenizersBackend):
         raise CheckpointError(
-            f"tokenizer_config.json names {type(found).__name__}, which is no tokenizer of the tokenizers library: "
-            "the runtime cannot run it"
+            f"tokenizer_config.json names {type(found).__name__}, which the tokenizers library cannot run: "
+            "use a checkpoint with a tokenizer.json"
         )
     return found

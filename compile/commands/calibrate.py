@@ -27,9 +27,11 @@ SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "t
 )
 @click.argument("model")
 @click.option(
-    "--scheme", type=click.Choice(tuple(SCHEMES)), help="Calibrate for the formats of trt-int8, trt-fp8, and so on."
+    "--scheme",
+    type=click.Choice(tuple(SCHEMES)),
+    help="Calibrate for the formats of trt-int8, trt-fp8, trt-int4 or trt-nvfp4.",
 )
-@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target, instead of --scheme.")
+@click.option("--target", metavar="NAME", help="Calibrate for the formats of this target instead.")
 @click.option(
     "-o",
     "--output",
@@ -38,8 +40,8 @@ SCHEMES = {"int8": "trt-int8", "fp8": "trt-fp8", "int4": "trt-int4", "nvfp4": "t
     type=click.Path(path_type=Path),
     help="Write the scales to this file.",
 )
-@click.option("--quantize-head", is_flag=True, help="Quantise the LM head to 8 bits too.")
-@calibration_options
+@click.option("--quantize-head", is_flag=True, help="Quantise the LM head too, for trt-* targets.  [default: float16]")
+@calibration_options("the target's")
 def calibrate_command(
     model: str,
     scheme: str | None,
@@ -49,14 +51,13 @@ def calibrate_command(
     algorithm: str | None,
     **text: Any,
 ) -> None:
-    """Calibrate MODEL and write its scales, which `megrez-compile --scales FILE` builds from.
+    """Calibrate MODEL and write the scales from which `megrez-compile --scales FILE` builds.
 
-    FILE is JSON; the quantised matrices are in a folder beside it, which belongs to it.
+    FILE is JSON. The quantised matrices are written to a folder beside it: keep the two together. Give either --scheme
+    or --target.
     """
     if (scheme is None) == (target is None):
-        raise UsageError(
-            "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME: which formats to calibrate for"
-        )
+        raise UsageError("the formats to calibrate for are missing or given twice: give one of --scheme and --target")
     row = find_target(target or SCHEMES[scheme or ""])
     row = row.with_head() if quantize_head else row
     if output.is_dir():

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from megrez.compile.calibrate.stage import ALGORITHMS
 from megrez.compile.calibrate.text import WINDOW, TextRequest
+from megrez.compile.commands.sections import Command, with_options
 
-Command = Callable[..., Any]
 DEFAULT = TextRequest()
 CALIBRATION = (
     "--algorithm",
@@ -21,54 +20,53 @@ CALIBRATION = (
 )
 
 
-def calibration_options(command: Command) -> Command:
-    """Add the options CALIBRATION; their names are the parameters of `text_request`, and `algorithm`."""
-    for option in reversed(
-        (
-            click.option(
-                "--algorithm",
-                type=click.Choice(tuple(ALGORITHMS)),
-                help="Quantise the weights by this algorithm.  [default: the target's]",
-            ),
-            click.option(
-                "--calib",
-                metavar="FILE",
-                type=click.Path(path_type=Path),
-                help="Calibrate on this text or .jsonl file.  "
-                "[default: text sampled from the model itself; for trt-* and qnn-* Python's documentation]",
-            ),
-            click.option(
-                "--calib-samples",
-                type=int,
-                metavar="N",
-                default=DEFAULT.samples,
-                show_default=True,
-                help="Calibrate on N samples.",
-            ),
-            click.option(
-                "--calib-tokens",
-                type=int,
-                metavar="N",
-                help=f"Read N tokens in each sample.  [default: {WINDOW}, or the context]",
-            ),
-            click.option(
-                "--calib-seed",
-                type=int,
-                metavar="SEED",
-                help="Draw the samples at random with this seed.  [default: the first samples, in order]",
-            ),
-            click.option(
-                "--fidelity-tokens",
-                type=int,
-                metavar="N",
-                default=DEFAULT.fidelity_tokens,
-                show_default=True,
-                help="Measure fidelity on N further tokens; 0 skips it.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def calibration_options(algorithm: str) -> Callable[[Command], Command]:
+    """Add the options CALIBRATION; their names are the parameters of `text_request`, and `algorithm`.
+
+    algorithm: the default one, as help states it.
+    """
+    return with_options(
+        click.option(
+            "--algorithm",
+            type=click.Choice(tuple(ALGORITHMS)),
+            help=f"Quantise the weights by this algorithm; rtn rounds to nearest.  [default: {algorithm}]",
+        ),
+        click.option(
+            "--calib",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Calibrate on this .txt or .jsonl file.  "
+            "[default: text sampled from the model itself, for trt-* and qnn-* Python's documentation]",
+        ),
+        click.option(
+            "--calib-samples",
+            type=int,
+            metavar="N",
+            default=DEFAULT.samples,
+            show_default=True,
+            help="Calibrate on N samples.",
+        ),
+        click.option(
+            "--calib-tokens",
+            type=int,
+            metavar="N",
+            help=f"Take N tokens per sample.  [default: {WINDOW}, or the context if that is shorter]",
+        ),
+        click.option(
+            "--calib-seed",
+            type=int,
+            metavar="N",
+            help="Draw the samples at random with seed N.  [default: the first ones, in order]",
+        ),
+        click.option(
+            "--fidelity-tokens",
+            type=int,
+            metavar="N",
+            default=DEFAULT.fidelity_tokens,
+            show_default=True,
+            help="Measure the fidelity on N other tokens; 0 skips it.",
+        ),
+    )
 
 
 def text_request(

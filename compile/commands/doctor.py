@@ -26,7 +26,7 @@ _OLDEST_SM = 75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """compiles, runs: "yes", or the reason why not and the remedy."""
+    """compiles, runs: "yes", or "no" with the reasons and the commands that help."""
 
     name: str
     targets: str
@@ -46,33 +46,37 @@ def doctor_command(as_json: bool, json_file: Path | None) -> None:
 def engines() -> list[Engine]:
     """Whether each engine's targets compile and run here."""
     gpus = machine.gpus()
-    export = _needs(_EXPORT, "export")
-    gpu = "yes" if any(gpu.capability >= _OLDEST_SM for gpu in gpus) else _no_gpu(gpus)
-    rtx = _needs(("tensorrt_rtx", "onnx", "onnx_ir"), "rtx")
-    trt = _needs(("tensorrt", "onnx", "onnx_ir"), "trt")
-    qnn = _needs(("onnxruntime_qnn", "onnxruntime"), "qnn")
-    bindings = _needs(("cuda.bindings",), "cuda")
+    export, gpu = _missing(_EXPORT, "export"), _no_gpu(gpus)
+    rtx = _missing(("tensorrt_rtx", "onnx", "onnx_ir"), "rtx")
+    trt = _missing(("tensorrt", "onnx", "onnx_ir"), "trt")
+    qnn = _missing(("onnxruntime_qnn", "onnxruntime"), "qnn")
+    bindings = {extra: _missing(("cuda.bindings",), extra) for extra in ("cuda", "rtx", "trt")}
     return [
-        Engine(name="ONNX Runtime CPU", targets="cpu-*", compiles=export, runs=_ort_cpu()),
-        Engine(name="ONNX Runtime CUDA", targets="cuda-*", compiles=export, runs=_all(_ort_cuda(), bindings, gpu)),
+        Engine(
+            name="ONNX Runtime CPU",
+            targets="cpu-*",
+            compiles=_answer(export),
+            runs=_answer(_conflict() or _missing(("onnxruntime",), "cpu")),
+        ),
+        Engine(
+            name="ONNX Runtime CUDA",
+            targets="cuda-*",
+            compiles=_answer(export),
+            runs=_answer(_no_ort_cuda(), bindings["cuda"], gpu),
+        ),
         Engine(
             name="TensorRT-RTX",
             targets="trt-*, ahead of time",
-            compiles=_all(export, rtx),
-            runs=_all(rtx, _needs(("cuda.bindings",), "rtx"), gpu),
+            compiles=_answer(export, rtx),
+            runs=_answer(rtx, bindings["rtx"], gpu),
         ),
         Engine(
             name="TensorRT",
             targets="trt-*, for this machine's GPU",
-            compiles=_all(export, trt, gpu),
-            runs=_all(trt, _needs(("cuda.bindings",), "trt"), gpu),
+            compiles=_answer(export, trt, gpu),
+            runs=_answer(trt, bindings["trt"], gpu),
         ),
-        Engine(
-            name="QNN",
-            targets="qnn-*",
-            compiles=_all(export, qnn),
-            runs=qnn if qnn != "yes" or platform.machine() in ("aarch64", "arm64", "ARM64") else "yes, in the emulator",
-        ),
+        Engine(name="QNN", targets="qnn-*", compiles=_answer(export, qnn), runs=_answer(qnn, yes=_where_qnn_runs())),
     ]
 
 
@@ -98,18 +102,18 @@ def describe() -> dict[str, str]:
         "huge pages": machine.huge_pages(),
         "disk": f"{_gib(machine.free_disk(Path.cwd()))} free here, "
         f"{_gib(machine.free_disk(cache))} for Hugging Face's cache {cache}",
-        "C compiler": machine.c_compiler() or "none: our CPU kernels cannot be built when the package is installed",
+        "C compiler": machine.c_compiler() or "none, so installing megrez-compile skips our CPU kernels",
     }
     return rows
 
 
 def kernels() -> str:
-    """Whose kernels a CPU bundle runs, and why."""
+    """Whether CPU bundles run our kernels or ONNX Runtime's, and why."""
     library, setting = find_library(), os.environ.get(SETTING, "")
     if setting == "0":
         return f"ONNX Runtime's: {SETTING} is 0"
     if library is None:
-        return "ONNX Runtime's: ours were not built: installing megrez-compile needs a C compiler for that"
+        return "ONNX Runtime's: ours were not built, which needs a C compiler when megrez-compile is installed"
     try:
         verdict = judge(library)
     except MegrezError as error:
@@ -121,16 +125,16 @@ def kernels() -> str:
     return "ours, for float32 graphs"
 
 
-def _needs(modules: tuple[str, ...], extra: str) -> str:
+def _answer(*reasons: str | None, yes: str = "yes") -> str:
+    """`yes` where there is no reason against it, else "no" and every reason once."""
+    against = "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
+    return f"no: {against}" if against else yes
+
+
+def _missing(modules: tuple[str, ...], extra: str) -> str | None:
+    """The command that installs what is missing; pip takes it in a checkout's environment too."""
     missing = [module for module in modules if not machine.can_import(module)]
-    if not missing:
-        return "yes"
-    return f"no, {', '.join(missing)} missing: run  pip install 'megrez-compile[{extra}]'"
-
-
-def _all(*answers: str) -> str:
-    """ "yes" where all are, else every reason once."""
-    return "; ".join(dict.fromkeys(answer for answer in answers if answer != "yes")) or "yes"
+    return f"{', '.join(missing)} not installed, run  pip install 'megrez-compile[{extra}]'" if missing else None
 
 
 def _conflict() -> str | None:
@@ -138,30 +142,29 @@ def _conflict() -> str | None:
     if len(both) < 2:
         return None
     return (
-        "onnxruntime and onnxruntime-gpu install the same folder: run  pip uninstall onnxruntime onnxruntime-gpu  "
-        "and install the extra cpu or cuda alone"
+        "onnxruntime and onnxruntime-gpu install the same folder, run  pip uninstall -y onnxruntime onnxruntime-gpu  "
+        "and then  pip install 'megrez-compile[cpu]'  or  pip install 'megrez-compile[cuda]'"
     )
 
 
-def _ort_cpu() -> str:
-    return _conflict_or(_needs(("onnxruntime",), "cpu"))
-
-
-def _ort_cuda() -> str:
+def _no_ort_cuda() -> str | None:
     if machine.package_version("onnxruntime-gpu"):
-        return _conflict_or("yes")
-    return "no, onnxruntime-gpu missing: run  pip install 'megrez-compile[cuda]'  where onnxruntime is not installed"
+        return _conflict()
+    return (
+        "onnxruntime-gpu not installed, run  pip install 'megrez-compile[cuda]'  in an environment without onnxruntime"
+    )
 
 
-def _conflict_or(answer: str) -> str:
-    found = _conflict()
-    return answer if found is None else f"no, {found}"
-
-
-def _no_gpu(gpus: list[machine.Gpu]) -> str:
+def _no_gpu(gpus: list[machine.Gpu]) -> str | None:
     if not gpus:
-        return "no NVIDIA GPU was found (nvidia-smi lists none)"
-    return f"the GPU is {spell([gpus[0].capability])}, which needs to be {spell([_OLDEST_SM])} or later"
+        return "nvidia-smi lists no NVIDIA GPU"
+    if any(gpu.capability >= _OLDEST_SM for gpu in gpus):
+        return None
+    return f"the GPU is {spell([gpus[0].capability])}, and {spell([_OLDEST_SM])} or later is needed"
+
+
+def _where_qnn_runs() -> str:
+    return "yes" if platform.machine() in ("aarch64", "arm64", "ARM64") else "yes, in the emulator"
 
 
 def _gib(size: int | None) -> str:

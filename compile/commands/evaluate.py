@@ -28,14 +28,20 @@ from megrez.runtime.text import Text
 
 @click.command("eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Measure on this UTF-8 text.")
+@click.option(
+    "--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Measure on this UTF-8 text."
+)
 @click.option(
     "--reference", required=True, metavar="MODEL", help="Compare with this checkpoint in float32, or with its bundle."
 )
-@click.option("--tokens", type=int, default=8192, show_default=True, help="Measure on this many of the text's tokens.")
-@click.option("--skip", type=int, default=0, show_default=True, help="Skip this many tokens first.")
 @click.option(
-    "--window", type=int, default=512, show_default=True, help="Start with an empty cache after this many tokens."
+    "--tokens", type=int, metavar="N", default=8192, show_default=True, help="Measure on N tokens of the text."
+)
+@click.option(
+    "--skip", type=int, metavar="N", default=0, show_default=True, help="Skip the first N tokens of the text."
+)
+@click.option(
+    "--window", type=int, metavar="N", default=512, show_default=True, help="Clear the KV cache after every N tokens."
 )
 @threads_option
 @json_option

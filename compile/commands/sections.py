@@ -1,8 +1,22 @@
-"""A command whose `--help` lists its options in named groups; knows no option."""
+"""Groups of options: their decorator, and a command whose `--help` lists them under titles; knows no option."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import click
+
+Command = Callable[..., Any]
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator for several click options, in the order of `--help`."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def sectioned(sections: Mapping[str, Sequence[str]]) -> type[click.Command]:

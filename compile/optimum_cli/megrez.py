@@ -16,8 +16,10 @@ class MegrezExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         parser.add_argument("-m", "--model", required=True, help="Hugging Face folder or hub id, or a .gguf file.")
-        parser.add_argument("--target", default="cpu-fp32", help="See megrez-compile --list-targets [cpu-fp32].")
-        parser.add_argument("--context", help="Longest prompt and answer together, in tokens.")
+        parser.add_argument(
+            "--target", default="cpu-fp32", help="Target, see megrez-compile --list-targets.  [default: cpu-fp32]"
+        )
+        parser.add_argument("--context", help="Tokens of prompt and answer together.  [default: 4096, for NPUs 1024]")
         parser.add_argument("output", help="The bundle's folder.")
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Checks a bundle against this machine: the Snapdragon chip at hand, and the version of onnxruntime-qnn."""
+"""Checks a bundle against this machine: its Snapdragon chip, and the version of onnxruntime-qnn."""
 
 import re
 from pathlib import Path

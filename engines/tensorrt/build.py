@@ -64,7 +64,7 @@ def build(
 
 
 def _capabilities(request: PlanRequest) -> tuple[str, ...]:
-    """As the manifest spells them; see megrez.runtime.manifest.Device."""
+    """In the manifest's format; see megrez.runtime.manifest.Device."""
     if request.hardware_compatible:
         return (AMPERE_AND_LATER,)
     return tuple(f"sm_{one}" for one in request.capabilities or (request.here,))

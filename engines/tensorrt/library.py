@@ -43,8 +43,8 @@ def check_buildable(library: Any, capabilities: Collection[int]) -> None:
     known = buildable(library)
     if not known:
         raise UsageError(
-            f"--arch asks for {spell(capabilities)}, and TensorRT builds for the GPU at hand only: leave --arch out "
-            "there, or install  megrez-compile[rtx]  to build ahead of time"
+            f"--arch names {spell(capabilities)}, and TensorRT builds for this machine's GPU only: leave --arch "
+            "out, or run  pip install 'megrez-compile[rtx]'  to build ahead of time"
         )
     if missing := sorted(set(capabilities) - set(known)):
         raise UsageError(

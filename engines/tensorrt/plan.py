@@ -17,7 +17,7 @@ Phase = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for the GPU at hand, `here`.
+    """library: "tensorrt_rtx" or "tensorrt". capabilities: to build for; empty for this machine's GPU, `here`.
 
     slots, chunk, max_logits: most sequences, tokens per sequence, and tokens with logits of a step.
     workspace_bytes: most device memory for intermediate results, None for no limit. version_compatible: the plan also
@@ -98,7 +98,7 @@ def _configure(library: Any, builder: Any, network: Any, request: PlanRequest) -
 
 
 def _set_capabilities(config: Any, library: Any, request: PlanRequest) -> None:
-    """Build for the capabilities asked for, or the GPU at hand: TensorRT-RTX takes others where none is set."""
+    """Build for the requested capabilities, or this machine's GPU: TensorRT-RTX takes others where none is set."""
     names = [f"SM{capability}" for capability in request.capabilities] or ["CURRENT"]
     config.num_compute_capabilities = len(names)
     for i, name in enumerate(names):

@@ -30,7 +30,7 @@ class ChatCommand:
 
 
 def run_command(conversation: Conversation, line: str) -> None:
-    """Run a line that begins with "/"; an error is reported, and the chat goes on."""
+    """Run a line that begins with "/"; an error is reported, and the chat continues."""
     name, _, argument = line.partition(" ")
     try:
         _find(name, argument.strip()).run(conversation, argument.strip())

@@ -13,12 +13,12 @@ from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
 
 @click.command("inspect")
 @bundle_argument
-@click.option("--fusion", is_flag=True, help="Show what the engine's kernels do, as the audit after its build found.")
+@click.option("--fusion", is_flag=True, help="Show the kernels of a TensorRT engine, as audited when it was built.")
 @json_option
 @json_file_option
 @verify_option
 def inspect_command(bundle: str, fusion: bool, as_json: bool, json_file: Path | None, verify: bool) -> None:
-    """Show what a bundle contains, what it needs and how it was made. As JSON: its manifest."""
+    """Show what a bundle contains, what it needs and how it was made. JSON output is its manifest."""
     opened = open_bundle(bundle, verify=verify)
     if fusion:
         found = _read_fusion(opened)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,19 +14,41 @@ from megrez.runtime.errors import MegrezError
 if TYPE_CHECKING:
     from megrez.runtime.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic in newer releases of click only
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+
+class Number(ParamType):
+    """A number that `accepted` converts. Help shows it as N, without its range, which an error states."""
+
+    name = "N"
+
+    def __init__(self, accepted: ParamType) -> None:
+        self._accepted = accepted
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return self._accepted.convert(value, parameter, context)
+
+
+def whole(least: int, most: int | None = None) -> Number:
+    """An int from `least` to `most`."""
+    return Number(click.IntRange(least, most))
+
 
 bundle_argument = click.argument("bundle", metavar="BUNDLE")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1, max=1024), help="CPU threads.  [default: one per physical core]"
+    "--threads", type=whole(1, 1024), help="Use N CPU threads.  [default: one per physical core]"
 )
 verify_option = click.option("--verify", is_flag=True, help="Check the SHA-256 of every file first.")
 max_tokens_option = click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Stop after this many tokens."
+    "--max-tokens", type=whole(1), default=1024, show_default=True, help="Stop after N tokens."
 )
-system_option = click.option("--system", metavar="TEXT", help="System message that starts the conversation.")
+system_option = click.option("--system", metavar="TEXT", help="Start the conversation with this system message.")
 stop_option = click.option(
-    "--stop", multiple=True, metavar="STRING", help="End the text before this string. May be given several times."
+    "--stop", multiple=True, metavar="STRING", help="End the answer before this string. May be given several times."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 json_file_option = click.option(
@@ -35,14 +57,17 @@ json_file_option = click.option(
 
 _GIVEN = "megrez.sampling"
 _BIAS = "--logit-bias"
-_SAMPLING = {
-    "--temperature": (float, "Divide the logits by this; 0 takes the likeliest token.  [default: the bundle's]"),
-    "--top-k": (int, "Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]"),
+_SAMPLING: dict[str, tuple[type | ParamType, str]] = {
+    "--temperature": (float, "Divide the logits by this; 0 takes the most probable token.  [default: the bundle's]"),
+    "--top-k": (Number(click.INT), "Sample from the N most probable tokens; 0 is off.  [default: the bundle's]"),
     "--top-p": (
         float,
         "Sample from the fewest tokens whose probabilities sum to this; 1 is off.  [default: the bundle's]",
     ),
-    "--min-p": (float, "Exclude tokens less probable than this times the likeliest one; 0 is off."),
+    "--min-p": (
+        float,
+        "Exclude tokens less probable than this times the most probable one; 0 is off.  [default: the bundle's]",
+    ),
     "--repetition-penalty": (
         float,
         "Penalise tokens that occur in the prompt or the output; 1 is off.  [default: the bundle's]",
@@ -55,7 +80,7 @@ _SAMPLING = {
         float,
         "Subtract this from a token's logit for each occurrence in the output; 0 is off.  [default: 0]",
     ),
-    "--seed": (int, "Seed of the random numbers.  [default: a new one each time]"),
+    "--seed": (Number(click.INT), "Sample with seed N.  [default: a random one]"),
 }
 
 

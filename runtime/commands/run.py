@@ -52,9 +52,9 @@ def run_command(
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Answer PROMPT, or continue it if the bundle has no chat template. "-" reads it from stdin.
+    """Answer PROMPT, or continue it if the bundle has no chat template. "-" reads PROMPT from stdin.
 
-    As JSON: the complete text with its token ids and timings.
+    JSON output has the complete text, its token ids and timings.
     """
     from megrez.runtime.completion import Completion
     from megrez.runtime.model import Model

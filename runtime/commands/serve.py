@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import bundle_argument, threads_option, verify_option
+from megrez.runtime.commands.options import Number, bundle_argument, threads_option, verify_option, whole
 from megrez.runtime.errors import UsageError
 from megrez.runtime.serving.http.app import Limits
 from megrez.runtime.serving.http.log import start_logging
@@ -21,34 +21,55 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @click.command("serve")
 @bundle_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --api-key.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes any that is free."
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Listen on this address; any that other machines reach needs --api-key.",
 )
-@click.option("--uds", type=click.Path(path_type=Path), metavar="PATH", help="Listen on a Unix socket in its place.")
-@click.option("--slots", type=click.IntRange(min=1), help=f"Sequences that run at once.  [default: {SLOTS}]")
-@click.option("--context", type=click.IntRange(min=1), help="Tokens that a sequence holds.  [default: the bundle's]")
-@click.option("--memory", metavar="SIZE", help="The KV cache's size, such as 2G: as many slots as fit it.")
+@click.option(
+    "--port",
+    type=whole(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Listen on port N; 0 takes a free one.",
+)
+@click.option("--uds", type=click.Path(path_type=Path), metavar="PATH", help="Listen on this Unix socket instead.")
+@click.option("--slots", type=whole(1), help=f"Run up to N sequences at once.  [default: {SLOTS}]")
+@click.option(
+    "--context",
+    type=whole(1),
+    help="Allow N tokens of prompt and answer together.  [default: the bundle's context]",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Choose the number of slots so that the KV cache takes at most this, such as 2G.  [default: see --slots]",
+)
 @click.option(
     "--queue",
     "queue_limit",
-    type=click.IntRange(min=0),
+    type=whole(0),
     default=256,
     show_default=True,
-    help="Requests that may wait for a slot; more are refused with status 429.",
+    help="Let up to N requests wait for a slot; refuse more with status 429.",
 )
 @click.option(
-    "--api-key", envvar="MEGREZ_API_KEY", metavar="KEY", help="Refuse requests without it.  [env: MEGREZ_API_KEY]"
+    "--api-key",
+    envvar="MEGREZ_API_KEY",
+    metavar="KEY",
+    help="Refuse requests without this key.  [default: the environment variable MEGREZ_API_KEY]",
 )
-@click.option("--name", help="The model's id.  [default: the bundle's folder]")
+@click.option("--name", metavar="ID", help="Serve the model under this id.  [default: the bundle's folder]")
 @click.option(
     "--drain",
     "drain_s",
-    type=click.FloatRange(min=0),
+    type=Number(click.FloatRange(min=0)),
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long running requests may finish after SIGTERM or Ctrl-C.",
+    help="Give running requests this long to finish after SIGTERM or Ctrl-C.",
 )
 @threads_option
 @verify_option
@@ -98,16 +119,16 @@ def fit_slots(bundle: Bundle, memory: str, *, slots: int | None, context: int | 
     if fits < wanted:
         raise UsageError(
             f"--memory {memory} holds {budget // per_token} tokens, {wanted} x --context {tokens} are "
-            f"{wanted * tokens}: ask for {-(-wanted * tokens * per_token >> 20)}M, or fewer slots, or less context"
+            f"{wanted * tokens}: give --memory {-(-wanted * tokens * per_token >> 20)}M, fewer slots or less context"
         )
     return slots or min(fits, MOST_SLOTS)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "512M" or "2G" (binary); raises UsageError for what is no size."""
+    """Bytes of "512M" or "2G" (binary); UsageError for other text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)i?B?", text.strip(), re.IGNORECASE | re.ASCII)
     if not found:
-        raise UsageError(f"--memory {text} is no size: give it as 512M or 2G")
+        raise UsageError(f"--memory {text} is not a size: give one such as 512M or 2G")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -116,7 +137,8 @@ def _check_key(key: str | None, host: str, uds: Path | None) -> None:
         raise UsageError("the API key is empty: give one, or leave --api-key and MEGREZ_API_KEY out")
     if key is None and uds is None and not is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines in: set MEGREZ_API_KEY (or --api-key), which their requests must carry"
+            f"--host {host} can be reached from other machines: set MEGREZ_API_KEY (or --api-key), which requests "
+            "then need"
         )
 
 

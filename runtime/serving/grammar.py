@@ -1,4 +1,4 @@
-"""A Guided as the text of a grammar that llguidance compiles; knows no tokens but the special ones' ids."""
+"""A Guided as the text of a grammar for llguidance; knows no tokens but the special ones' ids."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from megrez.runtime.errors import UsageError, first_line
 from megrez.runtime.guided import Guided, Segment, Structural
 from megrez.runtime.serving.json_schema import read_schema
 
-# Enough for the indentation of pretty-printed JSON; without a bound, a model may write white space for ever.
+# Enough for the indentation of pretty-printed JSON; without a bound, a model may generate white space without end.
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 # Any text, and any that begins no JSON object.
 _TEXT, _NO_OBJECT = r"/(.|\n)*/", r"/([^{ \n\r\t](.|\n)*)?/"
 
 
 def grammar_text(guided: Guided, specials: Mapping[str, int]) -> str:
-    """What llguidance takes; UsageError for what cannot be honoured. specials: spelling to id."""
+    """The grammar in llguidance's format; UsageError for one that cannot be enforced. specials: text → id."""
     from llguidance import LLMatcher, grammar_from
 
     if guided.json_object:
@@ -36,16 +36,18 @@ def grammar_text(guided: Guided, specials: Mapping[str, int]) -> str:
 
 
 def structural_lark(structural: Structural, specials: Mapping[str, int]) -> str:
-    """Lark for segments of JSON, within text where that may be."""
+    """Lark for segments of JSON, with text around them where free_text allows it."""
     rules = [_segment_rule(at, one, structural.trigger, specials) for at, one in enumerate(structural.segments)]
     any_of = " | ".join(f"segment_{at}" for at in range(len(rules)))
     rules.append(f"segment: {any_of}")
     separator = _spelled(structural.separator, specials)
     trigger = _spelled(structural.trigger, specials)
-    # Free text runs up to a special token by itself, and lazily up to one that is spelled in letters.
+    # Free text ends at a special token; a trigger of ordinary text needs a lazy match.
     lazy = bool(structural.trigger) and structural.trigger not in specials
-    if not structural.free_text:
+    if not structural.free_text or structural.answer is not None:
         more = f" ({separator} {trigger} segment)*" if structural.repeat else ""
+        if structural.answer is not None:
+            more += f"\n    | %json {json.dumps(_options(read_schema(structural.answer)))}"
         return "\n".join([f"start: {trigger} segment{more}", *rules])
     if not structural.trigger:
         return "\n".join([f"start: NO_OBJECT | segment\nNO_OBJECT: {_NO_OBJECT}", *rules])
@@ -69,7 +71,7 @@ def _options(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spelled(text: str, specials: Mapping[str, int]) -> str:
-    """The text as Lark, its special tokens by their ids."""
+    """The text in Lark, with special tokens as ids."""
     if not specials:
         return _quoted(text) if text else ""
     longest_first = sorted(specials, key=len, reverse=True)

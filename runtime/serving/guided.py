@@ -1,6 +1,6 @@
-"""Holds answers to a Guided: compiles grammars and computes which tokens may come next, with llguidance.
+"""Enforces a Guided with llguidance: compiles grammars and computes the mask of allowed next tokens.
 
-Knows neither the engine nor who asked. Masks are computed in threads of their own, while the engine runs.
+Independent of the engine and of requests. Masks are computed in separate threads while the engine runs.
 """
 
 import json
@@ -18,28 +18,30 @@ from megrez.runtime.guided import Guided
 from megrez.runtime.serving.grammar import grammar_text
 
 Allowed = NDArray[np.bool_]
-# Masks take tens of microseconds; more threads than this wait for each other's interpreter lock.
+# Masks take tens of microseconds; more threads would wait for the interpreter lock.
 THREADS = 2
 CACHED_GRAMMARS = 64
+# A fifth and a tenth of llguidance's own: a regular expression such as (a{1000}){1000} is refused after 0.3 s, not 2.7.
+FUEL = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 20_000}
 
 
 class Matcher(Protocol):
-    """Where one sequence stands in its grammar."""
+    """The state of one sequence in its grammar."""
 
     def allowed(self) -> Allowed:
-        """[vocab_size] the tokens that may come next, stop tokens where the answer may end; may wait for them."""
+        """[vocab_size] the allowed next tokens, and stop tokens where the answer may end; may wait for the mask."""
         ...
 
     def push(self, token: int) -> bool:
-        """Go on by a token that was allowed; True when nothing can follow it. Starts computing the next mask."""
+        """Advance by an allowed token; True where the answer is complete. Starts computing the next mask."""
         ...
 
 
 class Grammar(Protocol):
-    """A compiled Guided, shared by the sequences that ask for it."""
+    """A compiled Guided, shared by all sequences that use it."""
 
     def matcher(self) -> Matcher:
-        """At the beginning of an answer. Starts computing the first mask."""
+        """A matcher at the beginning of an answer. Starts computing the first mask."""
         ...
 
 
@@ -65,17 +67,20 @@ class GuidedCompiler:
             self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=max(self._ids, vocab_size), eos_token=ends)
         except Exception as error:  # llguidance raises bare Exceptions
             raise BundleError(f"guided output cannot read this tokenizer: {first_line(error)}") from error
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, **FUEL)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="megrez-guided")
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
 
     def compile(self, guided: Guided) -> Grammar:
-        """Up to a second for a huge schema, nothing for one that was compiled lately.
+        """Compile a grammar, up to a second for a large schema, or take it from the cache.
 
-        Raises UsageError that names what cannot be honoured: there is no answer that is only partly guided.
+        Raises UsageError for a constraint that cannot be enforced completely.
         """
-        text = grammar_text(guided, self._specials)
+        try:
+            text = grammar_text(guided, self._specials)
+        except ValueError as error:  # lone surrogates, and integers beyond 64 bits
+            raise UsageError(f"guided output cannot enforce this: {first_line(error)[:200]}") from error
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
@@ -94,10 +99,14 @@ class GuidedCompiler:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
-        # A warning means that something would be ignored.
+        # A warning means that a part of the grammar would be ignored.
         faults = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if faults:
-            raise UsageError(f"guided output cannot honour this: {' '.join(faults[0].split())[:500]}")
+            raise UsageError(f"guided output cannot enforce this: {' '.join(faults[0].split())[:500]}")
+        # Copies of the matcher share its cache, and a grammar without any answer is noticed only here.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise UsageError(f"guided output cannot enforce this: no token can begin an answer ({_error(matcher)})")
         return _LlguidanceGrammar(matcher, self._pool, vocab_size=self._vocab_size, ids=self._ids)
 
 
@@ -138,8 +147,13 @@ class _LlguidanceMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            error = " ".join(self._matcher.get_error().split())
-            raise EngineError(f"guided output failed within the answer ({error[:200]}): ask for a simpler grammar")
+            raise UsageError(
+                f"guided output failed within the answer ({_error(self._matcher)}): ask for a simpler grammar"
+            )
+
+
+def _error(matcher: Any) -> str:
+    return " ".join(matcher.get_error().split("<")[0].split())[:200]
 
 
 def unpack(bits: bytes, count: int) -> Allowed:
@@ -148,7 +162,7 @@ def unpack(bits: bytes, count: int) -> Allowed:
 
 
 def _token_ids(tokenizer_json: str) -> tuple[int, dict[str, int]]:
-    """How many ids a tokenizer.json has, and those of its special tokens by their spelling."""
+    """The number of ids of a tokenizer.json, and the ids of its special tokens by their text."""
     settings = json.loads(tokenizer_json)
     vocab = settings["model"]["vocab"]
     own = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)

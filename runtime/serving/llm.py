@@ -143,13 +143,18 @@ class LLM:
             if finished < params.n:
                 self.cancel(request)
 
-    def submit(self, prompt_ids: list[int], params: SamplingParams, sink: Sink) -> Request:
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, sink: Sink, grammar: Grammar | None = None
+    ) -> Request:
         """Queue a request; `sink` is called in the engine's thread and must not block.
+
+        grammar: params.guided if it is compiled already; otherwise it is compiled here.
 
         Raises UsageError for a prompt that does not fit or guided output that is not supported, QueueFullError if
         queue_limit requests are waiting.
         """
-        grammar = None if params.guided is None else self.compile_guided(params.guided)
+        if grammar is None and params.guided is not None:
+            grammar = self.compile_guided(params.guided)
         request = Request(prompt_ids=prompt_ids, params=params, sink=sink, grammar=grammar)
         self._runner.submit(request)
         return request

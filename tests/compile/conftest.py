@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def megrez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traced_once: None, brief_text: None
 ) -> Callable[..., tuple[Any, str, str]]:
     """The `megrez` command: exit code, stdout and stderr."""
 

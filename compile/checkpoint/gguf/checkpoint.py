@@ -21,7 +21,6 @@ from megrez.compile.checkpoint.gguf.tokenizer import read_gguf_text
 from megrez.compile.checkpoint.gguf.types import FLOATS, can_dequantize, dequantize
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.tensors import expected_tensors
-from megrez.compile.families.config import ModelConfig
 from megrez.runtime.errors import CheckpointError
 
 PIECE = 1 << 20  # values dequantised at a time
@@ -36,30 +35,22 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path, *, source: str) -> None:
         self._path = path
-        self._source = source
+        self.source = source
         self._header = read_header(path)
         check_metadata(self._header.metadata, source=source, remedy=REMEDY)
-        self._config = read_gguf_config(self._header, self._factors, source=source)
-        named = {huggingface_name(name, self._config): tensor for name, tensor in self._header.tensors.items()}
+        self.config = read_gguf_config(self._header, self._factors, source=source)
+        named = {huggingface_name(name, self.config): tensor for name, tensor in self._header.tensors.items()}
         self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
-
-    @property
-    def source(self) -> str:
-        return self._source
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._config
 
     @cached_property
     def text(self) -> TextAssets | None:
-        return read_gguf_text(self._header.metadata, vocab_size=self._config.vocab_size, source=self._source)
+        return read_gguf_text(self._header.metadata, vocab_size=self.config.vocab_size, source=self.source)
 
     def check(self) -> None:
         """See the protocol; reads only the header."""
         faults = [f"{name} is an unknown tensor" for name in self._header.tensors if self._changes_the_model(name)]
-        faults += shape_faults(self._config, {name: tensor.shape for name, tensor in self._tensors.items()})
-        needed = [self._tensors[name] for name in expected_tensors(self._config) if name in self._tensors]
+        faults += shape_faults(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
+        needed = [self._tensors[name] for name in expected_tensors(self.config) if name in self._tensors]
         first = {tensor.kind: tensor.name for tensor in reversed(needed)}
         faults += [
             f"{kind}, which {name} is stored as, cannot be read"
@@ -67,17 +58,17 @@ class GgufCheckpoint:
             if not can_dequantize(kind)
         ]
         factors = self._header.tensors.get(ROPE_FACTORS)
-        if factors is not None and factors.shape != (self._config.head_dim // 2,):
+        if factors is not None and factors.shape != (self.config.head_dim // 2,):
             faults.append(f"{ROPE_FACTORS} is {list(factors.shape)}, not [head_dim / 2]")
-        raise_faults(self._source, faults, REMEDY)
+        raise_faults(self.source, faults, REMEDY)
         _ = self.text
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._config, [self._path])
+        return fingerprint_of(self.config, [self._path])
 
     def read(self, name: str) -> NDArray[np.float32]:
         values = self._read_stored(self._stored(name))
-        order = row_order(name, self._config)
+        order = row_order(name, self.config)
         return values if order is None else values[order]
 
     def block_format(self, name: str) -> BlockFormat | None:
@@ -90,7 +81,7 @@ class GgufCheckpoint:
         if self.block_format(name) is None:
             return None
         raw = self._read_raw(tensor, 0, tensor.shape[0])
-        order = row_order(name, self._config)
+        order = row_order(name, self.config)
         found = unpack_blocks(raw if order is None else raw[order], tensor.kind)
         for values in (found.scales, found.offsets):
             if values is not None:
@@ -99,21 +90,21 @@ class GgufCheckpoint:
 
     def _changes_the_model(self, name: str) -> bool:
         """Whether an unknown tensor is one that the decoder would have to use."""
-        if huggingface_name(name, self._config) is not None or name == ROPE_FACTORS:
+        if huggingface_name(name, self.config) is not None or name == ROPE_FACTORS:
             return False
         layer = LAYER_PART.fullmatch(name)
-        inside = layer is not None and int(layer[1]) < self._config.num_hidden_layers
+        inside = layer is not None and int(layer[1]) < self.config.num_hidden_layers
         return inside or name.startswith(AROUND_THE_LAYERS)
 
     def _stored(self, name: str) -> GgufTensor:
         if name not in self._tensors:
-            raise CheckpointError(f"{self._source} has no tensor {name}: {REMEDY}")
+            raise CheckpointError(f"{self.source} has no tensor {name}: {REMEDY}")
         return self._tensors[name]
 
     def _factors(self, name: str) -> NDArray[np.float32]:
         tensor = self._header.tensors[name]
         if not math.prod(tensor.shape):
-            raise CheckpointError(f"{name} in {self._source} is empty: {REMEDY}")
+            raise CheckpointError(f"{name} in {self.source} is empty: {REMEDY}")
         return self._read_stored(tensor).reshape(-1)
 
     def _read_stored(self, tensor: GgufTensor) -> NDArray[np.float32]:
@@ -122,7 +113,7 @@ class GgufCheckpoint:
             values = read_floats(self._path, tensor=tensor.name, dtype=tensor.kind, start=tensor.start, count=count)
             return values.reshape(tensor.shape)
         if not can_dequantize(tensor.kind):
-            raise CheckpointError(f"{tensor.name} in {self._source} is {tensor.kind}, which cannot be read: {REMEDY}")
+            raise CheckpointError(f"{tensor.name} in {self.source} is {tensor.kind}, which cannot be read: {REMEDY}")
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         values = np.empty((rows, columns), np.float32)
         step = max(PIECE // columns, 1)

@@ -1,4 +1,4 @@
-"""Split a lowered graph into parts that an NPU runs in turn: ranges of layers, and the LM head; knows no engine."""
+"""Split a lowered graph into consecutive parts for an NPU: ranges of layers, and the LM head; knows no engine."""
 
 from dataclasses import dataclass
 from itertools import pairwise

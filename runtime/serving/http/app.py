@@ -20,6 +20,7 @@ from megrez.runtime.serving.http.errors import HEADERS, ApiError, JsonResponse, 
 from megrez.runtime.serving.http.fields import Fields, read_body
 from megrez.runtime.serving.http.log import log
 from megrez.runtime.serving.http.messages import count_tokens, error_body, messages
+from megrez.runtime.serving.http.page import page
 from megrez.runtime.serving.http.served import Served
 
 # The answer, or None where it was streamed to the call's client.
@@ -163,7 +164,7 @@ def build_app(served: Served, limits: Limits) -> ASGIApp:
     routes = [Route(path, Endpoint(answer, served, limits), methods=["POST"]) for path, answer in posts.items()]
     for path, answer in anthropic.items():
         routes.append(Route(path, Endpoint(answer, served, limits, error_body), methods=["POST"]))
-    routes += [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]
+    routes += [Route(path, answer, methods=["GET"]) for path, answer in {"/": page(), **gets}.items()]
     return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
 
 

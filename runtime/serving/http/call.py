@@ -1,4 +1,4 @@
-"""One HTTP request that is being answered: its fields, its client, and what it has used so far."""
+"""An HTTP request in progress: its fields, its client, and its usage so far."""
 
 import asyncio
 import contextlib

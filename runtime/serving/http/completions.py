@@ -10,14 +10,16 @@ from typing import Any
 
 from megrez.runtime.logprobs import TokenLogprobs
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.guided import Grammar
 from megrez.runtime.serving.http.call import Call
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
+from megrez.runtime.serving.http.guided import compile_constraint, read_constraint
 from megrez.runtime.serving.http.sampling import read_sampling, read_top_logprobs
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.spelling import legacy_logprobs
 from megrez.runtime.serving.http.stream import EventStream, Tokens
-from megrez.runtime.serving.http.unsupported import refuse_unsupported
+from megrez.runtime.serving.http.unsupported import REFUSED_BY_COMPLETIONS, refuse_unsupported
 from megrez.runtime.serving.request import Token
 
 DEFAULT_TOKENS = 16
@@ -25,12 +27,16 @@ DEFAULT_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """prompts: token ids of each. scores_only: max_tokens 0 with echo scores the prompt and generates nothing."""
+    """prompts: token ids of each. scores_only: max_tokens 0 with echo scores the prompt and generates nothing.
+
+    grammar: constrains the answers.
+    """
 
     prompts: list[list[int]]
     params: SamplingParams
     echo: bool
     scores_only: bool
+    grammar: Grammar | None
 
 
 async def complete(call: Call) -> dict[str, Any] | None:
@@ -39,7 +45,7 @@ async def complete(call: Call) -> dict[str, Any] | None:
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
     head["model"] = call.served.name
     stream, include_usage = call.fields.flag("stream"), read_include_usage(call.fields)
-    async with Tokens(call, ask.prompts, ask.params) as tokens:
+    async with Tokens(call, ask.prompts, ask.params, ask.grammar) as tokens:
         if stream:
             await _stream(call, ask, tokens, head, include_usage=include_usage)
             return None
@@ -62,7 +68,7 @@ def read_include_usage(fields: Fields) -> bool:
 
 def _read(fields: Fields, served: Served) -> Ask:
     served.check_model(fields)
-    refuse_unsupported(fields)
+    refuse_unsupported(fields, REFUSED_BY_COMPLETIONS)
     asked = fields.integer("max_tokens", 0)
     max_tokens = DEFAULT_TOKENS if asked is None else asked
     llm = served.llm
@@ -79,6 +85,7 @@ def _read(fields: Fields, served: Served) -> Ask:
         params=dataclasses.replace(params, logprobs=logprobs, prompt_logprobs=logprobs if echo else None),
         echo=echo,
         scores_only=max_tokens == 0,
+        grammar=compile_constraint(llm, read_constraint(fields)),
     )
 
 

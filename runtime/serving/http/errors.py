@@ -1,4 +1,4 @@
-"""What a client is told when a request fails, in OpenAI's form."""
+"""Error responses in OpenAI's format."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from megrez.runtime.serving.runner import QueueFullError
 
 
 class ApiError(Exception):
-    """status: of HTTP. param: the field at fault, if one is. code: a word for programs."""
+    """status: the HTTP status. param: the name of the wrong field, if any. code: for programs."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "service_una
 
 
 class JsonResponse(Response):
-    """JSON with non-ASCII text as it is; lone surrogates, which UTF-8 does not have, become question marks."""
+    """JSON in UTF-8, non-ASCII text not escaped; lone surrogates, which UTF-8 cannot encode, become question marks."""
 
     media_type = "application/json"
 
@@ -50,7 +50,7 @@ def to_json(content: Any) -> bytes:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What our own errors are over HTTP: a wrong request is the client's, all else the server's."""
+    """An exception as an HTTP error: 4xx for a wrong request, 5xx for all others."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):

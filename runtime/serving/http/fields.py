@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON body: types and ranges checked, `null` as absent, unknown fields left alone."""
+"""Reads the fields of a JSON body: checks types and ranges, treats `null` as absent, ignores unknown fields."""
 
 import json
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def _depth(data: Any) -> int:
 
 
 class Fields:
-    """prefix: where the object stands in the body, as errors name it."""
+    """prefix: the path of the object in the body, for error messages."""
 
     def __init__(self, data: Mapping[str, Any], prefix: str = "") -> None:
         self.data = {name: value for name, value in data.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr: what was asked for, never the text of a prompt or an answer."""
+"""Logs as JSON lines on stderr: properties of requests, never the text of a prompt or an answer."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging() -> None:
-    """Our log and uvicorn's warnings go to stderr."""
+    """Write our log, and uvicorn's warnings, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name, level in (("megrez", logging.INFO), ("uvicorn.error", logging.WARNING)):

@@ -5,15 +5,20 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.http.anthropic_format import content_of, read_conversation, read_tool_choice
+from megrez.runtime.serving.http.block_stream import BlockStream
 from megrez.runtime.serving.http.call import Call
+from megrez.runtime.serving.http.chat import Ask
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.fields import Fields
-from megrez.runtime.serving.http.prompts import encode_messages, read_content, read_messages
+from megrez.runtime.serving.http.guided import compile_constraint, read_constraint
+from megrez.runtime.serving.http.prompts import encode_messages
 from megrez.runtime.serving.http.sampling import read_sampling
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.stream import EventStream, Tokens
-from megrez.runtime.serving.http.unsupported import refuse_unsupported
+from megrez.runtime.serving.http.tool_calls import AnswerReader
+from megrez.runtime.serving.http.tool_choice import ToolChoice, tool_constraint
+from megrez.runtime.serving.http.unsupported import REFUSED_BY_MESSAGES, refuse_unsupported
 from megrez.runtime.serving.request import Token
 
 KINDS = {
@@ -34,23 +39,24 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 async def messages(call: Call) -> dict[str, Any] | None:
     """The whole answer, or None where it was streamed."""
-    params, prompt = await asyncio.to_thread(_read, call.fields, call.served)
+    ask = await asyncio.to_thread(_read, call.fields, call.served)
     stream = call.fields.flag("stream")
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": call.served.name}
-    async with Tokens(call, [prompt], params) as tokens:
+    reader = AnswerReader(call.served.tool_format, ask.functions)
+    async with Tokens(call, [ask.prompt], ask.params, ask.grammar) as tokens:
         if stream:
-            await _stream(call, tokens, head)
+            await _stream(call, reader, tokens, head)
             return None
         own = [token async for _, token in tokens]
-    text = "".join(token.text for token in own)
-    return {**head, "content": [{"type": "text", "text": text}], **_stop(own[-1]), "usage": _usage(call)}
+    content = content_of(delta for token in own for delta in reader.push(token))
+    return {**head, "content": content, **_stop(own[-1], reader), "usage": _usage(call)}
 
 
 async def count_tokens(call: Call) -> dict[str, Any]:
-    return {"input_tokens": len(await asyncio.to_thread(_read_prompt, call.fields, call.served))}
+    return {"input_tokens": len((await asyncio.to_thread(_read_prompt, call.fields, call.served))[0])}
 
 
-def _read(fields: Fields, served: Served) -> tuple[SamplingParams, list[int]]:
+def _read(fields: Fields, served: Served) -> Ask:
     max_tokens = fields.integer("max_tokens", 1)
     if max_tokens is None:
         raise ApiError("max_tokens is missing: give the most tokens to generate", param="max_tokens")
@@ -63,22 +69,24 @@ def _read(fields: Fields, served: Served) -> tuple[SamplingParams, list[int]]:
     )
     if params.n != 1:
         raise fields.fault("n", "1")
-    return params, _read_prompt(fields, served)
+    prompt, tools = _read_prompt(fields, served)
+    grammar = compile_constraint(served.llm, tool_constraint(tools, served.tool_format, read_constraint(fields)))
+    return Ask(prompt=prompt, params=params, grammar=grammar, functions=tools.names)
 
 
-def _read_prompt(fields: Fields, served: Served) -> list[int]:
+def _read_prompt(fields: Fields, served: Served) -> tuple[list[int], ToolChoice]:
     served.check_model(fields)
-    refuse_unsupported(fields)
-    system = read_content(fields, "system").get("system")
-    opening = [{"role": "system", "content": system}] if system else []
-    return encode_messages(served.llm, [*opening, *read_messages(fields)])
+    refuse_unsupported(fields, REFUSED_BY_MESSAGES)
+    tools = read_tool_choice(fields)
+    return encode_messages(served, read_conversation(fields), tools.tools), tools
 
 
-def _stop(token: Token) -> dict[str, Any]:
+def _stop(token: Token, reader: AnswerReader) -> dict[str, Any]:
     """Why the last token was the last."""
     by_string = isinstance(token.stop_reason, str)
-    reason = "max_tokens" if token.finish_reason == "length" else "stop_sequence" if by_string else "end_turn"
-    return {"stop_reason": reason, "stop_sequence": token.stop_reason if by_string else None}
+    ends = {"length": "max_tokens", "tool_calls": "tool_use"}
+    reason = ends.get(reader.finish_reason or "", "stop_sequence" if by_string else "end_turn")
+    return {"stop_reason": reason, "stop_sequence": token.stop_reason if reason == "stop_sequence" else None}
 
 
 def _usage(call: Call) -> dict[str, int]:
@@ -91,12 +99,13 @@ def _usage(call: Call) -> dict[str, int]:
     }
 
 
-async def _stream(call: Call, tokens: Tokens, head: dict[str, Any]) -> None:
+async def _stream(call: Call, reader: AnswerReader, tokens: Tokens, head: dict[str, Any]) -> None:
     events = EventStream(call.send)
 
     async def event(name: str, **content: Any) -> None:
         await events.event({"type": name, **content}, name)
 
+    stream = BlockStream(event)
     begun = False
     async for _, token in tokens:
         if not begun:
@@ -104,11 +113,10 @@ async def _stream(call: Call, tokens: Tokens, head: dict[str, Any]) -> None:
             nothing: Sequence[Any] = []
             opening = {**head, "content": nothing, "stop_reason": None, "stop_sequence": None, "usage": _usage(call)}
             await event("message_start", message=opening)
-            await event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        if token.text:
-            await event("content_block_delta", index=0, delta={"type": "text_delta", "text": token.text})
+        for delta in reader.push(token):
+            await stream.push(delta)
         if token.finish_reason:
-            await event("content_block_stop", index=0)
-            await event("message_delta", delta=_stop(token), usage=_usage(call))
+            await stream.end()
+            await event("message_delta", delta=_stop(token, reader), usage=_usage(call))
     await event("message_stop")
     await events.end()

@@ -17,7 +17,7 @@ MOST_DIGITS = 9
 def read_sampling(
     fields: Fields, defaults: SamplingParams, *, max_tokens: int | None, vocab_size: int, stop_field: str = "stop"
 ) -> SamplingParams:
-    """Absent fields take the model's own recommendation. max_tokens: None goes on to the end of the context.
+    """Absent fields have the model's recommended values. max_tokens: None generates to the end of the context.
 
     Raises ApiError that names the field at fault.
     """

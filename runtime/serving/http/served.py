@@ -1,4 +1,4 @@
-"""What all endpoints share: the model, its name, and what is counted."""
+"""The state that all endpoints share: the model, its id, metrics and limits."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,13 +8,15 @@ from megrez.runtime.serving.http.fields import Fields
 from megrez.runtime.serving.http.metrics import Metrics
 from megrez.runtime.serving.http.spelling import Spelling
 from megrez.runtime.serving.llm import LLM
+from megrez.runtime.serving.tools.formats import ToolFormat, choose_format
 
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """name: the model's id. most_prompts: of one request, which must fit the slots and the queue together.
+    """name: the model's id. most_prompts: the most prompts of one request, which have to fit the slots and the queue.
 
-    draining: the server ends and takes no more requests. closed: those that were not finished by then are ended.
+    tool_format: how the model writes function calls; None where the format is not known.
+    draining: the server is shutting down and accepts no more requests. closed: unfinished requests have been ended.
     """
 
     llm: LLM
@@ -22,6 +24,7 @@ class Served:
     metrics: Metrics
     spelling: Spelling
     most_prompts: int
+    tool_format: ToolFormat | None
     draining: bool = False
     closed: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
@@ -34,10 +37,11 @@ class Served:
             metrics=Metrics(llm, name),
             spelling=Spelling(llm.text),
             most_prompts=queue_limit + llm.session.slots,
+            tool_format=choose_format(llm.template, llm.text),
         )
 
     def check_model(self, fields: Fields) -> None:
-        """Raise ApiError for another model than the one that is served; without a name it is meant."""
+        """Raise ApiError where the request names another model; it may name none."""
         asked = fields.text("model")
         if asked not in (None, "", self.name):
             raise self.no_model(asked)
@@ -51,6 +55,6 @@ class Served:
         )
 
     def close(self) -> None:
-        """End whatever is not finished; its clients are told. Blocks until the engine's step is over."""
+        """End unfinished requests, whose clients get an error. Blocks until the engine's current step ends."""
         self.closed = self.draining = True
         self.llm.close()

@@ -17,7 +17,7 @@ from megrez.runtime.serving.http.app import Limits, build_app
 from megrez.runtime.serving.http.log import log
 from megrez.runtime.serving.http.served import Served
 
-# After the drain everybody has been told; this is for clients that do not read.
+# After the drain all clients have been answered; this is for clients that do not read.
 _GRACE_S = 10
 
 
@@ -120,12 +120,12 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
 
 
 def _bind_file(path: Path) -> socket.socket:
-    """A file that a server of the past has left is replaced; one that somebody listens on is not."""
+    """Bind a Unix socket, replacing a socket file on which no process listens."""
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.is_socket():
             if _is_listened_on(path):
-                raise OSError(errno.EADDRINUSE, "another server listens there")
+                raise OSError(errno.EADDRINUSE, "another server listens on it")
             path.unlink()
         bound.bind(str(path))
     except OSError:

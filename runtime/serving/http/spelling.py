@@ -1,4 +1,4 @@
-"""How log-probabilities spell tokens: each by itself, as text and as bytes; and OpenAI's two forms of them."""
+"""Log-probabilities in OpenAI's two JSON forms, with the text and the bytes of each single token."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _SPACE, _REPLACEMENT = "▁", "\ufffd"
 
 
 def _byte_level() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes: printable ones as themselves, the rest from U+0100 on."""
+    """Byte-level BPE's characters for bytes: printable ones stand for themselves, the others start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
@@ -22,24 +22,24 @@ _BYTES = _byte_level()
 
 
 class Spelling:
-    """The spelling of every token that was asked for, of one tokenizer."""
+    """The text and the bytes of single tokens of one tokenizer; texts are cached."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
         self._known: dict[int, str] = {}
 
     def text(self, token: int) -> str:
-        """Of one token; a part of a character shows as U+FFFD."""
+        """The text of one token; an incomplete UTF-8 character is U+FFFD."""
         if token not in self._known:
             spelled = self._text.decode([token])
             word = self._text.token_text(token) or ""
-            # Llama-2's decoder strips the space before the first word, which is only the first here.
+            # Llama-2's decoder strips the leading space, here of every token.
             lost = word.startswith(_SPACE) and not spelled.startswith(" ")
             self._known[token] = " " + spelled if lost else spelled
         return self._known[token]
 
     def bytes(self, token: int) -> list[int] | None:
-        """UTF-8, or the very bytes of a token that is part of a character; None where the tokenizer hides them."""
+        """The bytes of one token, also of an incomplete UTF-8 character; None where they are not known."""
         spelled, word = self.text(token), self._text.token_text(token) or ""
         if fallback := _BYTE_FALLBACK.fullmatch(word):
             return [int(fallback[1], 16)]
@@ -51,7 +51,7 @@ class Spelling:
 def legacy_logprobs(
     spelling: Spelling, entries: Sequence[TokenLogprobs | None], offset: int, first: int | None = None
 ) -> dict[str, Any]:
-    """/v1/completions' arrays. An entry of None is an echoed prompt's first token, `first`, which has none.
+    """The arrays of /v1/completions. An entry of None is the first token of an echoed prompt, `first`, which has none.
 
     offset: characters before the first entry.
     """
@@ -67,7 +67,7 @@ def legacy_logprobs(
 
 
 def _by_spelling(spelling: Spelling, entry: TokenLogprobs) -> dict[str, float]:
-    """The likeliest first; of tokens that are spelt alike the likelier one stays."""
+    """By text, the most probable token first; of tokens with the same text only the more probable one is kept."""
     top: dict[str, float] = {}
     for token, logprob in (*entry.top, (entry.token, entry.logprob)):
         top.setdefault(spelling.text(token), logprob)
@@ -75,7 +75,7 @@ def _by_spelling(spelling: Spelling, entry: TokenLogprobs) -> dict[str, float]:
 
 
 def chat_logprobs(spelling: Spelling, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    """/v1/chat/completions' list of tokens."""
+    """The list of tokens of /v1/chat/completions."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"token": spelling.text(token), "logprob": logprob, "bytes": spelling.bytes(token)}

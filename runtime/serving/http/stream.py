@@ -8,19 +8,23 @@ from types import TracebackType
 from starlette.types import Send
 
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.guided import Grammar
 from megrez.runtime.serving.http.call import Call, ClientGone
 from megrez.runtime.serving.http.errors import to_json
 from megrez.runtime.serving.request import Request, Token
 
 
 class Tokens:
-    """(prompt's index, token) of several prompts. An async context manager: whatever ends it, nothing runs on.
+    """(prompt's index, token) of several prompts. An async context manager, which cancels unfinished requests on exit.
 
     Iterating raises ClientGone, or the error that ended one of the requests.
     """
 
-    def __init__(self, call: Call, prompts: Sequence[list[int]], params: SamplingParams) -> None:
-        self._call, self._prompts, self._params = call, prompts, params
+    def __init__(
+        self, call: Call, prompts: Sequence[list[int]], params: SamplingParams, grammar: Grammar | None = None
+    ) -> None:
+        """grammar: constrains all answers."""
+        self._call, self._prompts, self._params, self._grammar = call, prompts, params, grammar
         self._queue: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._requests: list[Request] = []
         self._open = 0
@@ -69,7 +73,7 @@ class Tokens:
             with contextlib.suppress(RuntimeError):  # the server's loop has ended
                 loop.call_soon_threadsafe(self._queue.put_nowait, (at, found))
 
-        return self._call.served.llm.submit(prompt, self._params, sink)
+        return self._call.served.llm.submit(prompt, self._params, sink, self._grammar)
 
     def _on_gone(self, gone: "asyncio.Future[None]") -> None:
         self._cancel()

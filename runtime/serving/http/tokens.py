@@ -14,6 +14,7 @@ from megrez.runtime.serving.http.fields import Fields
 from megrez.runtime.serving.http.metrics import CONTENT_TYPE
 from megrez.runtime.serving.http.prompts import encode_messages, read_messages
 from megrez.runtime.serving.http.served import Served
+from megrez.runtime.serving.http.tool_choice import read_tool_choice
 
 Get = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -36,7 +37,8 @@ def _encode(fields: Fields, served: Served) -> list[int]:
     served.check_model(fields)
     if "messages" in fields:
         generation = fields.flag("add_generation_prompt", True)
-        return encode_messages(served.llm, read_messages(fields), add_generation_prompt=generation)
+        tools = read_tool_choice(fields).tools
+        return encode_messages(served, read_messages(fields), tools, add_generation_prompt=generation)
     prompt = fields.text("prompt")
     if prompt is None:
         raise ApiError("prompt is missing: give a text, or messages", param="prompt")

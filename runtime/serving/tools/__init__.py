@@ -1,1 +1,1 @@
-"""Function calls in a model's answers: how they are asked for, read and enforced; knows no HTTP."""
+"""Function calls in a model's answers: written into prompts, parsed from streams and enforced; independent of HTTP."""

@@ -107,7 +107,7 @@ class CallBody:
 
 
 def _string(text: str) -> str | None:
-    """The string that a JSON text is; None where it is none."""
+    """The value of a JSON string; None for any other text."""
     try:
         value = json.loads(text, strict=False)
     except ValueError:

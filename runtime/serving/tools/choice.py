@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from megrez.runtime.errors import UsageError
-from megrez.runtime.guided import Guided, Segment, Structural
+from megrez.runtime.guided import Guided, Schema, Segment, Structural
 from megrez.runtime.serving.tools.formats import ToolFormat
 from megrez.runtime.serving.tools.prompt import Tool, function_of
 
@@ -17,12 +17,14 @@ def guided_by_tools(
     *,
     function: str | None = None,
     parallel: bool = True,
+    answer: Schema | None = None,
 ) -> Guided | None:
-    """What holds the answer to `tool_choice`; None where nothing has to be.
+    """The constraint that enforces `tool_choice`; None where none is needed.
 
-    choice: "none", "auto" or "required". function: the one that must be called, whatever `choice` says; once.
-    parallel: whether several calls may come. Of "auto", functions with "strict": true are held to their schemas and
-    the others to JSON objects. Raises UsageError for a function that is not among `tools`.
+    choice: "none", "auto" or "required". function: the one that has to be called, once, whatever `choice` is.
+    parallel: whether several calls are allowed. answer: for "auto", the schema of an answer without calls.
+    With "auto", the schemas of functions with "strict": true are enforced, and the others' arguments are JSON objects.
+    Raises UsageError for a function that is not among `tools`, and for `answer` with a bare format.
     """
     functions = [function_of(tool) for tool in tools]
     if function is not None:
@@ -34,7 +36,16 @@ def guided_by_tools(
     elif choice == "required" and not functions:
         raise UsageError("tool_choice is required and there are no tools: give some")
     must = function is not None or choice == "required"
-    if (choice == "none" and function is None) or not (must or any(one.get("strict") for one in functions)):
+    if not functions or (choice == "none" and not must):
+        return None
+    answer = None if must else answer
+    if answer is not None and tool_format.bare:
+        # llguidance reads the longest lexeme: an object that begins as a call does could be nothing else.
+        raise UsageError(
+            f"the {tool_format.name} format cannot tell calls from an answer that is JSON: "
+            "ask without tools, or set tool_choice to required"
+        )
+    if not (must or answer is not None or any(one.get("strict") for one in functions)) and parallel:
         return None
     segments = tuple(_segment(tool_format, one, strict=must or bool(one.get("strict"))) for one in functions)
     return Guided(
@@ -44,6 +55,7 @@ def guided_by_tools(
             free_text=not must,
             trigger="" if tool_format.bare else tool_format.begin,
             repeat=parallel and function is None,
+            answer=answer,
         )
     )
 

@@ -1,5 +1,6 @@
-"""How a model spells function calls, and which way a bundle's model does; knows no requests."""
+"""The formats in which models write function calls, and the choice of a bundle's; independent of requests."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ class ToolFormat:
     """A call is begin, white space, a JSON object with "name" and `arguments_key`, white space, end.
 
     bare: begin may be missing where the answer begins with the object, and end is empty. separator: between calls.
+    explained: whether the prompt has to describe the format, since the model may not be trained on it.
     """
 
     name: str
@@ -21,6 +23,7 @@ class ToolFormat:
     padding: str = ""
     separator: str = ""
     bare: bool = False
+    explained: bool = False
 
 
 MEGREZ = ToolFormat(name="megrez", begin="<|function_start|>", end="<|function_end|>", arguments_key="arguments")
@@ -32,6 +35,10 @@ LLAMA3 = ToolFormat(
 )
 
 
+# For templates that support no functions: the most common format.
+GENERIC = dataclasses.replace(HERMES, name="generic", explained=True)
+
+
 class TokenIds(Protocol):
     """See megrez.runtime.text.Text."""
 
@@ -39,7 +46,10 @@ class TokenIds(Protocol):
 
 
 def choose_format(template: ChatTemplate | None, text: TokenIds) -> ToolFormat | None:
-    """The format of the template and the tokenizer; None where neither shows one that is known."""
+    """The format that the template or the tokenizer indicates, GENERIC for a template that supports no functions.
+
+    None for a template that supports functions in an unknown format, and without a template.
+    """
     if template is None:
         return None
     source = template.source
@@ -49,7 +59,7 @@ def choose_format(template: ChatTemplate | None, text: TokenIds) -> ToolFormat |
         return HERMES
     if LLAMA3.begin in source or ("ipython" in source and '"parameters"' in source):
         return LLAMA3
-    return None
+    return None if knows_tools(template) else GENERIC
 
 
 def knows_tools(template: ChatTemplate) -> bool:

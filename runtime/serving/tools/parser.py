@@ -39,7 +39,7 @@ Delta = TextDelta | CallStart | ArgumentsDelta
 
 
 class ToolParser:
-    """One answer. Push pieces of text, flush once at its end; neither ever fails, whatever the model writes.
+    """One answer. Push pieces of text, flush once at its end; neither raises, whatever the model generates.
 
     What is no call stays text, its marker included. A call that goes wrong after its name was given keeps what was
     given, and what follows is text. White space around calls is dropped.

@@ -14,26 +14,36 @@ INTRODUCTION = "You have access to the following functions. Use them if required
 
 
 def render_with_tools(
-    template: ChatTemplate, tool_format: ToolFormat | None, messages: Sequence[Message], tools: Sequence[Tool]
+    template: ChatTemplate,
+    tool_format: ToolFormat | None,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    add_generation_prompt: bool = True,
 ) -> str:
     """The prompt for OpenAI's `messages` and `tools`, which may hold calls and results of earlier turns.
 
     A template that does not know tools gets them in the system prompt, Megrez's way. Raises UsageError where the
     model has no format for calls, and as ChatTemplate.render.
     """
+    generation = add_generation_prompt
     if not tools and not any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
-        return template.render(messages)
+        return template.render(messages, add_generation_prompt=generation)
     if tool_format is None:
         raise UsageError("the model's chat template has no known form for function calls: ask without tools")
     functions = [function_of(tool) for tool in tools]
     if knows_tools(template):
-        return template.render([_arguments_as_objects(message) for message in messages], tools=tools or None)
+        shown = [_without_strict(tool) for tool in tools] or None
+        read = [_arguments_as_objects(message) for message in messages]
+        return template.render(read, tools=shown, add_generation_prompt=generation)
     plain = [_as_text(message, tool_format) for message in messages]
-    return template.render(_introduced(plain, functions) if functions else plain)
+    if functions:
+        plain = _introduced(plain, functions, tool_format)
+    return template.render(plain, add_generation_prompt=generation)
 
 
 def function_of(tool: Tool) -> Mapping[str, Any]:
-    """The function that a tool of OpenAI's form describes; UsageError where it is none."""
+    """The function of a tool in OpenAI's format; UsageError for any other tool."""
     is_function = isinstance(tool, Mapping) and tool.get("type", "function") == "function"
     function = tool.get("function") if is_function else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
@@ -43,9 +53,19 @@ def function_of(tool: Tool) -> Mapping[str, Any]:
     return function
 
 
-def _introduced(messages: list[dict[str, Any]], functions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _without_strict(tool: Tool) -> dict[str, Any]:
+    """The tool without `strict`, which is for the server and not for the model."""
+    return {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+
+
+def _introduced(
+    messages: list[dict[str, Any]], functions: Sequence[Mapping[str, Any]], tool_format: ToolFormat
+) -> list[dict[str, Any]]:
     listed = [{key: one[key] for key in ("name", "description", "parameters") if key in one} for one in functions]
     text = f"{INTRODUCTION}\n{json.dumps(listed, indent=4, ensure_ascii=False)}"
+    if tool_format.explained:
+        call = f'{{"name": "NAME", "{tool_format.arguments_key}": {{"PARAMETER": "VALUE"}}}}'
+        text += f"\n\nTo call a function, answer with:\n{_marked(call, tool_format)}"
     if messages and messages[0].get("role") == "system":
         first, *rest = messages
         return [{**first, "content": f"{first['content']}\n\n{text}"}, *rest]
@@ -53,15 +73,25 @@ def _introduced(messages: list[dict[str, Any]], functions: Sequence[Mapping[str,
 
 
 def _as_text(message: Message, tool_format: ToolFormat) -> dict[str, Any]:
-    """A message as role and text alone: calls in the model's own spelling, results from the role `observation`."""
+    """A message as role and text alone: calls in the format's notation, results from Megrez's role `observation`.
+
+    Templates that support no functions may reject that role: with the generic format, results come from the user.
+    """
     content = _text_of(message.get("content"))
     for call in message.get("tool_calls") or ():
         function = _called(call)
         body = {"name": function["name"], tool_format.arguments_key: function["arguments"]}
-        spelled = json.dumps(body, ensure_ascii=False)
-        content += f"{tool_format.begin}{tool_format.padding}{spelled}{tool_format.padding}{tool_format.end}"
+        content += _marked(json.dumps(body, ensure_ascii=False), tool_format)
     role = message.get("role")
-    return {"role": "observation" if role == "tool" else role, "content": content}
+    if role != "tool":
+        return {"role": role, "content": content}
+    if tool_format.explained:
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    return {"role": "observation", "content": content}
+
+
+def _marked(call: str, tool_format: ToolFormat) -> str:
+    return f"{tool_format.begin}{tool_format.padding}{call}{tool_format.padding}{tool_format.end}"
 
 
 def _arguments_as_objects(message: Message) -> Message:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from megrez.calibration.recipe import GroupResult
-from megrez.calibration.results.record import SCHEMA_VERSION, Record, TextRecord, describe_file, read_record
+from megrez.calibration.results.record import SCHEMA_VERSION, Record, describe_file, read_record
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import Fidelity
+from megrez.runtime.manifest import Calibration, Fidelity
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def record(folder: Path) -> Record:
         finer=("model.layers.0.mlp.down_proj.weight",),
         model="tiny — 小",
         model_sha256="ab" * 32,
-        text=TextRecord(source="book.txt", sha256="cd" * 32, samples=3, tokens=24, seed=None),
+        text=Calibration(source="book.txt", sha256="cd" * 32, samples=3, tokens=24, seed=None),
         fidelity=Fidelity(
             perplexity=12.25,
             reference_perplexity=12.0,

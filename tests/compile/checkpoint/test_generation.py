@@ -51,7 +51,7 @@ def test_min_p_leaves_the_tokens_that_transformers_leaves() -> None:
     ("generation", "told"),
     [
         ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot', not a number"),
-        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which cannot be sampled with"),
+        ({"do_sample": True, "temperature": -1}, "temperature is -1.0, which sampling cannot use"),
         ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
         ({"do_sample": True, "min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": -2}, "repetition_penalty is -2.0"),

@@ -1,6 +1,8 @@
 """What a folder says of its text: stop tokens above all, and the same BOS as transformers' tokenizer gives."""
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
     ids = transformers.AutoTokenizer.from_pretrained(folder)("a<extra>", return_tensors="pt").input_ids
     with pytest.raises(IndexError):
         transformers.AutoModelForCausalLM.from_pretrained(folder)(ids)
-    told = r"no embedding \(vocab_size is 273\): '<extra>' \(273\), '<more>' \(274\): take them out"
+    told = r"no embedding \(vocab_size is 273\): '<extra>' \(273\), '<more>' \(274\): remove them"
     with pytest.raises(CheckpointError, match=told):
         read(tmp_path, vocab_size=273)
     assert read(tmp_path, vocab_size=275).tokens.stop[0] == 258
@@ -103,7 +105,10 @@ def test_a_token_without_an_embedding_is_refused_where_transformers_fails(tmp_pa
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (b"{% if %}", r"the chat template is not valid Jinja in line 1 \(.*\): mend chat_template.jinja, or remove it"),
+        (
+            b"{% if %}",
+            r"the chat template is not valid Jinja in line 1 \(.*\): correct chat_template.jinja, or remove it",
+        ),
         (b"caf\xe9", "chat_template.jinja is not UTF-8 text .*: convert it"),
     ],
 )
@@ -175,11 +180,8 @@ def test_a_base_model_has_no_template(tmp_path: Path) -> None:
     assert (assets.bos_token, assets.eos_token, assets.tokens.bos) == (None, "<|im_end|>", None)
 
 
-def test_no_tokenizer_is_none_and_an_older_one_is_refused(tmp_path: Path) -> None:
+def test_no_tokenizer_is_none(tmp_path: Path) -> None:
     assert read_text_assets(tmp_path, vocab_size=1000) is None
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
-    with pytest.raises(CheckpointError, match=r"only as tokenizer\.model.*save_pretrained"):
-        read_text_assets(tmp_path, vocab_size=1000)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -191,3 +193,39 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         read(tmp_path)
+
+
+def write_tekken(folder: Path) -> None:
+    """Mistral's own format: 256 bytes and three merges, after eight special tokens."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the", b" the"]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(token).decode()} for i, token in enumerate(tokens)]
+    specials = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[A]", "[B]")
+    write(
+        folder,
+        "tekken.json",
+        config={"pattern": r" ?\p{L}+|\s+", "default_vocab_size": 267, "default_num_special_tokens": 8},
+        vocab=vocab,
+        special_tokens=[{"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(specials)],
+    )
+    write(folder, "config.json", model_type="mistral", eos_token_id=2)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "tekken.json"])
+def test_a_tokenizer_in_another_format_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    told = f"has a tokenizer only as {name}, and tokenizer.json is needed: convert it in Python with  from transformers"
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        read(tmp_path)
+
+
+def test_the_conversion_that_the_error_names_makes_a_tekken_tokenizer_readable(tmp_path: Path) -> None:
+    write_tekken(tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        read(tmp_path)
+    exec(str(refused.value).partition("in Python with  ")[2], {})
+    assets = read(tmp_path, vocab_size=267)
+    assert (assets.tokens.stop, assets.bos_token) == ((2,), "<s>")
+    # [INST] 3; bytes from 8 on; "the" 265, " the" 266.
+    ours = tokenizers.Tokenizer.from_buffer(assets.tokenizer_json)
+    assert ours.encode("the[INST] the!").ids == [265, 3, 266, 8 + ord("!")]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("the[INST] the!").input_ids == [265, 3, 266, 41]

@@ -70,7 +70,7 @@ def test_a_post_processor_that_adds_more_is_refused(folder: Path, single: str, m
     assert theirs.convert_ids_to_tokens(theirs("a").input_ids) == made.split()
     with pytest.raises(CheckpointError) as caught:
         read(folder)
-    told = f"post-processor makes {made!r} of the text 'a', and a bundle can add a leading token only"
+    told = f"post-processor encodes the text 'a' as {made!r}, and a bundle can add a leading token only"
     assert told in str(caught.value)
 
 
@@ -90,7 +90,7 @@ def test_a_name_that_the_template_would_get_otherwise_is_refused(
     state(folder, chat_template=template, **stated)
     with pytest.raises(CheckpointError) as caught:
         read(folder)
-    assert "the chat template asks for a token that a bundle would give it otherwise" in str(caught.value)
+    assert "the chat template uses a special token that differs in a bundle" in str(caught.value)
     assert told in str(caught.value)
     state(folder, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
     assert read(folder).tokens.bos == 257

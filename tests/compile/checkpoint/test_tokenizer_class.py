@@ -196,7 +196,7 @@ def test_a_tokenizer_of_another_library_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "config.json", {"model_type": "llama"})
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
     assert type(transformers.AutoTokenizer.from_pretrained(tmp_path)).__name__ == "ByT5Tokenizer"
-    with pytest.raises(CheckpointError, match="ByT5Tokenizer, which is no tokenizer of the tokenizers library"):
+    with pytest.raises(CheckpointError, match="ByT5Tokenizer, which the tokenizers library cannot run"):
         read(tmp_path)
 
 

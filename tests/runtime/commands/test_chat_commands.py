@@ -167,6 +167,14 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def wait_until_it_sleeps(self) -> None:
+        """Before a signal: between showing what was typed and waiting for more, readline misses one."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        end = time.monotonic() + 60
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -219,6 +227,7 @@ def test_at_a_terminal_ctrl_c_ends_an_answer_or_drops_a_line_and_the_chat_goes_o
     assert "interrupted" in one.wait_for("> ")
     one.type("unfinished")
     one.wait_for("unfinished")
+    one.wait_until_it_sleeps()
     one.process.send_signal(signal.SIGINT)
     one.wait_for("(Ctrl-D leaves)")
     one.wait_for("> ")

@@ -11,7 +11,7 @@ from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.errors import UsageError
 from megrez.runtime.serving.guided import GuidedCompiler
 from megrez.runtime.serving.tools.choice import guided_by_tools
-from megrez.runtime.serving.tools.formats import HERMES, LLAMA3, MEGREZ, ToolFormat, choose_format
+from megrez.runtime.serving.tools.formats import GENERIC, HERMES, LLAMA3, MEGREZ, ToolFormat, choose_format
 from megrez.runtime.serving.tools.parser import ArgumentsDelta, CallStart, Delta, TextDelta, ToolParser, joined
 from megrez.runtime.serving.tools.prompt import INTRODUCTION, render_with_tools
 from megrez.runtime.text import Text
@@ -170,11 +170,12 @@ class Ids:
     ("source", "known", "wanted"),
     [
         (MEGREZ_TEMPLATE, ("<|function_start|>", "<|function_end|>"), MEGREZ),
-        (MEGREZ_TEMPLATE, (), None),
+        (MEGREZ_TEMPLATE, (), GENERIC),
         ("{% if tools %}<tool_call>{% endif %}", ("<tool_call>",), HERMES),
         ("{%- if tools %}<tool_call><function=x>{% endif %}", ("<tool_call>",), None),
         ('{% if tools is not none %}{{"parameters"}} ipython{% endif %}', (), LLAMA3),
-        ("{{ messages }} your tools", (), None),
+        ("{{ messages }} your tools", (), GENERIC),
+        ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}", (), None),
     ],
 )
 def test_the_format_is_the_templates_and_the_tokenizers(source, known, wanted) -> None:
@@ -205,10 +206,25 @@ def test_megrez_gets_functions_in_the_system_prompt_and_results_as_observations(
     assert own == f"{system}Be kind.\n\n{INTRODUCTION}\n{functions}{end}{rest}"
 
 
+def test_a_template_without_tools_is_told_how_to_call_and_gets_results_as_words_of_the_user() -> None:
+    call = {"function": {"name": "clock", "arguments": ""}}
+    messages = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "noon"}]
+    source = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
+    found = render_with_tools(ChatTemplate(source), GENERIC, messages, [CLOCK], add_generation_prompt=False)
+    listed = json.dumps([{"name": "clock"}], indent=4)
+    form = '<tool_call>\n{"name": "NAME", "arguments": {"PARAMETER": "VALUE"}}\n</tool_call>'
+    assert found == (
+        f"[system: {INTRODUCTION}\n{listed}\n\nTo call a function, answer with:\n{form}]"
+        '[assistant: <tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>]'
+        "[user: <tool_response>\nnoon\n</tool_response>]"
+    )
+
+
 def test_a_template_that_knows_tools_gets_them_and_arguments_as_objects() -> None:
     source = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}"
     call = {"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
-    found = render_with_tools(ChatTemplate(source), HERMES, [{"role": "assistant", "tool_calls": [call]}], [CLOCK])
+    strict = {"type": "function", "function": {"name": "clock", "strict": True}}
+    found = render_with_tools(ChatTemplate(source), HERMES, [{"role": "assistant", "tool_calls": [call]}], [strict])
     assert found == json.dumps([CLOCK]) + '{"city": "Rome"}'
 
 
@@ -288,6 +304,20 @@ def test_strict_functions_leave_text_free_and_hold_calls_to_their_schema(compile
     if not tool_format.bare:
         mixed = f"First {good} then {loose} end"
         assert follow(compiler, text, guided, mixed) == mixed
+
+
+@pytest.mark.parametrize("tool_format", [MEGREZ, HERMES], ids=lambda one: one.name)
+def test_an_answer_that_calls_nothing_is_held_to_its_own_schema(compiler, text, tool_format) -> None:
+    answer = {"type": "object", "properties": {"x": {"enum": [1]}}, "required": ["x"], "additionalProperties": False}
+    guided = guided_by_tools(tool_format, [WEATHER], "auto", answer=answer)
+    pad = tool_format.padding
+    loose = f'{tool_format.begin}{pad}{{"name": "weather", "arguments": {{"a": 2}}}}{pad}{tool_format.end}'
+    assert follow(compiler, text, guided, loose) == loose
+    assert follow(compiler, text, guided, '{"x": 1}') == '{"x": 1}'
+    assert follow(compiler, text, guided, '{"x": 2}') == '{"x": ' and follow(compiler, text, guided, "Hi") == ""
+    assert guided_by_tools(tool_format, [WEATHER], "required", answer=answer).structural.answer is None
+    with pytest.raises(UsageError, match="llama3"):
+        guided_by_tools(LLAMA3, [WEATHER], "auto", answer=answer)
 
 
 def test_choices_that_ask_for_nothing_or_too_much() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer, plain_manifest, write_bundle
-from tests.runtime.serving.http.servers import Running, fake_llm, serving
+from tests.runtime.serving.http.servers import Echo, Running, fake_llm, serving
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
     with serving(fake_llm(folder)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def echo(folder: Path) -> Iterator[Running]:
+    with serving(fake_llm(folder, Echo, slots=4, capacity=1200)) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megrez.runtime.batch import Batch
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.serving.http.app import Limits
@@ -20,6 +21,7 @@ from megrez.runtime.session import FakeSession
 from megrez.runtime.text import Text
 
 VOCAB, STOPS = 267, (264, 261)
+ROLE_END, TURN_END = 263, 264
 HANG_S = 60
 
 
@@ -46,6 +48,33 @@ class Gated(FakeSession):
     def open(self) -> None:
         self._open = True
         self._leave.release()
+
+
+class Echo(FakeSession):
+    """Prefers to answer with what the last message before the answer says, special tokens included, and to end there.
+
+    A grammar may hold it to something else: then it prefers what ends JSON, and of the rest the lowest ids.
+    """
+
+    def step(self, *batch: Any, **named: Any) -> Any:
+        logits = super().step(*batch, **named)
+        read = Batch.of(*batch, named["slots"], named["counts"], max_slots=self.slots, capacity=self.capacity)
+        logits[:] = 0
+        logits[:, [ord(one) - ord("!") for one in '"}]']] = 1  # ids of the byte-level alphabet
+        for row, (sequence, column) in enumerate(zip(read.owners, read.columns, strict=True)):
+            context = self.cache[read.slots[sequence], : read.starts[sequence] + column + 1].tolist()
+            logits[row, echoed(context)] = 9
+        return logits
+
+
+def echoed(context: Sequence[int]) -> int:
+    """The next token: of the text between the last two role ends, as far as its message goes."""
+    ends = [at for at, token in enumerate(context) if token == ROLE_END]
+    if len(ends) < 2:
+        return TURN_END
+    wanted = context[ends[-2] + 1 : ends[-1]]
+    said = len(context) - ends[-1] - 1
+    return wanted[said] if said < len(wanted) else TURN_END
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

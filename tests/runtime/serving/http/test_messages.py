@@ -60,7 +60,7 @@ def test_a_stream_has_the_same_text(client, byte_level):
         ({"max_tokens": 0}, anthropic.BadRequestError),
         ({"messages": []}, anthropic.BadRequestError),
         ({"model": "other"}, anthropic.NotFoundError),
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, anthropic.BadRequestError),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, anthropic.BadRequestError),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, anthropic.BadRequestError),
     ],
 )
