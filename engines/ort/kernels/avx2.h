@@ -14,6 +14,9 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 #define ROLLED _Pragma("GCC unroll 1")
 
+/* Keeps a vector in a register at this point: otherwise the compiler reorders integer sums and spills their terms. */
+#define KEPT(vector) __asm__("" : "+x"(vector))
+
 KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
 /* e to the power of x, which is at most 0: within two units in the last place, by its series around the nearest power

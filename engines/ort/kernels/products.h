@@ -17,8 +17,9 @@ typedef struct {
     const float *bias;
 } megrez_weights;
 
-/* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [count, megrez_stride] in the
- * order in which the products read them, scales [count, blocks], and sums, of a block's codes times its scale.
+/* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [parts, count, columns of a
+ * part] in the order in which the products read them, scales [count, blocks], and sums, of a block's codes times its
+ * scale.
  */
 typedef struct {
     int64_t count;
@@ -26,18 +27,29 @@ typedef struct {
     float *scales, *sums;
 } megrez_inputs;
 
+enum { MEGREZ_WORDS = 128 }; /* 32-bit words of a row that make a part */
+
 /* Whether this processor can run the functions below, and whether it has VNNI, which they do not use. */
 bool megrez_runs(void);
 bool megrez_has_better(void);
 /* Whether the weights' bits and block size are supported. */
 bool megrez_takes(const megrez_weights *weights);
-/* Bytes from one input's codes to the next one's: whole blocks, in whole groups of 64. */
+/* Columns of a part, which the words of a row hold. */
+static inline int64_t megrez_part(int64_t bits) { return MEGREZ_WORDS * 32 / bits; }
+/* Bytes of one input's codes, whole parts. */
 static inline int64_t megrez_stride(const megrez_weights *weights) {
-    return (weights->blocks * weights->block + 63) / 64 * 64;
+    const int64_t part = megrez_part(weights->bits);
+    return (weights->blocks * weights->block + part - 1) / part * part;
+}
+/* Where the codes have the first column of a block of an input. */
+static inline int64_t megrez_place(int64_t bits, int64_t count, int64_t input, int64_t column) {
+    const int64_t part = megrez_part(bits);
+    return (column / part * count + input) * part + column % part;
 }
 /* Round one input of [columns]: each block's largest magnitude becomes 127; a block that is not finite becomes NaN. */
 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
-/* Writes the columns first_row to last_row of the outputs [count, rows]. */
+/* The result for an input is the same, to the bit, whatever other inputs there are.
+ * Writes the columns first_row to last_row of the outputs [count, rows]. */
 void megrez_multiply(
     const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row, float *outputs
 );

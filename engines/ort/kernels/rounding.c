@@ -46,32 +46,34 @@ KERNEL void evens_first(int8_t *codes) {
 }
 
 AVX2 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
-    const int64_t blocks = weights->blocks, block = weights->block, stride = megrez_stride(weights);
-    int8_t *codes = rounded->codes + index * stride;
+    const int64_t blocks = weights->blocks, block = weights->block, count = rounded->count;
     float *scales = rounded->scales + index * blocks, *sums = rounded->sums + index * blocks;
     float padded[256];
     for (int64_t n = 0; n < blocks; n++) {
         const int64_t left = weights->columns - n * block;
         const float *values = input + n * block;
+        int8_t *codes = rounded->codes + megrez_place(weights->bits, count, index, n * block);
         if (left < block) {
             memset(padded, 0, sizeof padded);
             values = memcpy(padded, values, (size_t)left * sizeof *values);
         }
         const float largest = largest_magnitude(values, block);
         if (largest < SMALLEST || largest > FLT_MAX) {
-            memset(codes + n * block, 0, (size_t)block);
+            memset(codes, 0, (size_t)block);
             scales[n] = sums[n] = largest < SMALLEST ? 0 : NAN;
             continue;
         }
         const __m256 factor = _mm256_set1_ps(127 / largest);
         int32_t sum = 0;
-        for (int64_t m = 0; m < block; m += 16) sum += round_16(values + m, factor, codes + n * block + m);
+        for (int64_t m = 0; m < block; m += 16) sum += round_16(values + m, factor, codes + m);
         scales[n] = largest / 127;
         sums[n] = scales[n] * (float)sum;
     }
-    memset(codes + blocks * block, 0, (size_t)(stride - blocks * block));
+    const int64_t end = (blocks * block + 63) / 64 * 64;
+    for (int64_t n = blocks * block; n < end; n += 16)
+        memset(rounded->codes + megrez_place(weights->bits, count, index, n), 0, 16);
     if (weights->bits == 4)
-        for (int64_t n = 0; n < stride; n += 64) evens_first(codes + n);
+        for (int64_t n = 0; n < end; n += 64) evens_first(rounded->codes + megrez_place(weights->bits, count, index, n));
 }
 
 #else

@@ -108,7 +108,7 @@ def compare(found: Float32, weights: Matrix, x: Float32) -> None:
 @pytest.mark.parametrize("columns", [512, 2560, 31 * 16, 1100], ids="columns={}".format)
 def test_products_are_exact_but_for_float32_sums(bits: int, block: int, points: bool, bias: bool, columns: int) -> None:
     weights = matrix(83, columns, bits, block, points=points, bias=bias)
-    for count in (1, 3, 4, 9):
+    for count in (1, 2, 3, 4, 9, 37):
         check(weights, np.random.default_rng(count).standard_normal((count, columns), np.float32))
 
 
@@ -209,3 +209,18 @@ def test_onnxruntime_has_the_same_arithmetic() -> None:
     x = np.random.default_rng(0).standard_normal((7, 2560), np.float32)
     ours, theirs = (session(weights, ours=ours).run(None, {"x": x})[0] for ours in (True, False))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("points", [True, False])
+def test_an_input_s_result_does_not_depend_on_the_others(bits: int, block: int, points: bool) -> None:
+    """Nor on its place among them: 2,064 columns are several tiles and a part of one, 37 rows likewise."""
+    columns = 2064
+    opened = session(matrix(37, columns, bits, block, points=points, bias=True))
+    x = np.random.default_rng(0).standard_normal((40, columns), np.float32)
+    alone = np.concatenate([opened.run(None, {"x": row[None]})[0] for row in x])
+    for count in (*range(2, 18), 31, 33, 40):
+        for first in {0, len(x) - count}:
+            (found,) = opened.run(None, {"x": x[first : first + count]})
+            np.testing.assert_array_equal(found, alone[first : first + count])

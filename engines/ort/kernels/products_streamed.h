@@ -1,0 +1,156 @@
+/* Rows of a quantised matrix times up to four inputs: the matrix is read in order, as fast as memory is read. */
+#ifndef MEGREZ_PRODUCTS_STREAMED_H
+#define MEGREZ_PRODUCTS_STREAMED_H
+
+#include "avx2.h"
+#include "products.h"
+
+#ifdef MEGREZ_HAS_AVX2
+
+#include <string.h>
+
+enum {
+    STREAMED = 4, /* inputs at once: as many as the registers hold */
+    AHEAD = 4096, /* bytes: the next page, where hardware prefetching stops */
+};
+
+/* The lower halves of 32 bytes and, in `upper`, the upper ones. */
+KERNEL __m256i halves(__m256i packed, __m256i *upper) {
+    const __m256i half = _mm256_set1_epi8(15);
+    *upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
+    return _mm256_and_si256(packed, half);
+}
+
+/* 64 codes of 4 bits or 32 of 8 times each input; lower, upper: sums of 16 bits, of 4-bit codes all in `lower`. */
+KERNEL void add_vector(__m256i packed, const int bits, const int count, int64_t stride, const int8_t *inputs,
+                       __m256i *lower, __m256i *upper) {
+    __m256i high;
+    const __m256i low = halves(packed, &high);
+    UNROLLED
+    for (int i = 0; i < count; i++, inputs += stride) {
+        const __m256i first = _mm256_maddubs_epi16(low, load(inputs));
+        const __m256i second = _mm256_maddubs_epi16(high, load(bits == 4 ? inputs + 32 : inputs));
+        if (bits == 4) lower[i] = _mm256_add_epi16(lower[i], _mm256_add_epi16(first, second));
+        else lower[i] = _mm256_add_epi16(lower[i], first), upper[i] = _mm256_add_epi16(upper[i], second);
+        KEPT(lower[i]);
+    }
+}
+
+/* 32 bytes of codes, of which, unless there are several vectors, only the first `left` belong to the row. */
+KERNEL __m256i next_vector(const uint8_t *codes, const int vectors, int64_t left) {
+    _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
+    if (vectors > 1 || left >= 32) return load(codes);
+    uint8_t padded[32] = {0};
+    memcpy(padded, codes, (size_t)left);
+    return load(padded);
+}
+
+/* Sums of one vector of blocks, which one block fills or several share: 32-bit parts of them, in found[i]. */
+KERNEL void block_sums(const uint8_t *codes, int64_t left, const int bits, const int vectors, const int count,
+                       int64_t stride, const int8_t *inputs, __m256i *found) {
+    const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+    const int values = bits == 4 ? 64 : 32;
+    __m256i lower[STREAMED], upper[STREAMED];
+    UNROLLED
+    for (int i = 0; i < count; i++) lower[i] = upper[i] = _mm256_setzero_si256();
+    if (count == 1) { /* bound by loops' overhead, others by arithmetic */
+        UNROLLED
+        for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
+            add_vector(next_vector(codes, vectors, left), bits, count, stride, inputs, lower, upper);
+    } else {
+        ROLLED
+        for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
+            add_vector(next_vector(codes, vectors, left), bits, count, stride, inputs, lower, upper);
+    }
+    UNROLLED
+    for (int i = 0; i < count; i++) {
+        found[i] = _mm256_madd_epi16(lower[i], one);
+        if (bits == 8) found[i] = _mm256_add_epi32(found[i], _mm256_madd_epi16(upper[i], sixteen));
+    }
+}
+
+/* The sums of eight blocks in order, of which `left` exist, from 8 / shared vectors that `shared` blocks each share. */
+KERNEL __m256i eight_sums(const __m256i (*v)[STREAMED], int i, const int shared, int64_t left) {
+    if (shared == 4) return _mm256_permute4x64_epi64(_mm256_hadd_epi32(v[0][i], v[1][i]), 0xd8);
+    const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][i], v[1][i]), _mm256_hadd_epi32(v[2][i], v[3][i]));
+    if (shared == 2) return _mm256_permutevar8x32_epi32(lower, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    if (left <= 4)
+        return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1)));
+    const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4][i], v[5][i]), _mm256_hadd_epi32(v[6][i], v[7][i]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20),
+                            _mm256_permute2x128_si256(lower, upper, 0x31));
+}
+
+/* Eight floats, zeros for those from the `left`th on. */
+KERNEL __m256 eight_floats(const float *from, int64_t left) {
+    if (left >= 8) return _mm256_loadu_ps(from);
+    const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_maskload_ps(from, there);
+}
+
+/* The zero points of eight blocks of a row, of which `left` exist, from the `first` on, which is a multiple of 8. */
+KERNEL __m256 eight_points(const megrez_weights *weights, const int bits, int64_t row, int64_t first, int64_t left) {
+    if (!weights->zero_points) return _mm256_set1_ps(bits == 4 ? 8 : 128);
+    const uint8_t *points = weights->zero_points + row * ((weights->blocks * bits + 7) / 8) + first * bits / 8;
+    uint64_t eight = 0;
+    if (left >= 8) memcpy(&eight, points, (size_t)bits);
+    else for (int64_t n = 0; n < (left * bits + 7) / 8; n++) eight |= (uint64_t)points[n] << 8 * n;
+    if (bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)eight)));
+    const __m256i at = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32((int)eight), at);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15)));
+}
+
+KERNEL float sum_of(__m256 values) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+/* Eight blocks from `n` on, or the last `left`. */
+KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t n, int64_t left, const int bits,
+                             const int block, const int count, const megrez_inputs *all, __m256 *found) {
+    const int bytes = block * bits / 8, vectors = bytes > 32 ? bytes / 32 : 1, shared = bytes < 32 ? 32 / bytes : 1;
+    const int64_t blocks = weights->blocks, part = megrez_part(bits);
+    const uint8_t *codes = weights->codes + (row * blocks + n) * bytes;
+    __m256i sums[8][STREAMED];
+    UNROLLED
+    for (int b = 0; b < 8; b += shared) {
+        if (b < left) {
+            const int8_t *inputs = all->codes + megrez_place(bits, all->count, 0, (n + b) * block);
+            block_sums(codes + b * bytes, (left - b) * bytes, bits, vectors, count, part, inputs, sums[b / shared]);
+        } else {
+            for (int i = 0; i < count; i++) sums[b / shared][i] = _mm256_setzero_si256();
+        }
+    }
+    const __m256 scale = eight_floats(weights->scales + row * blocks + n, left);
+    const __m256 shift = _mm256_mul_ps(scale, eight_points(weights, bits, row, n, left));
+    UNROLLED
+    for (int i = 0; i < count; i++) {
+        const int64_t at = i * blocks + n;
+        const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared, left));
+        const __m256 both = _mm256_mul_ps(scale, eight_floats(all->scales + at, left));
+        found[i] = _mm256_fmadd_ps(whole, both, found[i]);
+        found[i] = _mm256_fnmadd_ps(shift, eight_floats(all->sums + at, left), found[i]);
+    }
+}
+
+/* The rows first_row to last_row times all `count` inputs; bits, block and count are constants. */
+KERNEL void multiply_streamed(const megrez_weights *weights, const megrez_inputs *all, const int bits, const int block,
+                              const int count, int64_t first_row, int64_t last_row, float *outputs) {
+    for (int64_t row = first_row; row < last_row; row++) {
+        __m256 found[STREAMED];
+        UNROLLED
+        for (int i = 0; i < count; i++) found[i] = _mm256_setzero_ps();
+        int64_t n = 0;
+        for (; n + 8 <= weights->blocks; n += 8) add_eight_blocks(weights, row, n, 8, bits, block, count, all, found);
+        if (n < weights->blocks)
+            add_eight_blocks(weights, row, n, weights->blocks - n, bits, block, count, all, found);
+        const float bias = weights->bias ? weights->bias[row] : 0;
+        UNROLLED
+        for (int i = 0; i < count; i++) outputs[i * weights->rows + row] = sum_of(found[i]) + bias;
+    }
+}
+
+#endif
+#endif

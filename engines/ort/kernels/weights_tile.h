@@ -1,0 +1,125 @@
+/* A tile of a quantised matrix: some columns of 16 rows, transposed so that a vector holds 8 rows.
+ *
+ * A lane then belongs to one output: nothing is summed across lanes, and small blocks cost little more than large ones.
+ */
+#ifndef MEGREZ_WEIGHTS_TILE_H
+#define MEGREZ_WEIGHTS_TILE_H
+
+#include "avx2.h"
+#include "products.h"
+
+#ifdef MEGREZ_HAS_AVX2
+
+#include <string.h>
+
+enum {
+    LANES = 8,              /* rows in a vector */
+    VECTORS = 2,            /* of rows: each input that is loaded is used twice */
+    ROWS = VECTORS * LANES,
+    WORDS = MEGREZ_WORDS,   /* of 32 bits of each row */
+    BLOCKS = WORDS / 2,     /* at most: the shortest have 16 codes of 4 bits */
+};
+
+/* codes: bytes below 16; of each word first the lower halves of its bytes, then the upper ones. shifts: of a block,
+ * its scale times its zero point.
+ */
+typedef struct {
+    __m256i codes[WORDS][2][VECTORS];
+    __m256 scales[BLOCKS][VECTORS], shifts[BLOCKS][VECTORS];
+} weights_tile;
+
+/* Where 16 rows are in memory; points is NULL if there are none. Strides in bytes. */
+typedef struct {
+    const uint8_t *codes, *scales, *points;
+    int64_t codes_stride, scales_stride, points_stride;
+} tile_source;
+
+/* A copy of the matrix's last rows: reading a few bytes beyond a row's end is possible for all others. */
+typedef struct {
+    uint8_t codes[ROWS][4 * WORDS], scales[ROWS][4 * BLOCKS], points[ROWS][BLOCKS + 4];
+} last_rows;
+
+/* Four words of each of 8 rows: found[n] has word n of all rows. */
+KERNEL void transpose(const uint8_t *rows, int64_t stride, __m256i *found) {
+    __m256i pairs[4];
+    UNROLLED
+    for (int n = 0; n < 4; n++)
+        pairs[n] = _mm256_loadu2_m128i((const __m128i *)(rows + (n + 4) * stride), (const __m128i *)(rows + n * stride));
+    const __m256i a = _mm256_unpacklo_epi32(pairs[0], pairs[1]), b = _mm256_unpacklo_epi32(pairs[2], pairs[3]);
+    const __m256i c = _mm256_unpackhi_epi32(pairs[0], pairs[1]), d = _mm256_unpackhi_epi32(pairs[2], pairs[3]);
+    found[0] = _mm256_unpacklo_epi64(a, b), found[1] = _mm256_unpackhi_epi64(a, b);
+    found[2] = _mm256_unpacklo_epi64(c, d), found[3] = _mm256_unpackhi_epi64(c, d);
+}
+
+KERNEL void unpack_codes(const tile_source *of, int64_t words, weights_tile *tile) {
+    const __m256i half = _mm256_set1_epi8(15);
+    for (int64_t w = 0; w < words; w += 4)
+        UNROLLED
+        for (int v = 0; v < VECTORS; v++) {
+            __m256i four[4];
+            transpose(of->codes + v * LANES * of->codes_stride + 4 * w, of->codes_stride, four);
+            UNROLLED
+            for (int n = 0; n < 4; n++) {
+                tile->codes[w + n][0][v] = _mm256_and_si256(four[n], half);
+                tile->codes[w + n][1][v] = _mm256_and_si256(_mm256_srli_epi16(four[n], 4), half);
+            }
+        }
+}
+
+/* At least four zero points of 8 rows, packed: a word of each. */
+KERNEL __m256i packed_points(const uint8_t *rows, int64_t stride) {
+    int32_t words[LANES];
+    UNROLLED
+    for (int r = 0; r < LANES; r++) memcpy(words + r, rows + r * stride, sizeof *words);
+    return _mm256_setr_epi32(words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]);
+}
+
+KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks, weights_tile *tile) {
+    for (int64_t n = 0; n < blocks; n += 4)
+        UNROLLED
+        for (int v = 0; v < VECTORS; v++) {
+            __m256i four[4], point = _mm256_set1_epi32(bits == 4 ? 8 : 128), packed = point;
+            transpose(of->scales + v * LANES * of->scales_stride + 4 * n, of->scales_stride, four);
+            if (of->points)
+                packed = packed_points(of->points + v * LANES * of->points_stride + n * bits / 8, of->points_stride);
+            UNROLLED
+            for (int m = 0; m < 4; m++) {
+                if (of->points)
+                    point = _mm256_and_si256(_mm256_srli_epi32(packed, m * bits), _mm256_set1_epi32((1 << bits) - 1));
+                tile->scales[n + m][v] = _mm256_castsi256_ps(four[m]);
+                tile->shifts[n + m][v] = _mm256_mul_ps(tile->scales[n + m][v], _mm256_cvtepi32_ps(point));
+            }
+        }
+}
+
+KERNEL void copy_last_rows(tile_source *of, int64_t rows, size_t codes, size_t scales, size_t points, last_rows *to) {
+    for (int64_t r = 0; r < ROWS; r++) {
+        const int64_t from = r < rows ? r : rows - 1;
+        memcpy(to->codes[r], of->codes + from * of->codes_stride, codes);
+        memcpy(to->scales[r], of->scales + from * of->scales_stride, scales);
+        if (of->points) memcpy(to->points[r], of->points + from * of->points_stride, points);
+    }
+    *of = (tile_source){to->codes[0], to->scales[0], of->points ? to->points[0] : NULL, sizeof to->codes[0],
+                        sizeof to->scales[0], sizeof to->points[0]};
+}
+
+/* `blocks` blocks, from block `first` on, of the rows from `row` on; beyond the matrix's last row it is repeated. */
+KERNEL void unpack_tile(const megrez_weights *weights, const int bits, const int words, int64_t row, int64_t first,
+                        int64_t blocks, weights_tile *tile) {
+    const int64_t all = weights->blocks, length = (all * bits + 7) / 8, rows = weights->rows - row;
+    tile_source of = {
+        .codes = weights->codes + (row * all + first) * words * 4, .codes_stride = all * words * 4,
+        .scales = (const uint8_t *)(weights->scales + row * all + first), .scales_stride = all * 4,
+        .points = weights->zero_points, .points_stride = length,
+    };
+    if (of.points) of.points += row * length + first * bits / 8;
+    last_rows copy;
+    if (rows <= ROWS)
+        copy_last_rows(&of, rows, (size_t)(blocks * words * 4), (size_t)(blocks * 4), (size_t)((blocks * bits + 7) / 8),
+                       &copy);
+    unpack_codes(&of, blocks * words, tile);
+    unpack_scales(&of, bits, blocks, tile);
+}
+
+#endif
+#endif
