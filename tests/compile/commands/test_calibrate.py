@@ -397,7 +397,10 @@ def test_scales_without_the_head_that_is_asked_for(
     [
         (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 builds none: leave it out"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets with an unquantised LM head"),
-        (("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"), "scales have their algorithm: leave"),
+        (
+            ("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"),
+            "scales have their algorithm: leave",
+        ),
         (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context is 64"),
     ],
 )
