@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 import numpy as np
-from bandwidth import read_bandwidth
 
 from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort.cuda import open_on_cpu
+from megrez.runtime.bench.bandwidth import read_bandwidth
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.session import Session

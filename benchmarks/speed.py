@@ -20,13 +20,13 @@ from pathlib import Path
 import artefacts
 import click
 import numpy as np
-from bandwidth import Reader
 from onnxruntime import SessionOptions
 from random_checkpoint import SHAPE
 from report import Figures, summarise, write
 from turns import Runtime, opened_runtime
 
 from megrez.engines.ort import custom_ops
+from megrez.runtime.bench.bandwidth import Reader
 
 HERE = Path(__file__).parent
 

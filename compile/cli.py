@@ -23,10 +23,10 @@ from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
 from megrez.engines.targets import BLOCK_SIZES, CHANNEL, Target, find_target
 from megrez.runtime import text as text_codec
+from megrez.runtime.bench.environment import peak_rss_bytes
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.console import run_cli
 from megrez.runtime.errors import UsageError
-from megrez.runtime.measure import peak_rss_bytes
 
 
 def _list_targets(context: click.Context, _: click.Parameter, given: bool) -> None:

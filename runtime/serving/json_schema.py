@@ -4,11 +4,13 @@ Unknown keywords are refused too, which JSON Schema would ignore: they must not 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+from urllib.parse import urldefrag, urljoin
 
 from megrez.runtime.errors import UsageError
 from megrez.runtime.guided import Schema
+from megrez.runtime.serving.json_formats import spell_out_format
 
 # Keywords that llguidance 1.9 enforces, or refuses itself where it cannot enforce their value.
 _HONOURED = """
@@ -37,26 +39,33 @@ def read_schema(given: Schema | str) -> dict[str, Any]:
         schema = {}
     if not isinstance(schema, dict):
         raise UsageError(f"the JSON schema is {json.dumps(schema)[:40]}: give an object")
-    for place, node in subschemas(schema):
+    found = list(subschemas(schema))
+    documents = {"", *(base for _, base, _ in found)}
+    for place, base, node in found:
         _check(place, node)
+        _check_reference(place, base, node, documents)
+    for _, _, node in found:
+        spell_out_format(node)
     return schema
 
 
-def subschemas(schema: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The schema and all its subschemas, each with its JSON pointer."""
-    todo = [("#", schema)]
+def subschemas(schema: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The schema and all its subschemas, each with its JSON pointer and its base URI."""
+    todo = [("#", "", schema)]
     while todo:
-        place, node = todo.pop()
-        if not isinstance(node, Mapping):
+        place, base, node = todo.pop()
+        if not isinstance(node, dict):
             continue
-        yield place, node
+        if isinstance(node.get("$id"), str):
+            base = _document(base, node["$id"])
+        yield place, base, node
         for key, value in node.items():
             if key in _SINGLE and isinstance(value, Mapping):
-                todo.append((f"{place}/{key}", value))
+                todo.append((f"{place}/{key}", base, value))
             elif (key in _LISTS or key == "items") and isinstance(value, list):
-                todo += ((f"{place}/{key}/{at}", one) for at, one in enumerate(value))
+                todo += ((f"{place}/{key}/{at}", base, one) for at, one in enumerate(value))
             elif key in _MAPS and isinstance(value, Mapping):
-                todo += ((f"{place}/{key}/{name}", one) for name, one in value.items())
+                todo += ((f"{place}/{key}/{name}", base, one) for name, one in value.items())
 
 
 def _check(place: str, node: Mapping[str, Any]) -> None:
@@ -67,6 +76,27 @@ def _check(place: str, node: Mapping[str, Any]) -> None:
         raise UsageError(
             f"the JSON schema uses {json.dumps(unknown[0])} at {place}, which cannot be enforced: leave it out"
         )
+    for key in ("enum", "anyOf", "oneOf"):
+        if node.get(key) == []:
+            raise UsageError(f'the JSON schema has an empty "{key}" at {place}, which no value satisfies: fill it')
     for key in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(node.get(key), bool):
             raise UsageError(f"the JSON schema has {key} as a boolean at {place}, as in draft 4: give it as a number")
+
+
+def _check_reference(place: str, base: str, node: Mapping[str, Any], documents: Collection[str]) -> None:
+    """Refuse a reference out of the schema: nothing is fetched. documents: the base URIs within the schema."""
+    reference = node.get("$ref")
+    if isinstance(reference, str) and _document(base, reference) not in documents:
+        raise UsageError(
+            f'the JSON schema uses "$ref" at {place} to another document, {json.dumps(reference[:80])}: '
+            'put the definition into "$defs"'
+        )
+
+
+def _document(base: str, reference: str) -> str:
+    """The absolute URI that the reference is to, without its fragment."""
+    try:
+        return urldefrag(urljoin(base, reference)).url
+    except ValueError as error:
+        raise UsageError(f"the JSON schema refers to {reference[:80]!r}, which is no URI: {error}") from error

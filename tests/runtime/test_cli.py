@@ -258,6 +258,7 @@ def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     measured = json.loads(figures.read_text())
     assert list(measured) == [
+        "view",
         "prefill_tokens_per_s",
         "decode_tokens_per_s",
         "ttft_s",
@@ -265,6 +266,12 @@ def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
         "bundle_bytes",
         "threads",
         "slots",
+        "spread",
+        "repetitions",
+        "stopped",
+        "workload",
+        "decode_bandwidth_share",
+        "environment",
     ]
     assert 50 < measured["decode_tokens_per_s"] <= 100
     assert 500 < measured["prefill_tokens_per_s"] <= 2000

@@ -6,10 +6,12 @@
 
 #include <string.h>
 
+/* A query's keys are read in parts that are merged in order, whether in one work item or in several: its output does not
+ * depend on which other queries and sequences are in the step.
+ */
 enum {
-    ROWS = 32,       /* queries per work item, of all query heads that share a KV head */
-    PART = 128,      /* keys per work item, if there are few queries */
-    MOST_PARTS = 16, /* of one query's keys, since merging them is not parallel */
+    ROWS = 32,  /* queries per work item, of all query heads that share a KV head */
+    PART = 128, /* keys; a work item of its own if there are few queries */
 };
 
 bool megrez_attends(int64_t width) {
@@ -24,11 +26,10 @@ size_t megrez_attention_plan(megrez_attention *all) {
     int64_t longest = 1;
     for (int64_t row = 0; row < all->rows; row++) longest = most(longest, all->lengths[row]);
     all->blocks = (queries + ROWS - 1) / ROWS;
-    all->parts = all->blocks > 1 ? 1 : least(MOST_PARTS, (longest + PART - 1) / PART);
-    all->part = (longest + all->parts - 1) / all->parts;
+    all->parts = all->blocks > 1 ? 1 : (longest + PART - 1) / PART;
     if (all->scale == 0) all->scale = 1 / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)all->width)));
     const size_t heads = (size_t)(all->rows * all->tokens * all->heads), width = (size_t)all->width;
-    return heads * width + (all->parts > 1 ? heads * (size_t)all->parts * (width + 2) : 0);
+    return heads * (width + (size_t)all->parts * (width + 2));
 }
 
 void megrez_attention_use(megrez_attention *all, float *room) {
@@ -84,14 +85,14 @@ static place place_of(const megrez_attention *all, int64_t piece) {
     return (place){head / all->kv_heads, head % all->kv_heads, first, least(ROWS, queries - first), part};
 }
 
-/* Where a query's output and softmax state are stored: per part, if there are several. */
+/* A query's head among all heads of all tokens. */
 static int64_t head_of(const megrez_attention *all, const place *at, int64_t query) {
     const int64_t group = all->heads / all->kv_heads, token = at->row * all->tokens + query / group;
     return token * all->heads + at->kv_head * group + query % group;
 }
 
-static float *output_of(const megrez_attention *all, int64_t head, int64_t part) {
-    if (all->parts == 1) return all->outputs + head * all->width;
+/* Where a part's output is stored, and behind it its softmax state. */
+static float *partial_of(const megrez_attention *all, int64_t head, int64_t part) {
     return all->partial + (head * all->parts + part) * (all->width + 2);
 }
 
@@ -106,7 +107,7 @@ AVX2 static void attend_block(const megrez_attention *all, const place *at, int6
             const int64_t query = at->first + q + n, head = head_of(all, at, query);
             const int64_t position = past + query / group;
             of.queries[n] = all->rotated_queries + head * all->width;
-            of.outputs[n] = output_of(all, head, at->part);
+            of.outputs[n] = partial_of(all, head, at->part);
             of.so_far[n] = so_far + q + n;
             of.to[n] = most(0, least(end, position + 1) - start);
             of.from[n] = all->window ? least(of.to[n], most(0, position + 1 - all->window - start)) : 0;
@@ -125,48 +126,77 @@ int64_t megrez_attention_pieces(const megrez_attention *all) {
     return all->rows * all->kv_heads * all->blocks * all->parts;
 }
 
-void megrez_attend(const megrez_attention *all, int64_t piece) {
-    const place whole = place_of(all, piece);
-    place at = whole;
-    const int64_t group = all->heads / all->kv_heads, past = all->lengths[at.row] - all->fresh[at.row];
+/* The keys from `start` to `end` with the first `valid` queries of a work item; the partial outputs of the others are 0. */
+static void attend_part(const megrez_attention *all, const place *at, int64_t valid, int64_t start, int64_t end) {
+    place seeing = *at;
+    seeing.count = valid;
     progress so_far[ROWS];
-    for (int64_t q = 0; q < at.count; q++) {
+    for (int64_t q = 0; q < at->count; q++) {
         so_far[q] = (progress){LEAST, 0};
-        memset(output_of(all, head_of(all, &at, at.first + q), at.part), 0, (size_t)all->width * sizeof(float));
+        memset(partial_of(all, head_of(all, at, at->first + q), at->part), 0, (size_t)all->width * sizeof(float));
     }
-    at.count = most(0, least(at.count, all->fresh[at.row] * group - at.first)); /* the others are padding */
-    const int64_t first = past + at.first / group, last = past + (at.first + at.count - 1) / group;
-    const int64_t seen = all->window ? most(0, first + 1 - all->window) : 0;
-    const int64_t end = least(last + 1, (at.part + 1) * all->part);
-    for (int64_t start = most(seen, at.part * all->part); at.count && start < end; start += KEYS)
-        attend_block(all, &at, start, least(end, start + KEYS), so_far);
-    for (int64_t q = 0; q < whole.count; q++) {
-        float *output = output_of(all, head_of(all, &whole, whole.first + q), whole.part);
-        if (all->parts > 1)
-            output[all->width] = so_far[q].largest, output[all->width + 1] = so_far[q].sum;
-        else if (so_far[q].sum > 0)
-            for (int64_t n = 0; n < all->width; n++) output[n] /= so_far[q].sum;
+    for (; start < end; start += KEYS) attend_block(all, &seeing, start, least(end, start + KEYS), so_far);
+    for (int64_t q = 0; q < at->count; q++) {
+        float *state = partial_of(all, head_of(all, at, at->first + q), at->part) + all->width;
+        state[0] = so_far[q].largest, state[1] = so_far[q].sum;
     }
 }
 
+/* Add a part to a query's output, which is relative to the largest score so far. */
+KERNEL void merge(const float *part, int64_t width, float *output, progress *so_far) {
+    const float largest = part[width], sum = part[width + 1];
+    if (sum == 0) return;
+    const float highest = largest > so_far->largest ? largest : so_far->largest;
+    const float kept = exponential_of_one(so_far->largest - highest), taken = exponential_of_one(largest - highest);
+    for (int64_t n = 0; n < width; n += 8) {
+        const __m256 more = _mm256_mul_ps(_mm256_loadu_ps(part + n), _mm256_set1_ps(taken));
+        _mm256_storeu_ps(output + n, _mm256_fmadd_ps(_mm256_loadu_ps(output + n), _mm256_set1_ps(kept), more));
+    }
+    *so_far = (progress){highest, so_far->sum * kept + sum * taken};
+}
+
+KERNEL void normalise(int64_t width, float *output, const progress *so_far) {
+    for (int64_t n = 0; n < width && so_far->sum > 0; n++) output[n] /= so_far->sum;
+}
+
+/* All parts of the keys that a work item's queries see, one after the other. */
+AVX2 static void attend_whole(const megrez_attention *all, const place *at, int64_t valid, int64_t seen, int64_t last) {
+    progress so_far[ROWS];
+    for (int64_t q = 0; q < at->count; q++) {
+        so_far[q] = (progress){LEAST, 0};
+        memset(all->outputs + head_of(all, at, at->first + q) * all->width, 0, (size_t)all->width * sizeof(float));
+    }
+    for (int64_t part = seen / PART; part * PART < last; part++) {
+        attend_part(all, at, valid, most(seen, part * PART), least(last, (part + 1) * PART));
+        for (int64_t q = 0; q < at->count; q++) {
+            const int64_t head = head_of(all, at, at->first + q);
+            merge(partial_of(all, head, 0), all->width, all->outputs + head * all->width, so_far + q);
+        }
+    }
+    for (int64_t q = 0; q < at->count; q++)
+        normalise(all->width, all->outputs + head_of(all, at, at->first + q) * all->width, so_far + q);
+}
+
+void megrez_attend(const megrez_attention *all, int64_t piece) {
+    const place at = place_of(all, piece);
+    const int64_t group = all->heads / all->kv_heads, past = all->lengths[at.row] - all->fresh[at.row];
+    const int64_t valid = most(0, least(at.count, all->fresh[at.row] * group - at.first)); /* the others are padding */
+    const int64_t first = past + at.first / group, last = valid ? past + (at.first + valid - 1) / group + 1 : 0;
+    /* Blocks of keys begin at multiples of KEYS, whichever queries see them. */
+    const int64_t seen = all->window ? most(0, first + 1 - all->window) / KEYS * KEYS : 0;
+    if (all->parts > 1)
+        attend_part(all, &at, valid, most(seen, at.part * PART), least(last, (at.part + 1) * PART));
+    else
+        attend_whole(all, &at, valid, seen, last);
+}
+
 AVX2 void megrez_join(const megrez_attention *all, int64_t token) {
-    const int64_t width = all->width, stride = width + 2;
     for (int64_t head = token * all->heads; head < (token + 1) * all->heads; head++) {
-        const float *parts = output_of(all, head, 0);
-        float *output = all->outputs + head * width, largest = LEAST, sum = 0;
-        for (int64_t p = 0; p < all->parts; p++) {
-            const float one = parts[p * stride + width];
-            largest = one > largest ? one : largest;
-        }
-        memset(output, 0, (size_t)width * sizeof *output);
-        for (int64_t p = 0; p < all->parts; p++) {
-            const float *part = parts + p * stride;
-            if (part[width + 1] == 0) continue;
-            const float kept = exponential_of_one(part[width] - largest);
-            sum += kept * part[width + 1];
-            for (int64_t n = 0; n < width; n++) output[n] += kept * part[n];
-        }
-        for (int64_t n = 0; n < width && sum > 0; n++) output[n] /= sum;
+        float *output = all->outputs + head * all->width;
+        progress so_far = {LEAST, 0};
+        memset(output, 0, (size_t)all->width * sizeof *output);
+        for (int64_t p = 0; p < all->parts; p++) merge(partial_of(all, head, p), all->width, output, &so_far);
+        normalise(all->width, output, &so_far);
     }
 }
 

@@ -20,8 +20,8 @@ typedef struct {
     const float *queries, *new_keys, *new_values;
     int64_t query_stride, key_stride, value_stride;
     float *keys, *values, *outputs;
-    /* Set by megrez_attention_plan: a cache is read in `parts` of `part` tokens, which are merged at the end. */
-    int64_t blocks, parts, part;
+    /* Set by megrez_attention_plan. parts: work items that share the keys of a query, to be joined at the end. */
+    int64_t blocks, parts;
     float *rotated_queries, *partial;
 } megrez_attention;
 

@@ -151,6 +151,32 @@ def test_attention_and_cache_agree_with_float64(shape: Shape) -> None:
     np.testing.assert_array_equal(given["past_value"], values)
 
 
+@pytest.mark.parametrize("window", [-1, 150])
+@pytest.mark.parametrize("chunks", [(1,) * 300, (128, 128, 44), (3, 40, 1, 1, 17, 150, 88)], ids=len)
+@pytest.mark.parametrize("beside", [None, 40, 900], ids=str)
+def test_an_output_depends_on_its_sequence_alone(window: int, chunks: tuple[int, ...], beside: int | None) -> None:
+    """Bit for bit: whatever else is in the step, and however the sequence is divided into steps."""
+    shape = Shape(heads=6, lengths=(300,), tokens=300, window=window)
+    whole = feeds(shape, capacity=1024)
+    expected = run_in_place(session(shape), whole, shape.heads)[0]
+    given = feeds(shape, capacity=1024)
+    caches = {name: given[name] for name in ("past_key", "past_value")}
+    if beside:
+        caches = {name: np.concatenate([array, array[:, ::-1]]).copy() for name, array in caches.items()}
+    opened, found, done = session(shape), [], 0
+    for count in chunks:
+        new = {name: given[name][:, done : done + count] for name in ("query", "key", "value")}
+        lengths, fresh, done = [done + count], [count], done + count
+        if beside:
+            new = {name: np.concatenate([array, array[:, ::-1]]) for name, array in new.items()}
+            lengths, fresh = [*lengths, beside], [*fresh, 1]
+        step = {name: np.ascontiguousarray(array) for name, array in new.items()} | caches
+        step |= {"seqlens_k": np.array(lengths, np.int32) - 1, "longest": np.array(max(lengths), np.int32)}
+        step |= {name: given[name] for name in ("cos", "sin")} | {"query_seqlens": np.array(fresh, np.int32)}
+        found.append(run_in_place(opened, step, shape.heads)[0])
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
 def test_a_cache_that_is_not_shared_is_copied() -> None:
     shape = Shape(lengths=(40, 7), tokens=2)
     given = feeds(shape, capacity=64)

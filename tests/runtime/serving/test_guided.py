@@ -238,7 +238,12 @@ def test_masks_accept_what_the_schema_accepts_and_nothing_else(compiler, text) -
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"type": "strin"}, "strin"),
-        ({"$ref": "https://example.com/a.json"}, "example.com"),
+        ({"$ref": "https://example.com/a.json"}, '"\\$ref" at # .*example.com'),
+        ({"properties": {"a": {"$ref": "b.json#/c"}}}, '"\\$ref" at #/properties/a .*b.json'),
+        ({"$id": "http://a/b", "items": {"$ref": "c"}}, '"\\$ref" at #/items'),
+        ({"$ref": "http://[/#a"}, "no URI"),
+        ({"enum": []}, 'empty "enum" at #'),
+        ({"items": {"anyOf": []}}, 'empty "anyOf" at #/items'),
         (False, "false"),
         ("{", "not JSON"),
         ("[]", "give an object"),
@@ -248,6 +253,37 @@ def test_a_schema_that_cannot_be_honoured_is_refused_by_name(compiler, schema, n
     with pytest.raises(UsageError, match=name) as caught:
         compiler.compile(Guided(json_schema=schema))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/word", "#word", "other#/$defs/word", "http://a/other#word", "other"])
+def test_references_within_the_schema_are_followed(compiler, text, reference) -> None:
+    word = {"$anchor": "word", "type": "string", "maxLength": 2}
+    other = {"$id": "other", "$defs": {"word": word}, "$ref": "#word"}
+    schema = {
+        "$id": "http://a/b",
+        "$defs": {"word": word, "other": other},
+        "type": "array",
+        "items": {"$ref": reference},
+    }
+    assert decides(compiler, text, Guided(json_schema=schema), '["ab"]')
+    assert not decides(compiler, text, Guided(json_schema=schema), '["abc"]')
+
+
+@pytest.mark.parametrize(
+    ("form", "right", "wrong"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "2024-02-30", "2024-04-31"]),
+        ("time", ["23:59:59Z", "00:00:00.5+14:00"], ["23:58:60Z", "24:00:00Z", "12:00:00", "12:00:00+24:00"]),
+        ("date-time", ["2024-02-29T00:00:00z"], ["2023-02-29T00:00:00Z", "2024-02-29T00:00:60Z", "2024-02-29"]),
+        ("hostname", ["a", "a-b.c1", f"{'a' * 63}.b"], ["-a", "a-", "a..b", "xn--X", "a" * 64, "a." * 127 + "ab"]),
+    ],
+)
+def test_formats_are_enforced_to_the_letter(compiler, text, form, right, wrong) -> None:
+    schema = Guided(json_schema={"type": "string", "format": form})
+    assert [decides(compiler, text, schema, json.dumps(one)) for one in right] == [True] * len(right)
+    assert [decides(compiler, text, schema, json.dumps(one)) for one in wrong] == [False] * len(wrong)
+    both = Guided(json_schema={"type": "string", "format": form, "pattern": f"^{right[0]}$", "maxLength": 300})
+    assert [decides(compiler, text, both, json.dumps(one)) for one in right] == [True] + [False] * (len(right) - 1)
 
 
 def test_a_schema_thousands_of_levels_deep_is_refused(compiler) -> None:

@@ -1,21 +1,19 @@
-"""Measures the speed of a session and the memory of the process; independent of text and bundles."""
+"""The latency view: prefill and decode speed of a bare session, without a server, a tokenizer or other requests."""
 
-import contextlib
-import re
-import sys
+import statistics
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from megrez.runtime.bench.figures import spread
 from megrez.runtime.errors import UsageError
 from megrez.runtime.generate import generate
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.serving.engine import CHUNK
 from megrez.runtime.session import Session
-
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +25,33 @@ class Run:
     ttft_s: float
 
 
-def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat: int) -> list[Run]:
+def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat: int, seed: int = 0) -> Iterator[Run]:
     """Generate `output_tokens` (2 or more) after a random prompt, greedily, `repeat` times after a warm-up.
 
     A session with several slots generates in all of them: prefill one after the other, then decode together; speeds are
-    totals. Raises UsageError if prompt and output do not fit the context.
+    totals. Raises UsageError, before anything runs, if prompt and output do not fit the context.
     """
     if prompt_tokens + output_tokens - 1 > session.capacity:
         raise UsageError(
             f"{prompt_tokens} prompt and {output_tokens} output tokens do not fit the context of {session.capacity}: "
             "measure fewer"
         )
-    prompt_ids = np.random.default_rng(_SEED).integers(session.vocab_size, size=prompt_tokens).tolist()
+    prompt_ids = np.random.default_rng(seed).integers(session.vocab_size, size=prompt_tokens).tolist()
     run = _run if session.slots == 1 else _run_together
-    return [run(session, prompt_ids, output_tokens) for _ in range(1 + repeat)][1:]
+
+    def runs() -> Iterator[Run]:
+        run(session, prompt_ids, output_tokens)
+        for _ in range(repeat):
+            yield run(session, prompt_ids, output_tokens)
+
+    return runs()
+
+
+def summarise_runs(runs: Sequence[Run]) -> dict[str, Any]:
+    """Medians, and after them each run and their spread."""
+    kept = [asdict(run) for run in runs]
+    medians = {name: statistics.median(run[name] for run in kept) for name in kept[0]}
+    return {**medians, "spread": spread(kept), "repetitions": kept}
 
 
 def _run(session: Session, prompt_ids: list[int], output_tokens: int) -> Run:
@@ -71,16 +82,3 @@ def _run_together(session: Session, prompt_ids: list[int], output_tokens: int) -
         decode_tokens_per_s=len(slots) * (output_tokens - 1) / (time.perf_counter() - first),
         ttft_s=first - started,
     )
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, memory-mapped weights included."""
-    # getrusage also counts the memory of the process before exec; /proc does not.
-    with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    import resource  # absent on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

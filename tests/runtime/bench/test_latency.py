@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from megrez.runtime.bench.latency import Run, measure, summarise_runs
 from megrez.runtime.errors import UsageError
-from megrez.runtime.measure import Run, measure, peak_rss_bytes
 from megrez.runtime.session import FakeSession
 
 
@@ -23,7 +23,7 @@ class Slow(FakeSession):
 def test_speeds_are_tokens_over_the_time_of_their_phase(monkeypatch):
     session = Slow()
     monkeypatch.setattr("megrez.runtime.generate.time", SimpleNamespace(perf_counter=lambda: session.now))
-    runs = measure(session, prompt_tokens=20, output_tokens=5, repeat=2)
+    runs = list(measure(session, prompt_tokens=20, output_tokens=5, repeat=2))
     assert session.fed == [20, 1, 1, 1, 1] * 3
     assert runs == [Run(ttft_s=0.25, prefill_tokens_per_s=80, decode_tokens_per_s=4)] * 2
 
@@ -48,12 +48,12 @@ def test_several_slots_read_their_prompts_one_by_one_and_decode_together():
 def test_what_does_not_fit_is_refused_with_the_numbers():
     with pytest.raises(UsageError, match="60 prompt and 6 output tokens do not fit the context of 64"):
         measure(FakeSession(vocab_size=9), prompt_tokens=60, output_tokens=6, repeat=1)
-    assert len(measure(FakeSession(vocab_size=9), prompt_tokens=60, output_tokens=5, repeat=1)) == 1
+    assert len(list(measure(FakeSession(vocab_size=9), prompt_tokens=60, output_tokens=5, repeat=1))) == 1
 
 
-def test_peak_memory_sees_a_large_buffer():
-    before = peak_rss_bytes()
-    size = before + (64 << 20)
-    buffer = bytearray(size)
-    buffer[::4096] = b"x" * len(buffer[::4096])
-    assert peak_rss_bytes() >= size
+def test_medians_stand_before_their_repetitions_and_spread():
+    runs = [Run(prefill_tokens_per_s=speed, decode_tokens_per_s=10, ttft_s=0.5) for speed in (80, 100, 90)]
+    found = summarise_runs(runs)
+    assert (found["prefill_tokens_per_s"], found["decode_tokens_per_s"], found["ttft_s"]) == (90, 10, 0.5)
+    assert found["spread"] == {"prefill_tokens_per_s": 20 / 90, "decode_tokens_per_s": 0, "ttft_s": 0}
+    assert [one["prefill_tokens_per_s"] for one in found["repetitions"]] == [80, 100, 90]

@@ -1,0 +1,90 @@
+"""What a benchmark under load asks for; reads no file and imports no library."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megrez.runtime.errors import UsageError
+
+DEFAULT_TOKENS = 128
+REPEAT = 3
+REQUESTS_PER_STREAM = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A number of tokens, drawn uniformly from low to high, both included."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        """Of "128" or "64:256"; raises UsageError for anything else, and for less than one token."""
+        low, _, high = text.partition(":")
+        try:
+            found = cls(int(low), int(high or low))
+        except ValueError:
+            found = cls(0, 0)
+        if not 1 <= found.low <= found.high:
+            raise UsageError(f"{text} is no number of tokens: give one as 128, or a range as 64:256")
+        return found
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.low == self.high
+
+    def __str__(self) -> str:
+        return str(self.low) if self.is_fixed else f"{self.low}:{self.high}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The requests of a benchmark and how they arrive.
+
+    requests: per repetition; None goes on for duration_s seconds. concurrency: most requests in flight, None for any
+    number. request_rate: arrivals per second of a Poisson process; None sends a request as soon as another ends.
+    dataset: a file of prompts in place of random ones. chat: each prompt is a user's message. output_tokens: None takes
+    the length of the dataset's own answers. warmup: requests before the first repetition, which count in no figure.
+    """
+
+    requests: int | None = None
+    duration_s: float | None = None
+    concurrency: int | None = 1
+    request_rate: float | None = None
+    prompt_tokens: Span = field(default_factory=lambda: Span(DEFAULT_TOKENS, DEFAULT_TOKENS))
+    output_tokens: Span | None = field(default_factory=lambda: Span(DEFAULT_TOKENS, DEFAULT_TOKENS))
+    dataset: Path | None = None
+    chat: bool = False
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    warmup: int = 1
+    repeat: int = REPEAT
+    seed: int = 0
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests is None and self.duration_s is None:
+            raise UsageError("the benchmark has no end: give --requests or --duration")
+        if self.concurrency is None and self.request_rate is None:
+            raise UsageError("all requests would be sent at once: give --concurrency or --request-rate")
+        if self.chat and self.dataset is None:
+            raise UsageError("--chat sends texts, and random prompts are token ids: give --dataset too")
+
+    def describe(self) -> dict[str, Any]:
+        """What two runs must have in common to be compared, for JSON."""
+        return {
+            "preset": self.preset,
+            "requests": self.requests,
+            "duration_s": self.duration_s,
+            "concurrency": self.concurrency,
+            "request_rate": self.request_rate,
+            "prompt_tokens": None if self.dataset else str(self.prompt_tokens),
+            "output_tokens": None if self.output_tokens is None else str(self.output_tokens),
+            "dataset": None if self.dataset is None else self.dataset.name,
+            "chat": self.chat,
+            "ignore_eos": self.ignore_eos,
+            "temperature": self.temperature,
+            "warmup": self.warmup,
+            "seed": self.seed,
+        }
