@@ -55,7 +55,7 @@ def folder_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever traces gets a copy of an earlier graph of the same shape: what is tested lies behind the tracing."""
-    from tests.graphs import traced
+    from tests.traces import traced
 
     monkeypatch.setattr("megrez.compile.graph.export.trace.trace", traced)
 

@@ -21,9 +21,9 @@ def read_slowly(self, name):
 
 
 def traced(config, context):
-    from tests import graphs
+    from tests import traces
 
-    return graphs.traced(config, context)
+    return traces.traced(config, context)
 
 
 DummyCheckpoint.read = read_slowly

@@ -15,7 +15,7 @@ import pytest
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError
-from tests.graphs import traced
+from tests.traces import traced
 
 # As much of a bundle as one has to be to be replaced.
 OLDER = '{"schema_version": 1, "files": []}'

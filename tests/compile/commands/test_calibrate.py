@@ -233,8 +233,8 @@ def test_a_text_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "give either --scheme int8, fp8, int4 or nvfp4, or --target NAME"),
-        (("--scheme", "int8", "--target", "cpu-int4"), "give either --scheme"),
+        ((), "missing or given twice: give one of --scheme and --target"),
+        (("--scheme", "int8", "--target", "cpu-int4"), "given twice: give one of --scheme and --target"),
         (("--target", "cpu-int5"), "unknown target 'cpu-int5'"),
         (("--target", "cpu-fp32"), "cpu-fp32 quantises nothing of"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets with an unquantised LM head"),
@@ -378,7 +378,7 @@ def test_scales_of_another_request(checkpoint_of: Any, run: Any, megrez_compile:
         (checkpoint_of(seed=1), ("--target", "trt-int4"), "belongs to another model"),
         (checkpoint_of(), ("--target", "trt-int8"), "was calibrated for trt-int4, not trt-int8"),
         (checkpoint_of(), ("--target", "trt-int4", "--block-size", 16), "leave --block-size out, give --quantize-head"),
-        (checkpoint_of(), ("--target", "trt-int4", "--algorithm", "awq"), "leave --algorithm out"),
+        (checkpoint_of(), ("--target", "trt-int4", "--algorithm", "awq"), "scales have their algorithm: leave"),
     ):
         assert_one_error(megrez_compile(folder, *options, *build), 2, said)
     assert not (tmp_path / "b").exists()
@@ -397,7 +397,10 @@ def test_scales_without_the_head_that_is_asked_for(
     [
         (("--target", "cpu-int8", "--stage", "onnx"), "cpu-int8 builds none: leave it out"),
         (("--target", "cpu-int8", "--quantize-head"), "--quantize-head is for targets with an unquantised LM head"),
-        (("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"), "leave --algorithm out"),
+        (
+            ("--target", "trt-fp8", "--stage", "onnx", "--scales", "s", "--algorithm", "rtn"),
+            "scales have their algorithm: leave",
+        ),
         (("--target", "cpu-int4", "--context", 64, "--calib-tokens", 65), "--calib-tokens is 65, the context is 64"),
     ],
 )
