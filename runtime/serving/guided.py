@@ -22,7 +22,7 @@ Allowed = NDArray[np.bool_]
 THREADS = 2
 CACHED_GRAMMARS = 64
 # A fifth and a tenth of llguidance's own: a regular expression such as (a{1000}){1000} is refused after 0.3 s, not 2.7.
-FUEL = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 20_000}
+INITIAL_FUEL, STEP_FUEL = 200_000, 20_000
 
 
 class Matcher(Protocol):
@@ -67,7 +67,9 @@ class GuidedCompiler:
             self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=max(self._ids, vocab_size), eos_token=ends)
         except Exception as error:  # llguidance raises bare Exceptions
             raise BundleError(f"guided output cannot read this tokenizer: {first_line(error)}") from error
-        self._limits = llguidance.LLParserLimits(verbose_errors=False, **FUEL)
+        self._limits = llguidance.LLParserLimits(
+            verbose_errors=False, initial_lexer_fuel=INITIAL_FUEL, step_lexer_fuel=STEP_FUEL
+        )
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="megrez-guided")
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
