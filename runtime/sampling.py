@@ -138,10 +138,11 @@ class Sampler:
             scores[list(blocked)] = -np.inf
         if allowed is not None:
             scores = np.where(allowed, scores, np.float32(-np.inf))
-        # max() is NaN if any score is, so the maximum alone checks all of them.
-        if not np.isfinite(scores.max()):
+        # argmax() finds NaN if any score is, so the largest alone checks all of them.
+        best = int(scores.argmax())
+        if not np.isfinite(scores[best]):
             raise EngineError("the engine returned logits without a finite maximum: try another target, and report it")
-        token = int(scores.argmax()) if self._params.temperature == 0 else self._draw(scores)
+        token = best if self._params.temperature == 0 else self._draw(scores)
         self._seen[token] = True
         self._counts[token] += 1
         return token
