@@ -38,7 +38,7 @@ class Fault:
 
     @property
     def is_compiled(self) -> bool:
-        return self.file.endswith(".c")
+        return self.file.endswith((".c", ".h"))
 
 
 DECODER = ("tests/calibration/reference/test_decoder.py",)
@@ -157,17 +157,30 @@ FAULTS = (
     # kernels
     Fault(
         "kernel-upper-zero-point",
-        "engines/ort/kernels/products.c",
-        "points[n / 2] >> (n % 2 * 4) & 15",
-        "points[n / 2] & 15",
+        "engines/ort/kernels/products_streamed.h",
+        "eight |= (uint64_t)points[n] << 8 * n",
+        "eight |= (uint64_t)points[0] << 8 * n",
         PRODUCTS,
     ),
-    Fault("kernel-bias-missing", "engines/ort/kernels/products.c", "- taken[i] + bias", "- taken[i]", PRODUCTS),
+    Fault(
+        "kernel-bias-missing",
+        "engines/ort/kernels/products_streamed.h",
+        "sum_of(found[i]) + bias",
+        "sum_of(found[i])",
+        PRODUCTS,
+    ),
     Fault(
         "kernel-hides-the-token-itself",
         "engines/ort/kernels/attention.c",
         "least(end, position + 1) - start",
         "least(end, position) - start",
+        ATTENTION,
+    ),
+    Fault(
+        "kernel-parts-depend-on-the-query",
+        "engines/ort/kernels/attention.c",
+        "most(0, first + 1 - all->window) / KEYS * KEYS",
+        "most(0, first + 1 - all->window)",
         ATTENTION,
     ),
     Fault(
