@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megrez.runtime.bench.local import MeteredSession
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.sampling import SamplingParams
 from megrez.runtime.serving.llm import LLM
 from megrez.runtime.serving.request import Token
-from megrez.runtime.session import Session
 from megrez.runtime.text import Text
 
 
@@ -36,42 +36,14 @@ class Step:
         return sum(count for count in self.counts if count > 1)
 
 
-@dataclass(slots=True)
-class NotedSession:
-    """Passes everything on but `close`: the session outlives the LLM over it."""
+@dataclass(slots=True, kw_only=True)
+class NotedSession(MeteredSession):
+    """Keeps every step; `close` does nothing: the session outlives the LLM over it."""
 
-    session: Session
     steps: list[Step] = field(default_factory=list)
 
-    @property
-    def slots(self) -> int:
-        return self.session.slots
-
-    @property
-    def capacity(self) -> int:
-        return self.session.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        return self.session.vocab_size
-
-    def step(
-        self,
-        tokens: ArrayLike,
-        starts: ArrayLike,
-        logits_index: ArrayLike,
-        *,
-        slots: ArrayLike | None = None,
-        counts: ArrayLike | None = None,
-    ) -> NDArray[np.float32]:
-        began = time.perf_counter()
-        logits = self.session.step(tokens, starts, logits_index, slots=slots, counts=counts)
-        ended = time.perf_counter()
+    def note(self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None) -> None:
         self.steps.append(Step(began, ended, tuple(np.asarray(counts).tolist())))
-        return logits
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        self.session.copy(source, target, length)
 
     def close(self) -> None:
         pass

@@ -150,7 +150,7 @@ def measure(
     found: Result = {}
     faults: list[str] = []
     with contextlib.closing(open_session(bundle, threads=threads, slots=DECODERS + 1, capacity=capacity)) as session:
-        noted = NotedSession(session)
+        noted = NotedSession(session=session)
         with llm_over(bundle, noted) as llm:
             found["second_turn"], lost = second_turns(llm, prompt, rounds)
             faults += lost

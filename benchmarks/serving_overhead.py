@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from noted import NotedSession, Stream, llm_over, random_ids
+from noted import NotedSession, Stream, llm_over, percentile, random_ids
 
 from megrez.runtime.bench.environment import describe_environment, load_average
 from megrez.runtime.bundle import Bundle, open_bundle
@@ -49,7 +49,7 @@ def served(
     bundle: Bundle, session: Session, prompts: list[list[int]], output_tokens: int, temperature: float
 ) -> Figures:
     """Seconds of the LLM's decode steps of all slots, and between and from one to the next of them."""
-    noted = NotedSession(session)
+    noted = NotedSession(session=session)
     with llm_over(bundle, noted) as llm:
         streams = [
             Stream(llm, prompt, output_tokens, temperature=temperature, top_p=0.9 if temperature else 1.0, seed=at)
@@ -67,7 +67,7 @@ def served(
     return {
         "step": statistics.median(one.ended - one.began for one, _ in pairs),
         "between": statistics.median(between),
-        "between_p99": float(np.percentile(between, 99)),
+        "between_p99": percentile(between, 99),
         "interval": statistics.median(other.began - one.began for one, other in pairs),
     }
 

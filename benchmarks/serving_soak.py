@@ -159,12 +159,11 @@ class Clients:
                     return
 
         try:
-            if source.random() < 0.1:
-                await self._half_a_body()
-            else:
-                await asyncio.wait_for(leave_after_pieces(), None if pieces is not None else moment)
-        except asyncio.TimeoutError:
-            pass
+            with contextlib.suppress(asyncio.TimeoutError):
+                if source.random() < 0.1:
+                    await self._half_a_body()
+                else:
+                    await asyncio.wait_for(leave_after_pieces(), None if pieces is not None else moment)
         finally:
             await connection.close()
         where = "before its answer" if not reply.pieces else "in its stream"

@@ -118,17 +118,21 @@ class MeteredSession:
         slots: ArrayLike | None = None,
         counts: ArrayLike | None = None,
     ) -> Logits:
-        at = self.clock()
+        began = self.clock()
         logits = self.session.step(tokens, starts, logits_index, slots=slots, counts=counts)
-        seconds, total = self.clock() - at, self.total
+        self.note(began, self.clock(), tokens, starts, counts)
+        return logits
+
+    def note(self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None) -> None:
+        """A step from `began` to `ended`, in seconds of the clock, with these arguments."""
+        total = self.total
         total.steps += 1
-        total.seconds += seconds
+        total.seconds += ended - began
         if np.size(tokens) == np.size(starts):
             total.decode_steps += 1
-            total.decode_seconds += seconds
+            total.decode_seconds += ended - began
             total.sequences += np.size(starts)
             total.cached_tokens += int(np.sum(starts)) + np.size(starts)
-        return logits
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.session.copy(source, target, length)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer, plain_manifest, write_bundle
@@ -27,6 +28,13 @@ def server(folder: Path) -> Iterator[Running]:
 def echo(folder: Path) -> Iterator[Running]:
     with serving(fake_llm(folder, Echo, slots=4, capacity=1200)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client(echo: Running) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of `echo`, unless a module has a client of its own."""
+    with openai.OpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture

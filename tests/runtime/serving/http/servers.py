@@ -155,6 +155,11 @@ def alone(prompt: Sequence[int], count: int, stops: Sequence[int] = STOPS) -> li
     return ids[len(prompt) :]
 
 
+def says(text: str) -> list[dict[str, str]]:
+    """The messages to which an Echo answers with `text`."""
+    return [{"role": "user", "content": text}]
+
+
 def spoken(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of an answer: without its stop token."""
     return str(tokenizer.decode([one for one in ids if one not in STOPS], skip_special_tokens=False))

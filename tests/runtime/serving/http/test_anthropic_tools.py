@@ -6,8 +6,8 @@ import json
 import anthropic
 import pytest
 
-from tests.runtime.serving.http.servers import Running
-from tests.runtime.serving.http.test_tool_calls import CITY, ROME, TWO, call, says
+from tests.runtime.serving.http.servers import Running, says
+from tests.runtime.serving.http.test_tool_calls import CITY, ROME, TWO, call
 
 TOOLS = [
     {"name": "weather", "description": "Sky", "input_schema": CITY, "cache_control": {"type": "ephemeral"}},

@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.runtime.serving.http.servers import HANG_S, Echo, Running
+from tests.runtime.serving.http.servers import HANG_S, Echo, says
 
 PERSON = {
     "type": "object",
@@ -22,16 +22,6 @@ GOOD, BAD = '{"name": "Ann", "age": 42}', '{"name": "Ann", "age": 9, "x": 1}'
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
 DIGITS = "[0-9]{3}"
 LARK = 'start: "yes" | "no"'
-
-
-def says(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-@pytest.fixture(scope="module")
-def client(echo: Running):
-    with openai.OpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
-        yield client
 
 
 def answer(client: openai.OpenAI, text: str, **fields: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.tool_choice import ToolChoice, tool_constraint
-from tests.runtime.serving.http.servers import Running
+from tests.runtime.serving.http.servers import says
 
 START, END = "<|function_start|>", "<|function_end|>"
 CITY = {
@@ -29,16 +29,6 @@ def call(name: str, arguments: str) -> str:
 
 ROME = call("weather", '{"city": "Rome"}')
 TWO = ROME + call("clock", "{}")
-
-
-def says(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-@pytest.fixture(scope="module")
-def client(echo: Running):
-    with openai.OpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
-        yield client
 
 
 def ask(client: openai.OpenAI, text: str, **fields):
