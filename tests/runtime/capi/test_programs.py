@@ -88,6 +88,17 @@ def test_the_python_of_the_environment_that_the_library_lies_in_is_found(probe, 
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+def test_the_python_of_a_folder_whose_links_were_copied_as_files_is_found(probe, library, bundles, python):
+    """As PREFIX/lib/libmegrez.so, beside PREFIX/lib/pythonX.Y/site-packages/megrez."""
+    (packages,) = python.parents[1].glob("lib/python3.*/site-packages")
+    (packages / "megrez").mkdir()
+    (packages / "megrez" / "runtime").symlink_to(ROOT / "runtime")
+    copied = shutil.copy(library, python.parents[1] / "lib")
+    done = run(probe, copied, bundles["fake"], "survives_dlclose", python="")
+    shutil.rmtree(packages / "megrez")
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
