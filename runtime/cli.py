@@ -28,7 +28,7 @@ VERBS = {
     ),
     "eval": Verb(
         target="megrez.compile.commands.evaluate:eval_command",
-        help="Measure a bundle's fidelity to its checkpoint.",
+        help="Measure a bundle's perplexity, or its fidelity to its checkpoint.",
         extra="export",
     ),
     "calibrate": Verb(
