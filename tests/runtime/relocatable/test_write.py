@@ -64,10 +64,9 @@ def inside(root: Path) -> Inside:
 
 
 @pytest.fixture
-def moved(root: Path, checkpoint_of, compile_in_process, traced_once: None, tmp_path: Path) -> tuple[Path, Path, str]:
+def moved(root: Path, ort_bundle: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, str]:
     """(checkpoint, folder, what the command printed)."""
-    checkpoint, bundle, written = checkpoint_of(), tmp_path / "bundle", tmp_path / "written"
-    compile_in_process(checkpoint, "cpu-fp32", bundle, context=64)
+    (checkpoint, bundle), written = ort_bundle, tmp_path / "written"
     done = CliRunner().invoke(bundle_runtime_command, [str(written), "--bundle", str(bundle)])
     assert done.exit_code == 0, done
     folder = root / "opt" / "a folder"
