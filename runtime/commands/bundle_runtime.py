@@ -10,7 +10,10 @@ _MIB = 1 << 20
 @click.command("bundle-runtime")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--bundle", type=click.Path(path_type=Path), help="A cpu-* bundle, copied to FOLDER/bundle.", metavar="BUNDLE"
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Copy this cpu-* bundle to FOLDER/bundle.  [default: none]",
+    metavar="BUNDLE",
 )
 @click.option("--serve", is_flag=True, help="With what megrez serve and guided output need: the extra [serve].")
 def bundle_runtime_command(folder: Path, bundle: Path | None, serve: bool) -> None:
