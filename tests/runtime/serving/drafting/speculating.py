@@ -37,7 +37,7 @@ class Repetitive(FakeSession):
         return _logits(tuple(context), self.vocab_size)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _logits(context: tuple[int, ...], vocab_size: int) -> np.ndarray:
     near = np.random.default_rng(context[-2:]).normal(size=vocab_size)
     far = np.random.default_rng([7, *context]).normal(size=vocab_size)
