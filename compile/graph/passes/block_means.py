@@ -1,7 +1,7 @@
-"""MeansMatMulNBits: an ONNX function, MatMulNBits of [x, the mean of x over each block]; see calibration.weights.offsets.
+"""MeansMatMulNBits: an ONNX function, MatMulNBits of x and the means of its blocks; see calibration.weights.offsets.
 
-A runtime with a kernel for megrez::MeansMatMulNBits (engines/ort/kernels/matmul_nbits.c) uses it, any other inlines the
-function.
+A runtime with a kernel for megrez::MeansMatMulNBits (engines/ort/kernels/matmul_nbits.c) uses it, any other inlines
+the function.
 """
 
 import onnx_ir as ir
