@@ -18,9 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
-from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort.cuda import open_on_cpu
-from megrez.runtime.bench.bandwidth import read_bandwidth
+from megrez.runtime.bench.peaks import measure_peaks
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.session import Session
@@ -28,8 +27,6 @@ from megrez.runtime.session import Session
 # Short enough for every bundle that is checked; long enough for several chunks of a prompt.
 CHECKED, GENERATED = 96, 32
 RAGGED = (95, 48, 7)
-COPY_BYTES = 1 << 30
-EXTRAS = {"tensorrt": "rtx", "ort-cuda": "cuda"}
 Opener = Callable[..., Session]
 
 
@@ -105,22 +102,9 @@ def _run(session: Session, prompt_tokens: int, output_tokens: int) -> tuple[floa
     return read - started, time.perf_counter() - read
 
 
-def bandwidth(bundle: Bundle) -> float:
+def bandwidth(bundle: Bundle) -> float | None:
     """Bytes per second of copies on the device, reads plus writes, or of reads by this CPU."""
-    if bundle.manifest.engine not in EXTRAS:
-        return read_bandwidth(2)
-    cuda = Cuda(EXTRAS[bundle.manifest.engine])
-    source, to = (cuda("cudaMalloc", COPY_BYTES) for _ in range(2))
-    kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        cuda("cudaMemcpy", to, source, COPY_BYTES, kind)
-        cuda("cudaDeviceSynchronize")
-        best = min(best, time.perf_counter() - started)
-    for address in (source, to):
-        cuda("cudaFree", address)
-    return 2 * COPY_BYTES / best
+    return measure_peaks(bundle.manifest.engine, 2).read_bytes_per_s
 
 
 @click.command()
