@@ -41,12 +41,15 @@ class Source:
 
     name: str
     folder: Path
+    is_random: bool = False
 
 
 def megrez_shape(cache: Path, layers: int) -> Source:
     """Random weights."""
     cache.mkdir(parents=True, exist_ok=True)
-    return Source(str(layers), made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers)))
+    return Source(
+        str(layers), made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers)), is_random=True
+    )
 
 
 def vocab_size(source: Source) -> int:
@@ -58,10 +61,11 @@ def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path
     return bundle(cache, megrez_shape(cache, layers), "cpu-int4", options)
 
 
-def bundle(cache: Path, source: Source, target: str, options: tuple[object, ...]) -> Path:
-    """Compiled each time: a cached one may be outdated. By RTN: speed does not depend on calibration."""
+def bundle(cache: Path, source: Source, target: str, options: tuple[object, ...], *, reuse: bool = False) -> Path:
+    """Compiled each time unless `reuse`: a cached one may be outdated. By RTN: speed does not depend on calibration."""
     path = cache / "-".join(["megrez", target.removeprefix("cpu-"), source.name, *map(str, options)])
-    shutil.rmtree(path, ignore_errors=True)
+    if not reuse:
+        shutil.rmtree(path, ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
     command = compiler, source.folder, "--target", target, "--algorithm", "rtn", "--context", CONTEXT, *options
     return made(path, lambda part: run(*command, "--fidelity-tokens", 0, "-o", part))

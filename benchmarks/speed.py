@@ -16,7 +16,7 @@ a row too.
 import contextlib
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Row:
 
     command: list[object]
     bytes_per_token: int
+    on_cpu: bool = True
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
@@ -62,19 +63,20 @@ def prompt_ids(vocab_size: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(vocab_size, size=count)]
 
 
-def our_rows(cache: Path, source: Source, work: Workload) -> dict[str, Row]:
+def our_rows(cache: Path, source: Source, work: Workload, *, reuse: bool) -> dict[str, Row]:
     """The first one is what others are compared with."""
     target, streams, rows = TARGETS[work.device], work.streams, dict[str, Row]()
     options: tuple[object, ...]
-    for options in ((), ("--block-size", 128)) if work.device == "cpu" else ((),):
-        bundle = artefacts.bundle(cache, source, target, options)
+    for options in ((), ("--block-size", 128)) if source.is_random and work.device == "cpu" else ((),):
+        bundle = artefacts.bundle(cache, source, target, options, reuse=reuse)
         rows[" ".join([f"megrez-compile {target}", *map(str, options)])] = Row(
             [sys.executable, PEERS / "run_megrez.py", bundle, work.threads, work.output_tokens, streams],
             artefacts.onnx_bytes_per_token(bundle) // streams,
+            on_cpu=work.device == "cpu",
         )
     name, ours = next(iter(rows.items()))
     if streams > 1:
-        rows[f"{name}, one stream"] = Row([*ours.command[:-1], 1], ours.bytes_per_token * streams)
+        rows[f"{name}, one stream"] = Row([*ours.command[:-1], 1], ours.bytes_per_token * streams, ours.on_cpu)
     for kernels, setting in other_kernels().items() if work.device == "cpu" else ():
         command = ["env", f"{custom_ops.SETTING}={setting}", *ours.command]
         rows[f"{name}, {kernels}"] = Row(command, ours.bytes_per_token)
@@ -99,7 +101,8 @@ def peer_rows(peer: Peer, python: Path, cache: Path, source: Source, work: Workl
         threads = {f"{peer.name} Q4_0, lm_head {artefacts.gguf_head_type(path)}": work.threads}
     lengths = artefacts.CONTEXT, work.output_tokens, work.streams
     script = PEERS / peer.script
-    return {name: Row([python, script, path, used, *lengths], read // work.streams) for name, used in threads.items()}
+    each, on_cpu = read // work.streams, work.device == "cpu"
+    return {name: Row([python, script, path, used, *lengths], each, on_cpu) for name, used in threads.items()}
 
 
 def gguf_file(peer: Peer, python: Path, cache: Path, source: Source) -> Path:
@@ -124,10 +127,17 @@ def other_kernels() -> dict[str, str]:
 
 
 def all_rows(
-    peers: list[Peer], given: Mapping[str, Path], cache: Path, source: Source, work: Workload, *, install: bool
+    rows: dict[str, Row],
+    peers: list[Peer],
+    given: Mapping[str, Path],
+    cache: Path,
+    source: Source,
+    work: Workload,
+    *,
+    install: bool,
 ) -> dict[str, Row]:
-    """Ours and those of the peers that can run here; the others are named with the reason."""
-    rows = our_rows(cache, source, work)
+    """Ours, `rows`, and those of the peers that can run here; the others are named with the reason."""
+    rows = dict(rows)
     for peer in peers:
         try:
             python = environment_of(peer, cache, given, install=install)
@@ -152,21 +162,31 @@ def opened_rows(rows: dict[str, Row], prompt: list[int], stack: contextlib.ExitS
 
 def alternate(
     runtimes: dict[str, Runtime], reader: Reader, count: int
-) -> tuple[list[dict[str, Figures]], list[list[float]]]:
-    """By round: every runtime's figures, and the bandwidths read before, between and after their turns."""
-    rounds, bandwidths = [], []
+) -> Iterator[tuple[dict[str, Figures], list[float]]]:
+    """Of each round: every runtime's figures, and the bandwidths read before, between and after their turns."""
     order = list(runtimes)
     for number in range(count):
         figures, read = {}, [reader.bandwidth_now()]
         for name in order:
             figures[name] = runtimes[name].generate()
             read.append(reader.bandwidth_now())
-        rounds.append(figures)
-        bandwidths.append(read)
         speeds = ", ".join(f"{figures[name]['decode_tokens_per_s']:.1f}" for name in runtimes)
         click.echo(f"round {number + 1}: decode {speeds} tokens/s, memory {min(read) / 1e9:.1f} GB/s", err=True)
+        yield figures, read
         order.reverse()
-    return rounds, bandwidths
+
+
+def summary(
+    rounds: list[dict[str, Figures]], bandwidths: list[list[float]], found: dict[str, Row], about: dict[str, Figures]
+) -> list[Figures]:
+    """A row per runtime; on GPUs its share of the CPU's memory bandwidth means nothing and is left out."""
+    rows = summarise(rounds)
+    bandwidth = statistics.median(value for read in bandwidths for value in read)
+    for name, row in rows.items():
+        read = found[name].bytes_per_token
+        share = read * row["decode"] / bandwidth if found[name].on_cpu else None
+        row |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
+    return list(rows.values())
 
 
 def read_pythons(given: tuple[str, ...]) -> dict[str, Path]:
@@ -191,6 +211,7 @@ def check_device(device: str) -> None:
 @click.option("--peer", "names", multiple=True, help="Compare with this one only; may be given several times.")
 @click.option("--install", is_flag=True, help="Make the environments that are missing.")
 @click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="A Python that has this peer.")
+@click.option("--reuse", is_flag=True, help="Take our bundles from the cache where they are there.")
 @click.option("--device", type=click.Choice(tuple(TARGETS)), default="cpu", show_default=True)
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Llama's Hugging Face folder.")
 @click.option("--layers", default=8, show_default=True, help="Of Megrez-3B's shape, without --model.")
@@ -207,6 +228,7 @@ def main(
     names: tuple[str, ...],
     install: bool,
     pythons: tuple[str, ...],
+    reuse: bool,
     device: str,
     model: Path | None,
     layers: int,
@@ -231,22 +253,22 @@ def main(
     work = Workload(
         device=device, threads=threads, prompt_tokens=prompt_tokens, output_tokens=output_tokens, streams=streams
     )
-    found = all_rows(peers, read_pythons(pythons), cache, source, work, install=install)
+    ours = our_rows(cache, source, work, reuse=reuse)
+    found = all_rows(ours, peers, read_pythons(pythons), cache, source, work, install=install)
+    settings = {"model": source.name if model else f"Megrez-3B's shape, {layers} layers", "device": device}
+    settings |= {"threads": threads, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "streams": streams}
     prompt = prompt_ids(artefacts.vocab_size(source), prompt_tokens)
+    rounds, bandwidths, text = list[dict[str, Figures]](), list[list[float]](), ""
     with contextlib.ExitStack() as stack:
         runtimes = opened_rows(found, prompt, stack)
         about = {name: runtime.about for name, runtime in runtimes.items()}
-        rounds, bandwidths = alternate(runtimes, Reader(threads), count)
-    rows = summarise(rounds)
-    bandwidth = statistics.median(value for read in bandwidths for value in read)
-    for name, row in rows.items():
-        read = found[name].bytes_per_token
-        share = read * row["decode"] / bandwidth if device == "cpu" else None
-        row |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
-    settings = {"model": source.name if model else f"Megrez-3B's shape, {layers} layers", "device": device}
-    settings |= {"threads": threads, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
-    settings |= {"streams": streams, "rounds": count}
-    click.echo(write(output, "benchmarks/speed.py", settings, list(rows.values()), bandwidths))
+        for figures, read in alternate(runtimes, Reader(threads), count):
+            rounds.append(figures)
+            bandwidths.append(read)
+            if len(rounds) > 1:  # an interrupted run keeps its rounds
+                rows = summary(rounds, bandwidths, found, about)
+                text = write(output, "benchmarks/speed.py", settings | {"rounds": len(rounds)}, rows, bandwidths)
+    click.echo(text)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
 from megrez.runtime.serving.llm import LLM, SLOTS
+from megrez.runtime.text import FILE_NAME as TOKENIZER
 from megrez.runtime.text import Text
 from megrez.runtime.threads import default_threads
 
@@ -85,7 +86,7 @@ def run_local(
     the longest request takes.
     """
     used, slots, meter = threads or default_threads(), slots or load.concurrency or SLOTS, Meter()
-    text = Text.open(bundle)
+    text = _open_text(bundle, load)
     template = ChatTemplate.open(bundle, text)
     if load.chat and template is None:
         raise UsageError(f"the bundle {bundle.path} has no chat template: leave --chat out")
@@ -145,6 +146,16 @@ def run_remote(server: Server, load: Load, *, bundle: Bundle | None, live: Live)
     engine = bundle.manifest.engine if bundle is not None and is_here else None
     add_limits(result, environment, engine=engine, threads=default_threads(), bundle=bundle, steps=None)
     return result
+
+
+def _open_text(bundle: Bundle, load: Load) -> Text:
+    """Random prompts need no tokenizer, so that bundles of random weights, which have none, are measured too."""
+    if load.dataset is not None or bundle.find(TOKENIZER) is not None:
+        return Text.open(bundle)
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    return Text(Tokenizer(WordLevel({"?": 0}, unk_token="?")), bundle.manifest.tokens)
 
 
 def _workload(load: Load, bundle: Bundle | None, text: Text | None) -> Workload:

@@ -138,6 +138,11 @@ def after(count: int, act: Callable[[], object]) -> Callable[[Live, object], obj
     return lambda live, record: act() if next(ended) == count else None
 
 
+def test_a_bundle_without_a_tokenizer_is_measured_with_random_prompts(make_bundle, engine, capsys):
+    run_here(make_bundle(), "--concurrency", 2, "--requests", 3, "--repeat", 1, *SMALL, "--json")
+    assert json.loads(capsys.readouterr().out)["output_tokens"] == 12
+
+
 def test_ctrl_c_keeps_and_writes_what_was_measured(bundle, engine, tmp_path, monkeypatch, capsys):
     interrupt = after(5, lambda: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(Live, "note", interrupt)
