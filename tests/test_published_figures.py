@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 PAGES = sorted(FOLDER.glob("*.md"))
 NONE = "*No JSON was kept.*"
-# From what JSON has to what tables show: per cent, milliseconds, microseconds, either of the other, megabytes, gigabytes, MiB.
+# From what JSON has to what tables show: per cent, milli-, micro- and the reverse, mega- and gigabytes, MiB.
 SCALES = (1, 100, 1e3, 1e6, 1e-3, 1e-6, 1e-9, 1 / 2**20)
 
 
@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 
 def shown(cell: str) -> list[str]:
     """Numbers of a cell that stand alone: not those of names such as cpu-int4."""
-    return re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])", plain(cell))
+    return re.findall(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?![\w-])", plain(cell))
 
 
 def numbers(found: Any) -> Iterator[float]:

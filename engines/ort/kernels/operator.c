@@ -128,16 +128,16 @@ static ort_status *add(
 
 /* The entry point that ONNX Runtime calls to register the library. The domains are never freed.
  *
- * With the setting "attention", MatMulNBits is not registered; for the other settings see custom_ops.py.
+ * With the setting "attention", products are not registered, the last of each list; for the other settings see custom_ops.py.
  */
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
     static const ort_custom_op *const theirs[] = {&MEGREZ_GROUP_QUERY_ATTENTION, &MEGREZ_MATMUL_NBITS};
-    static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU};
+    static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU, &MEGREZ_MEANS_MATMUL_NBITS};
     static ort_domain *microsoft, *megrez;
     const ort_api *api = base->get_api(ORT_VERSION);
     if (!api || !megrez_runs()) return NULL; /* ONNX Runtime before 1.17, or no AVX2: its own kernels run */
     const char *setting = getenv("MEGREZ_KERNELS");
     const size_t left = setting && !strcmp(setting, "attention");
     ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
-    return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours, &megrez);
+    return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours - left, &megrez);
 }

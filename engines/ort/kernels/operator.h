@@ -36,7 +36,7 @@ ort_status *megrez_output(
 void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value);
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
-extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU;
+extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_MEANS_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU;
 
 /* Fields that all our operators share: float32 outputs in host memory; each source defines name, create, compute. */
 const char *megrez_provider(const ort_custom_op *op);
