@@ -156,7 +156,7 @@ def opened_rows(rows: dict[str, Row], prompt: list[int], stack: contextlib.ExitS
         except RuntimeError as error:
             if not runtimes:
                 raise
-            click.echo(f"{name} is skipped: {str(error).splitlines()[-1]}", err=True)
+            click.echo(f"{name} is skipped: {' '.join(str(error).split())[-300:]}", err=True)
     return runtimes
 
 
