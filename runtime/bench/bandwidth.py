@@ -76,16 +76,3 @@ def _bits(stated: str | None, wide: int) -> int:
     """Of a weight's format, such as "int4 block 128"."""
     found = re.search(r"(\d+)", stated.split()[0]) if stated else None
     return int(found[1]) if found else wide
-
-
-def bandwidth_share(
-    manifest: Manifest, *, decode_steps: float, cached_tokens: float, seconds: float, bandwidth: float
-) -> float | None:
-    """Bytes of weights and KV cache that decode steps read in `seconds`, as a share of what memory could give.
-
-    cached_tokens: summed over the sequences of all these steps. None if no decode step ran.
-    """
-    if not (decode_steps and seconds):
-        return None
-    read = decode_steps * weight_bytes(manifest) + cached_tokens * manifest.kv_cache.bytes_per_token
-    return read / seconds / bandwidth

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from megrez.runtime.bench.bandwidth import bandwidth_share, weight_bytes
+from megrez.runtime.bench.bandwidth import weight_bytes
 from megrez.runtime.manifest import Architecture, File, KvCache, Quantization
 
 SHAPE = Architecture(
@@ -64,10 +64,3 @@ def test_tables_of_one_format_are_told_apart_by_the_files_size(holding):
     for tables in (1, 2):
         stored = LAYERS + tables * TABLE * 2
         assert weight_bytes(holding(stored, cache="float16", quantization=same)) == LAYERS + TABLE * 2
-
-
-def test_the_share_counts_weights_once_per_step_and_the_cache_of_every_sequence(holding):
-    manifest = holding((LAYERS + TABLE) * 4)
-    share = bandwidth_share(manifest, decode_steps=10, cached_tokens=500, seconds=2.0, bandwidth=1e9)
-    assert share == (10 * (LAYERS + TABLE) * 4 + 500 * 32) / 2 / 1e9
-    assert bandwidth_share(manifest, decode_steps=0, cached_tokens=0, seconds=0.0, bandwidth=1e9) is None

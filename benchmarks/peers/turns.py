@@ -35,6 +35,20 @@ def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step, *, s
     }
 
 
+def timed_whole(prompt_tokens: int, output_tokens: int, generate: Callable[[int], object], *, streams: int) -> Line:
+    """The same for a runtime that returns when all is done: one token a stream first, then all of them."""
+    start = time.perf_counter()
+    generate(1)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    generate(output_tokens)
+    rest = time.perf_counter() - start - first
+    return {
+        "prefill_tokens_per_s": streams * prompt_tokens / first,
+        "decode_tokens_per_s": streams * (output_tokens - 1) / rest,
+    }
+
+
 def prompts_of(prompt: list[int], streams: int) -> list[list[int]]:
     """A prompt per stream, of the same length: none begins as another does, so that no runtime reuses one's cache."""
     return [prompt[at:] + prompt[:at] for at in range(streams)]
