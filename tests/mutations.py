@@ -193,9 +193,9 @@ FAULTS = (
     ),
     Fault(
         "kernel-value-scale-of-the-key",
-        "engines/ort/kernels/attention_passes.h",
-        "all->values, all->value_scales, from",
-        "all->values, all->key_scales, from",
+        "engines/ort/kernels/attention_cache.h",
+        "n < count ? all->value_scales[first + n] : 0",
+        "n < count ? all->key_scales[first + n] : 0",
         CACHE_FORMATS,
     ),
     # sessions and decoding

@@ -6,7 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How keys and values are stored. In int8, each token of a KV head has one scale: its largest magnitude is 127 steps. */
+/* How keys and values are stored. In int8, each token of a KV head has one scale: its largest magnitude is 127 steps.
+ * Keys are spread by a Hadamard transform first, and queries with them: a few channels of keys are much larger than the
+ * others. It changes no score (QuaRot, Ashkboos et al., 2024).
+ */
 typedef enum { MEGREZ_FLOAT32, MEGREZ_FLOAT16, MEGREZ_INT8 } megrez_cache_format;
 
 /* A batch of `rows` sequences with `tokens` new tokens each, of which the first fresh[row] are valid, others padding.
@@ -49,6 +52,9 @@ enum {
 
 static inline int64_t megrez_least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t megrez_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* The channels that are transformed together: the largest power of two that divides the width. */
+static inline int64_t megrez_spread(int64_t width) { return width & -width; }
 
 /* Three passes, each after the one before: over all tokens of all sequences, all work items, and all tokens again. */
 typedef struct {

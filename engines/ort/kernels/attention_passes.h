@@ -1,7 +1,7 @@
 /* The passes of attention, once for each instruction set: included by attention_avx2.c and attention_portable.c.
  *
- * Both define PASS, an attribute of functions, and include the functions on vectors: rotate, store_token, load_tokens,
- * attend_tile, merge and normalise.
+ * Both define PASS, an attribute of functions, and include the functions on vectors: rotate, spread, prepare_query,
+ * store_token, read_block, attend_tile_of, merge and normalise.
  */
 #include "attention.h"
 
@@ -14,13 +14,17 @@ PASS static void append(const megrez_attention *all, int64_t token) {
     const float *cosines = all->cosines + position * (all->rotated / 2);
     const float *sines = all->sines + position * (all->rotated / 2);
     const float *query = all->queries + token * all->query_stride;
-    for (int64_t head = 0; head < all->heads; head++)
-        rotate(all, query + head * width, cosines, sines, all->rotated_queries + (token * all->heads + head) * width);
+    for (int64_t head = 0; head < all->heads; head++) {
+        float *to = all->rotated_queries + (token * all->heads + head) * width;
+        rotate(all, query + head * width, cosines, sines, to);
+        if (all->format == MEGREZ_INT8) prepare_query(to, width);
+    }
     const float *key = all->new_keys + token * all->key_stride, *value = all->new_values + token * all->value_stride;
     float rotated[width];
     for (int64_t head = 0; head < all->kv_heads; head++) {
         const int64_t place = (row * all->kv_heads + head) * all->capacity + position;
         rotate(all, key + head * width, cosines, sines, rotated);
+        if (all->format == MEGREZ_INT8) spread(rotated, width);
         store_token(all->format, rotated, width, place, all->keys, all->key_scales);
         store_token(all->format, value + head * width, width, place, all->values, all->value_scales);
     }
@@ -51,10 +55,15 @@ static float *partial_of(const megrez_attention *all, int64_t head, int64_t part
     return all->partial + (head * all->parts + part) * (all->width + 2);
 }
 
-/* Tiles of the work item's queries with the keys from `start` to `end`, given in float32 from `start` on. */
-PASS static void attend_tiles(const megrez_attention *all, const place *at, int64_t start, int64_t end, const float *key,
-                              const float *value, progress *so_far) {
+/* Tiles of the work item's queries with the keys from `start` to `end`. */
+PASS static void attend_block(const megrez_attention *all, const place *at, int64_t start, int64_t end,
+                              progress *so_far) {
     const int64_t group = all->heads / all->kv_heads, past = all->lengths[at->row] - all->fresh[at->row];
+    const int64_t cached = (at->row * all->kv_heads + at->kv_head) * all->capacity + start;
+    const size_t converted = all->format == MEGREZ_FLOAT32 ? 0 : (size_t)(2 * KEYS * all->width);
+    float room[converted ? converted : 1];
+    block keys;
+    read_block(all, cached, end - start, room, &keys);
     for (int64_t q = 0; q < at->count; q += TILE) {
         const int count = (int)megrez_least(TILE, at->count - q);
         tile of = {.first = KEYS};
@@ -69,26 +78,11 @@ PASS static void attend_tiles(const megrez_attention *all, const place *at, int6
             of.first = megrez_least(of.first, of.from[n]), of.last = megrez_most(of.last, of.to[n]);
         }
         if (of.first >= of.last) continue;
-        if (count == 4) attend_tile(all, &of, 4, key, value);
-        else if (count == 3) attend_tile(all, &of, 3, key, value);
-        else if (count == 2) attend_tile(all, &of, 2, key, value);
-        else attend_tile(all, &of, 1, key, value);
+        if (count == 4) attend_tile_of(all, &of, 4, &keys);
+        else if (count == 3) attend_tile_of(all, &of, 3, &keys);
+        else if (count == 2) attend_tile_of(all, &of, 2, &keys);
+        else attend_tile_of(all, &of, 1, &keys);
     }
-}
-
-/* A float32 cache is read where it is; of others, the block is loaded once for all queries of the work item. */
-PASS static void attend_block(const megrez_attention *all, const place *at, int64_t start, int64_t end,
-                              progress *so_far) {
-    const int64_t from = (at->row * all->kv_heads + at->kv_head) * all->capacity + start;
-    if (all->format == MEGREZ_FLOAT32) {
-        const float *keys = all->keys, *values = all->values;
-        attend_tiles(all, at, start, end, keys + from * all->width, values + from * all->width, so_far);
-        return;
-    }
-    float keys[KEYS * all->width], values[KEYS * all->width];
-    load_tokens(all->format, all->keys, all->key_scales, from, end - start, all->width, keys);
-    load_tokens(all->format, all->values, all->value_scales, from, end - start, all->width, values);
-    attend_tiles(all, at, start, end, keys, values, so_far);
 }
 
 /* The keys from `start` to `end` with the first `valid` queries of a work item; the partial outputs of the others are 0. */

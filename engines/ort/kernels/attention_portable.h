@@ -32,6 +32,18 @@ static void rotate(const megrez_attention *all, const float *from, const float *
     memcpy(to + all->rotated, from + all->rotated, (size_t)(all->width - all->rotated) * sizeof *to);
 }
 
+/* Hadamard transform of each `megrez_spread` channels, divided by its square root. */
+static void spread(float *x, int64_t width) {
+    const int64_t size = megrez_spread(width);
+    const float factor = 1 / sqrtf((float)size);
+    for (int64_t n = 0; n < width; n++) x[n] *= factor;
+    for (int64_t step = 1; step < size; step *= 2)
+        for (int64_t n = 0; n < width; n += n % (2 * step) == step - 1 ? step + 1 : 1) {
+            const float a = x[n], b = x[n + step];
+            x[n] = a + b, x[n + step] = a - b;
+        }
+}
+
 /* Rounds to nearest, and to even between two. */
 static uint16_t half_of(float x) {
     uint32_t bits;
@@ -76,12 +88,32 @@ static void store_token(megrez_cache_format format, const float *from, int64_t w
         memcpy((float *)cache + place * width, from, (size_t)width * sizeof *from);
 }
 
+/* For an int8 cache. */
+static void prepare_query(float *query, int64_t width) { spread(query, width); }
+
+/* Up to KEYS tokens of a KV head in float32, [tokens, width]. */
+typedef struct {
+    const float *key, *value;
+} block;
+
 static void load_tokens(megrez_cache_format format, const void *cache, const float *scales, int64_t place,
                         int64_t count, int64_t width, float *to) {
     const int64_t first = place * width;
     for (int64_t n = 0; n < count * width; n++)
         to[n] = format == MEGREZ_FLOAT16 ? float_of(((const uint16_t *)cache)[first + n])
                                          : (float)((const int8_t *)cache)[first + n] * scales[place + n / width];
+}
+
+/* The `count` tokens of the cache from the token `first` on. room: [2, KEYS, width] where they are not float32. */
+static void read_block(const megrez_attention *all, int64_t first, int64_t count, float *room, block *found) {
+    const int64_t width = all->width;
+    if (all->format == MEGREZ_FLOAT32) {
+        *found = (block){(const float *)all->keys + first * width, (const float *)all->values + first * width};
+        return;
+    }
+    *found = (block){room, room + KEYS * width};
+    load_tokens(all->format, all->keys, all->key_scales, first, count, width, room);
+    load_tokens(all->format, all->values, all->value_scales, first, count, width, room + KEYS * width);
 }
 
 /* One query with the keys that it sees: the softmax is computed online, as in attention_tile.h. */
@@ -104,9 +136,9 @@ static void attend_query(const megrez_attention *all, const tile *of, int q, con
     *of->so_far[q] = (progress){highest, of->so_far[q]->sum * kept + sum};
 }
 
-static void attend_tile(const megrez_attention *all, const tile *of, int count, const float *key, const float *value) {
+static void attend_tile_of(const megrez_attention *all, const tile *of, int count, const block *keys) {
     for (int q = 0; q < count; q++)
-        if (of->from[q] < of->to[q]) attend_query(all, of, q, key, value);
+        if (of->from[q] < of->to[q]) attend_query(all, of, q, keys->key, keys->value);
 }
 
 /* Add a part to a query's output, which is relative to the largest score so far. */

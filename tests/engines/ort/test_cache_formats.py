@@ -81,7 +81,18 @@ def dequantized(given: Feeds, name: str) -> Float64:
     return cache * given[SCALES[name == "past_value"]].astype(np.float64) if given[name].dtype == np.int8 else cache
 
 
-def attended(shape: Shape, given: Feeds) -> Float64:
+def spread(heads: Float64, form: str) -> Float64:
+    """Of an int8 cache: [..., width] times a Hadamard matrix, per block of the largest power of two in the width."""
+    width = heads.shape[-1]
+    matrix = np.ones((1, 1))
+    while form == "int8" and width % (2 * len(matrix)) == 0:
+        matrix = np.kron(matrix, [[1, 1], [1, -1]]) / np.sqrt(2)
+    return np.asarray(
+        (heads.reshape(*heads.shape[:-1], width // len(matrix), len(matrix)) @ matrix).reshape(heads.shape)
+    )
+
+
+def attended(shape: Shape, given: Feeds, form: str) -> Float64:
     """The output over caches that hold the new tokens too; 0 for tokens that are not valid."""
     keys, values = dequantized(given, "past_key"), dequantized(given, "past_value")
     query, group = given["query"].astype(np.float64), shape.heads // shape.kv_heads
@@ -89,7 +100,7 @@ def attended(shape: Shape, given: Feeds) -> Float64:
     for row, (length, fresh) in enumerate(zip(shape.lengths, shape.new, strict=True)):
         positions = np.arange(length - fresh, length)
         each = query[row].reshape(shape.tokens, -1, shape.width)[:fresh]
-        queries = turned(each, *(given[name][positions].astype(np.float64) for name in ("cos", "sin")))
+        queries = spread(turned(each, *(given[name][positions].astype(np.float64) for name in ("cos", "sin"))), form)
         for n, position in enumerate(positions):
             first = max(0, position + 1 - shape.window) if shape.window > 0 else 0
             for head in range(shape.heads):
@@ -113,6 +124,7 @@ def check_stored(shape: Shape, before: Feeds, given: Feeds, form: str) -> None:
     """New tokens are rounded to nearest; all others are as they were, bit for bit."""
     for row in range(len(shape.lengths)):
         positions, keys, values = new_tokens(shape, before, row)
+        keys = spread(keys, form)
         for name, scale, exact in (("past_key", SCALES[0], keys), ("past_value", SCALES[1], values)):
             others = np.setdiff1d(np.arange(given[name].shape[2]), positions)
             for cache in [name, *[scale] * (form == "int8")]:
@@ -134,7 +146,9 @@ def check_all_shapes() -> None:
             given = cached_feeds(shape, form)
             before = {name: array.copy() for name, array in given.items()}
             found = run_in_place(session(shape, form), given, shape.heads)
-            np.testing.assert_allclose(found, attended(shape, given), rtol=0, atol=5e-6, err_msg=f"{form} {shape}")
+            # With AVX2, queries and weights of int8 products have 16 bits.
+            off = 5e-6 if form == "float16" else 2e-4
+            np.testing.assert_allclose(found, attended(shape, given, form), rtol=0, atol=off, err_msg=f"{form} {shape}")
             check_stored(shape, before, given, form)
 
 
@@ -187,7 +201,8 @@ def check_extremes() -> None:
     given = cached_feeds(shape, "float16", capacity=8)
     given["value"][0, 0] = [65519.0, 65520.0, 2**-24, 2**-25, 1.5 * 2**-24, -(2**-14), 2049.0, 1 + 3 * 2**-11]
     run_in_place(session(shape, "float16"), given, 1)
-    expected = given["value"][0, 0].astype(np.float16)
+    with np.errstate(over="ignore"):
+        expected = given["value"][0, 0].astype(np.float16)
     np.testing.assert_array_equal(given["past_value"][0, 0, 0], expected)
 
 
