@@ -5,6 +5,7 @@ python kv_ik_llama.py FILE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS
 Each length has a context of its own, into which a prompt of that length is read first.
 """
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from ik_llama_cpp._internals import IkContext, IkModel
 from turns import Line, resident_bytes, serve
 
 Q8_0 = 8  # GGML_TYPE_Q8_0
+# Not among the wrapper's functions: context, sequence, first position, position after the last (-1: the end).
+_remove = api._lib.llama_kv_cache_seq_rm
+_remove.argtypes, _remove.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32], ctypes.c_bool
 
 
 class Quantised(IkContext):
@@ -48,7 +52,7 @@ class Quantised(IkContext):
 
     def forget(self, start: int) -> None:
         """Remove the tokens from position `start` on."""
-        api.llama_kv_cache_seq_rm(self.ctx, 0, start, -1)
+        _remove(self.ctx, 0, start, -1)
 
 
 def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:

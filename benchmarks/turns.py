@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 Line = dict[str, Any]
@@ -42,7 +43,7 @@ def prompts_of(prompt: list[int], streams: int) -> list[list[int]]:
 
 def resident_bytes() -> int:
     """Memory of this process that no file backs, as Linux counts it."""
-    with open("/proc/self/status", encoding="ascii") as status:
+    with Path("/proc/self/status").open(encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
 
 

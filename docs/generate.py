@@ -22,8 +22,8 @@ padding get smaller blocks.
 
 ## The KV cache
 
-`--kv f32|f16|int8` chooses the data type of the KV cache of cpu-* targets, when the bundle is compiled. `f16` takes half
-of float32's memory, `int8` {INT8_SHARE}: a scale in float32 for each token of a KV head, of 64 channels as most models have.
+`--kv f32|f16|int8` chooses the data type of the KV cache of cpu-* targets, when the bundle is compiled. `f16` takes
+half of float32's memory, `int8` {INT8_SHARE} at 64 channels per head: each token of a KV head has a scale in float32.
 Keys are transformed by a Hadamard matrix before they are rounded, and queries with them, which changes no score and
 spreads the few large channels that keys have. The manifest states the format, its bytes per token, and what it costs:
 the KL divergence from the same graph with a float32 cache, in windows of 512, 4,096 and 8,192 tokens, as far as the

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,7 +114,8 @@ def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = int(np.prod(shape)) * dtype.itemsize
     if size < MAPPED:
         return np.zeros(shape, dtype)
-    pages = mmap.mmap(-1, size)
+    # Private where there is a choice: Linux would count shared pages as files in memory.
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if os.name == "posix" else mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
