@@ -2,7 +2,7 @@
 
 python benchmarks/long_prompt.py BUNDLE [--tokens 30000] [--chunk 512] [--threads 2] [--output 16]
 
-The budget is the weights' files, the KV cache of the prompt and what one chunk needs; what is resident is Linux's count.
+The stated budget is the files and the KV cache of the prompt; what is resident is Linux's count.
 """
 
 import time

@@ -6,25 +6,35 @@ In every round the bare session decodes (one step after the other, argmax betwee
 session does, and the other way round in every second one. "between steps" is the time from the end of a decode step to
 the begin of the next: sampling, text, sinks and scheduling. "interval" is from begin to begin, less the bare session's
 step: it also has what the engine's own step loses. All are medians of the rounds' medians.
+
+"loop alone" is the time between the steps of a stand-in that returns random logits of the same vocabulary at once, and
+"after a read" the same if each of its steps reads 128 MiB, as a decode step reads weights: the difference is what the
+loop's own code and data cost when they are no longer in the processor's caches.
 """
 
 import contextlib
 import json
 import statistics
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from noted import NotedSession, Stream, llm_over, percentile, random_ids
+from numpy.typing import ArrayLike, NDArray
 
 from megrez.runtime.bench.environment import describe_environment, load_average
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
-from megrez.runtime.session import Session
+from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.engine import Engine
+from megrez.runtime.serving.request import Request
+from megrez.runtime.session import Logits, Session
 
 Figures = dict[str, float]
+READ = 128 << 20
 
 
 def bare(session: Session, prompts: list[list[int]], output_tokens: int) -> Figures:
@@ -72,6 +82,49 @@ def served(
     }
 
 
+@dataclass(slots=True, kw_only=True)
+class StandIn:
+    """A Session without a model: random logits; `read` is summed in every step. between: seconds between steps."""
+
+    slots: int
+    vocab_size: int
+    read: NDArray[np.float32]
+    capacity: int = 1 << 16
+    between: list[float] = field(default_factory=list)
+    _ended: float | None = None
+    _logits: Logits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._logits = np.random.default_rng(0).standard_normal((self.slots, self.vocab_size), np.float32)
+
+    def step(self, tokens: ArrayLike, starts: ArrayLike, logits_index: ArrayLike, **where: ArrayLike | None) -> Logits:
+        if self._ended is not None:
+            self.between.append(time.perf_counter() - self._ended)
+        self.read.max(initial=0)
+        logits = self._logits[: np.size(logits_index)]
+        self._ended = time.perf_counter()
+        return logits
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def loop_alone(vocab_size: int, streams: int, read: int, steps: int = 200) -> float:
+    """Median seconds between the steps of a stand-in that reads `read` bytes in each."""
+    session = StandIn(slots=streams, vocab_size=vocab_size, read=np.zeros(read // 4, np.float32))
+    engine = Engine(session, stop_ids=())
+    for _ in range(streams):
+        engine.add(
+            Request(prompt_ids=[0], params=SamplingParams(temperature=0, max_tokens=None), sink=lambda found: None)
+        )
+    for _ in range(steps):
+        engine.step()
+    return statistics.median(session.between)
+
+
 def measure(bundle: Bundle, streams: int, *, tokens: int, rounds: int, threads: int, temperature: float) -> Figures:
     """Microseconds, and shares of the bare session's step."""
     alone: list[Figures] = []
@@ -99,6 +152,8 @@ def measure(bundle: Bundle, streams: int, *, tokens: int, rounds: int, threads: 
         "interval_less_bare_step_us": longer * 1e6,
         "interval_less_bare_step_us_per_token": longer * 1e6 / streams,
         "interval_less_bare_step_share": longer / step,
+        "loop_alone_us": loop_alone(session.vocab_size, streams, 0) * 1e6,
+        "loop_alone_after_a_read_us": loop_alone(session.vocab_size, streams, READ) * 1e6,
     }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+# Our functions of standard operators, for which our engine has kernels.
+MEGREZ = "megrez"
 
 
 def constant(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:

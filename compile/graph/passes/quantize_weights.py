@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from megrez.calibration.reference.model import EMBED_TOKENS
 from megrez.compile.graph.packing import packed_codes, packed_zero_points
+from megrez.compile.graph.passes.block_means import means_product
 from megrez.compile.graph.passes.graph import (
     MICROSOFT,
     constant,
@@ -132,7 +133,6 @@ def _lower_matmul(model: ir.Model, node: ir.Node, parts: list[Matrix], accuracy_
 
 def _product(model: ir.Model, node: ir.Node, matrix: Matrix, bias: ir.Value | None, accuracy_level: int) -> ir.Node:
     plan = matrix.plan
-    x = _with_means(model, node, plan) if plan.folded else operand(node, 0)
     attributes = {
         "K": plan.k,
         "N": plan.n,
@@ -140,27 +140,25 @@ def _product(model: ir.Model, node: ir.Node, matrix: Matrix, bias: ir.Value | No
         "block_size": plan.block,
         "accuracy_level": accuracy_level,
     }
-    inputs = [x, matrix.codes, matrix.scales, matrix.zero_points, None, bias]
+    inputs = [operand(node, 0), matrix.codes, matrix.scales, matrix.zero_points, None, bias]
     while inputs[-1] is None:
         inputs.pop()
+    if plan.folded:
+        return _means_product(model, node, inputs, attributes)
     return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
 
-def _with_means(model: ir.Model, node: ir.Node, plan: MatrixPlan) -> ir.Value:
-    """[x, the mean of x over each block], the input of a folded matrix; see megrez.calibration.weights.offsets."""
-    x = operand(node, 0)
-    added: list[ir.Node] = []
-    flat = len(shape_of(x)) == 2
-    if flat:  # AveragePool needs three dimensions
-        axis = constant(model, f"{node.name}.axis", ir.tensor([0], dtype=ir.DataType.INT64))
-        added.append(ir.node("Unsqueeze", [x, axis]))
-        x = added[-1].outputs[0]
-    pool = ir.node("AveragePool", [x], {"kernel_shape": [plan.block], "strides": [plan.block]})
-    added += [pool, ir.node("Concat", [x, pool.outputs[0]], {"axis": -1})]
-    if flat:
-        added.append(ir.node("Squeeze", [added[-1].outputs[0], axis]))
-    model.graph.insert_before(node, added)
-    return added[-1].outputs[0]
+def _means_product(
+    model: ir.Model, node: ir.Node, inputs: list[ir.Value | None], attributes: dict[str, int]
+) -> ir.Node:
+    """The product with a folded matrix; an input of two dimensions has three within, which AveragePool needs."""
+    if len(shape_of(operand(node, 0))) != 2:
+        return means_product(model, inputs, attributes)
+    axis = constant(model, f"{node.name}.axis", ir.tensor([0], dtype=ir.DataType.INT64))
+    unsqueezed = ir.node("Unsqueeze", [inputs[0], axis])
+    product = means_product(model, [unsqueezed.outputs[0], *inputs[1:]], attributes)
+    model.graph.insert_before(node, [unsqueezed, product])
+    return ir.node("Squeeze", [product.outputs[0], axis])
 
 
 def _lower_gather(model: ir.Model, node: ir.Node, parts: list[Matrix]) -> None:

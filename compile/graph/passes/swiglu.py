@@ -5,9 +5,9 @@ A runtime with a kernel for megrez::SwiGLU (engines/ort/kernels/swiglu.c) uses i
 
 import onnx_ir as ir
 
-from megrez.compile.graph.passes.graph import only_consumer, operand, producer, replace
+from megrez.compile.graph.passes.graph import MEGREZ, only_consumer, operand, producer, replace
 
-DOMAIN, NAME = "megrez", "SwiGLU"
+NAME = "SwiGLU"
 OPSET = 24
 
 
@@ -17,12 +17,12 @@ class SwiGLU(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = [(node, split) for node in model.graph if (split := _gated(node)) is not None]
         for product, split in found:
-            node = ir.node(NAME, [split.inputs[0]], domain=DOMAIN)
+            node = ir.node(NAME, [split.inputs[0]], domain=MEGREZ)
             replace(model, product.outputs, node.outputs, at=product, node=node)
         if found:
             function = _function()
             model.functions[function.identifier()] = function
-            model.opset_imports[DOMAIN] = 1
+            model.opset_imports[MEGREZ] = 1
         return ir.passes.PassResult(model, modified=bool(found))
 
 
@@ -51,4 +51,4 @@ def _function() -> ir.Function:
     product = ir.node("Mul", [activation.outputs[0], up])
     nodes = [split, sigmoid, activation, product]
     graph = ir.Graph([x], product.outputs, nodes=nodes, opset_imports={"": OPSET}, name=NAME)
-    return ir.Function(DOMAIN, NAME, graph=graph, attributes=[])
+    return ir.Function(MEGREZ, NAME, graph=graph, attributes=[])

@@ -1,4 +1,6 @@
-/* MatMulNBits in place of ONNX Runtime's own, for the same graphs.
+/* MatMulNBits in place of ONNX Runtime's own, for the same graphs, and MeansMatMulNBits, which multiplies A followed by
+ * the means of A's blocks, for matrices whose last columns are their blocks' minima: graphs define it as a function of
+ * standard operators, which runs without this kernel.
  *
  * It reads the weights in the mapped file; they are neither repacked nor copied. Inputs as in the operator's
  * specification: A, B, scales, zero_points, g_idx, bias; zero_points and bias are optional, g_idx must be
@@ -16,10 +18,12 @@ enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4, ACCURACY_LEVEL = 4 };
 typedef struct {
     const ort_api *api;
     megrez_weights weights;
+    bool means;
 } kernel;
 
 typedef struct {
     const megrez_weights *weights;
+    int64_t columns; /* of A */
     const float *values;
     megrez_inputs inputs;
     float *outputs;
@@ -29,7 +33,7 @@ static void round_piece(void *work, size_t piece) {
     product *all = work;
     const int64_t first = (int64_t)piece * INPUTS_A_PIECE, last = first + INPUTS_A_PIECE;
     for (int64_t i = first; i < last && i < all->inputs.count; i++)
-        megrez_round(all->weights, all->values + i * all->weights->columns, &all->inputs, i);
+        megrez_round(all->weights, all->values + i * all->columns, all->columns, &all->inputs, i);
 }
 
 static void multiply_piece(void *work, size_t piece) {
@@ -62,26 +66,26 @@ static ort_status *multiply(const ort_api *api, const ort_context *context, prod
     return status;
 }
 
-/* Replace A's shape [.., columns] by the output's, [.., rows]; returns the number of inputs. */
-static const char *output_shape(const megrez_weights *weights, megrez_shape *shape, int64_t *count) {
-    if (!shape->rank || shape->dimensions[shape->rank - 1] != weights->columns)
-        return "MatMulNBits: A has not K columns";
-    *count = 1;
-    for (size_t n = 0; n + 1 < shape->rank; n++) *count *= shape->dimensions[n];
-    shape->dimensions[shape->rank - 1] = weights->rows;
+/* Replace A's shape [.., columns] by the output's, [.., rows]; sets the number of inputs. */
+static const char *output_shape(product *all, megrez_shape *shape) {
+    if (!shape->rank || shape->dimensions[shape->rank - 1] != all->columns) return "MatMulNBits: A has not K columns";
+    all->inputs.count = 1;
+    for (size_t n = 0; n + 1 < shape->rank; n++) all->inputs.count *= shape->dimensions[n];
+    shape->dimensions[shape->rank - 1] = all->weights->rows;
     return NULL;
 }
 
 static ort_status *compute(void *opaque, ort_context *context) {
     const kernel *self = opaque;
     const ort_api *api = self->api;
-    product all = {.weights = &self->weights};
+    const int64_t columns = self->weights.columns, block = self->weights.block;
+    product all = {.weights = &self->weights, .columns = self->means ? columns / (block + 1) * block : columns};
     megrez_shape shape;
     const void *values = NULL;
     void *outputs = NULL;
     ort_status *status = megrez_input(api, context, A, &shape, &values);
     if (status) return status;
-    const char *wrong = output_shape(all.weights, &shape, &all.inputs.count);
+    const char *wrong = output_shape(&all, &shape);
     if (wrong) return megrez_refuse(api, wrong);
     status = megrez_output(api, context, 0, &shape, &outputs);
     if (status || !all.inputs.count) return status;
@@ -140,10 +144,11 @@ static ort_status *understand(const ort_api *api, const ort_kernel_info *info, m
 }
 
 static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
-    (void)op;
-    kernel found = {.api = api};
+    kernel found = {.api = api, .means = op == &MEGREZ_MEANS_MATMUL_NBITS};
     ort_status *status = understand(api, info, &found.weights);
     if (status) return status;
+    if (found.means && found.weights.columns % (found.weights.block + 1))
+        return megrez_refuse(api, "MeansMatMulNBits: K is not a multiple of block_size + 1");
     kernel *self = malloc(sizeof *self);
     if (!self) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
     *self = found;
@@ -151,7 +156,10 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     return NULL;
 }
 
-static const char *name(const ort_custom_op *op) { return (void)op, "MatMulNBits"; }
+static const char *name(const ort_custom_op *op) {
+    return op == &MEGREZ_MEANS_MATMUL_NBITS ? "MeansMatMulNBits" : "MatMulNBits";
+}
+
 static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
 static size_t output_count(const ort_custom_op *op) { return (void)op, 1; }
 
@@ -165,11 +173,9 @@ static ort_type input_type(const ort_custom_op *op, size_t index) {
     return index == B || index == ZERO_POINTS ? ORT_UINT8 : index == G_IDX ? ORT_INT32 : ORT_FLOAT;
 }
 
-const ort_custom_op MEGREZ_MATMUL_NBITS = {
-    MEGREZ_COMMON,
-    .input_type = input_type,
-    .input_count = input_count,
-    .output_count = output_count,
-    .destroy = free,
-    .input_presence = input_presence,
-};
+#define PRODUCT                                                                                \
+    MEGREZ_COMMON, .input_type = input_type, .input_count = input_count, .output_count = output_count, \
+    .destroy = free, .input_presence = input_presence
+
+const ort_custom_op MEGREZ_MATMUL_NBITS = {PRODUCT};
+const ort_custom_op MEGREZ_MEANS_MATMUL_NBITS = {PRODUCT};

@@ -36,7 +36,7 @@ ort_status *megrez_output(
 void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value);
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
-extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU,
+extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_MEANS_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU,
     MEGREZ_ATTENTION_FLOAT16, MEGREZ_ATTENTION_INT8;
 
 /* Fields that all our operators share, for outputs in host memory. */

@@ -46,8 +46,12 @@ static inline int64_t megrez_place(int64_t bits, int64_t count, int64_t input, i
     const int64_t part = megrez_part(bits);
     return (column / part * count + input) * part + column % part;
 }
-/* Round one input of [columns]: each block's largest magnitude becomes 127; a block that is not finite becomes NaN. */
-void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index);
+/* Round one input of [columns]: each block's largest magnitude becomes 127; a block that is not finite becomes NaN.
+ * If the weights have more columns, they multiply the means of the input's blocks, one each.
+ */
+void megrez_round(
+    const megrez_weights *weights, const float *input, int64_t columns, const megrez_inputs *rounded, int64_t index
+);
 /* The result for an input is the same, to the bit, whatever other inputs there are.
  * Writes the columns first_row to last_row of the outputs [count, rows]. */
 void megrez_multiply(

@@ -36,18 +36,9 @@ KERNEL void add_vector(__m256i packed, const int bits, const int count, int64_t 
     }
 }
 
-/* 32 bytes of codes, of which, unless there are several vectors, only the first `left` belong to the row. */
-KERNEL __m256i next_vector(const uint8_t *codes, const int vectors, int64_t left) {
-    _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-    if (vectors > 1 || left >= 32) return load(codes);
-    uint8_t padded[32] = {0};
-    memcpy(padded, codes, (size_t)left);
-    return load(padded);
-}
-
 /* Sums of one vector of blocks, which one block fills or several share: 32-bit parts of them, in found[i]. */
-KERNEL void block_sums(const uint8_t *codes, int64_t left, const int bits, const int vectors, const int count,
-                       int64_t stride, const int8_t *inputs, __m256i *found) {
+KERNEL void block_sums(const uint8_t *codes, const int bits, const int vectors, const int count, int64_t stride,
+                       const int8_t *inputs, __m256i *found) {
     const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
     const int values = bits == 4 ? 64 : 32;
     __m256i lower[STREAMED], upper[STREAMED];
@@ -56,11 +47,11 @@ KERNEL void block_sums(const uint8_t *codes, int64_t left, const int bits, const
     if (count == 1) { /* bound by loops' overhead, others by arithmetic */
         UNROLLED
         for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
-            add_vector(next_vector(codes, vectors, left), bits, count, stride, inputs, lower, upper);
+            add_vector(load(codes), bits, count, stride, inputs, lower, upper);
     } else {
         ROLLED
         for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
-            add_vector(next_vector(codes, vectors, left), bits, count, stride, inputs, lower, upper);
+            add_vector(load(codes), bits, count, stride, inputs, lower, upper);
     }
     UNROLLED
     for (int i = 0; i < count; i++) {
@@ -88,17 +79,13 @@ KERNEL __m256 eight_floats(const float *from, int64_t left) {
     return _mm256_maskload_ps(from, there);
 }
 
-/* The zero points of eight blocks of a row, of which `left` exist, from the `first` on, which is a multiple of 8. */
-KERNEL __m256 eight_points(const megrez_weights *weights, const int bits, int64_t row, int64_t first, int64_t left) {
-    if (!weights->zero_points) return _mm256_set1_ps(bits == 4 ? 8 : 128);
-    const uint8_t *points = weights->zero_points + row * ((weights->blocks * bits + 7) / 8) + first * bits / 8;
-    uint64_t eight = 0;
-    if (left >= 8) memcpy(&eight, points, (size_t)bits);
-    else for (int64_t n = 0; n < (left * bits + 7) / 8; n++) eight |= (uint64_t)points[n] << 8 * n;
-    if (bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)eight)));
+KERNEL __m256 eight_points(const uint8_t *points, const int bits) {
+    if (!points) return _mm256_set1_ps(bits == 4 ? 8 : 128);
+    if (bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)points)));
+    int32_t eight;
+    memcpy(&eight, points, sizeof eight);
     const __m256i at = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    const __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32((int)eight), at);
-    return _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15)));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(eight), at), _mm256_set1_epi32(15)));
 }
 
 KERNEL float sum_of(__m256 values) {
@@ -107,32 +94,81 @@ KERNEL float sum_of(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* Eight blocks from `n` on, or the last `left`. */
-KERNEL void add_eight_blocks(const megrez_weights *weights, int64_t row, int64_t n, int64_t left, const int bits,
-                             const int block, const int count, const megrez_inputs *all, __m256 *found) {
+/* Eight blocks of a row, or its last ones; points is NULL if there are none. Eight can be read, whatever they are. */
+typedef struct {
+    const uint8_t *codes;
+    const float *scales;
+    const uint8_t *points;
+} blocks_of_row;
+
+/* The same blocks of the inputs. Strides from input to input. */
+typedef struct {
+    const int8_t *codes;
+    const float *scales, *sums;
+    int64_t codes_stride, blocks_stride;
+} blocks_of_inputs;
+
+/* A copy of the last blocks of the matrix's last rows, behind which nothing may be read. */
+typedef struct {
+    uint8_t codes[8 * 256], points[8];
+    float scales[8];
+} last_blocks;
+
+KERNEL void add_eight_blocks(const blocks_of_row *row, int64_t left, const int bits, const int block, const int count,
+                             const blocks_of_inputs *inputs, __m256 *found) {
     const int bytes = block * bits / 8, vectors = bytes > 32 ? bytes / 32 : 1, shared = bytes < 32 ? 32 / bytes : 1;
-    const int64_t blocks = weights->blocks, part = megrez_part(bits);
-    const uint8_t *codes = weights->codes + (row * blocks + n) * bytes;
     __m256i sums[8][STREAMED];
+    for (int line = 0; line < 8 * bytes; line += 64) _mm_prefetch((const char *)row->codes + AHEAD + line, _MM_HINT_T0);
     UNROLLED
     for (int b = 0; b < 8; b += shared) {
         if (b < left) {
-            const int8_t *inputs = all->codes + megrez_place(bits, all->count, 0, (n + b) * block);
-            block_sums(codes + b * bytes, (left - b) * bytes, bits, vectors, count, part, inputs, sums[b / shared]);
+            const int8_t *codes = inputs->codes + megrez_place(bits, count, 0, b * block);
+            block_sums(row->codes + b * bytes, bits, vectors, count, inputs->codes_stride, codes,
+                       sums[b / shared]);
         } else {
             for (int i = 0; i < count; i++) sums[b / shared][i] = _mm256_setzero_si256();
         }
     }
-    const __m256 scale = eight_floats(weights->scales + row * blocks + n, left);
-    const __m256 shift = _mm256_mul_ps(scale, eight_points(weights, bits, row, n, left));
+    const __m256 scale = eight_floats(row->scales, left);
+    const __m256 shift = _mm256_mul_ps(scale, eight_points(row->points, bits));
     UNROLLED
     for (int i = 0; i < count; i++) {
-        const int64_t at = i * blocks + n;
+        const int64_t at = i * inputs->blocks_stride;
         const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared, left));
-        const __m256 both = _mm256_mul_ps(scale, eight_floats(all->scales + at, left));
+        const __m256 both = _mm256_mul_ps(scale, eight_floats(inputs->scales + at, left));
         found[i] = _mm256_fmadd_ps(whole, both, found[i]);
-        found[i] = _mm256_fnmadd_ps(shift, eight_floats(all->sums + at, left), found[i]);
+        found[i] = _mm256_fnmadd_ps(shift, eight_floats(inputs->sums + at, left), found[i]);
     }
+}
+
+KERNEL blocks_of_row copy_blocks(const blocks_of_row *of, size_t left, const int bits, const int block,
+                                 last_blocks *to) {
+    memcpy(to->codes, of->codes, left * (size_t)(block * bits / 8));
+    memcpy(to->scales, of->scales, left * sizeof *to->scales);
+    if (of->points) memcpy(to->points, of->points, (left * (size_t)bits + 7) / 8);
+    return (blocks_of_row){to->codes, to->scales, of->points ? to->points : NULL};
+}
+
+/* One row times all inputs: what each vector of found[i] sums up to is the output of the input i. */
+KERNEL void multiply_row(const megrez_weights *weights, const megrez_inputs *all, const int bits, const int block,
+                         const int count, int64_t row, __m256 *found) {
+    const int64_t blocks = weights->blocks, part = megrez_part(bits);
+    const uint8_t *points = weights->zero_points;
+    if (points) points += row * ((blocks * bits + 7) / 8);
+    blocks_of_row of = {weights->codes + row * blocks * (block * bits / 8), weights->scales + row * blocks, points};
+    blocks_of_inputs inputs = {all->codes, all->scales, all->sums, part, blocks};
+    int64_t n = 0;
+    for (; n + 8 <= blocks; n += 8) {
+        add_eight_blocks(&of, 8, bits, block, count, &inputs, found);
+        of.codes += block * bits, of.scales += 8;
+        if (points) of.points += bits;
+        inputs.codes = all->codes + megrez_place(bits, count, 0, (n + 8) * block);
+        inputs.scales += 8, inputs.sums += 8;
+    }
+    if (n == blocks) return;
+    last_blocks copy;
+    if (weights->rows - row <= 8) of = copy_blocks(&of, (size_t)(blocks - n), bits, block, &copy);
+    add_eight_blocks(&of, blocks - n, bits, block, count, &inputs, found);
 }
 
 /* The rows first_row to last_row times all `count` inputs; bits, block and count are constants. */
@@ -142,10 +178,7 @@ KERNEL void multiply_streamed(const megrez_weights *weights, const megrez_inputs
         __m256 found[STREAMED];
         UNROLLED
         for (int i = 0; i < count; i++) found[i] = _mm256_setzero_ps();
-        int64_t n = 0;
-        for (; n + 8 <= weights->blocks; n += 8) add_eight_blocks(weights, row, n, 8, bits, block, count, all, found);
-        if (n < weights->blocks)
-            add_eight_blocks(weights, row, n, weights->blocks - n, bits, block, count, all, found);
+        multiply_row(weights, all, bits, block, count, row, found);
         const float bias = weights->bias ? weights->bias[row] : 0;
         UNROLLED
         for (int i = 0; i < count; i++) outputs[i * weights->rows + row] = sum_of(found[i]) + bias;

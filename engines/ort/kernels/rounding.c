@@ -45,29 +45,47 @@ KERNEL void evens_first(int8_t *codes) {
     _mm256_storeu_si256((__m256i *)(codes + 32), _mm256_permute4x64_epi64(odd, 0xd8));
 }
 
-AVX2 void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
+KERNEL float mean_of(const float *values, int64_t count) {
+    __m256 eight = _mm256_loadu_ps(values);
+    for (int64_t n = 8; n < count; n += 8) eight = _mm256_add_ps(eight, _mm256_loadu_ps(values + n));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two))) / (float)count;
+}
+
+/* A block that starts at `column`, in `room` if it is the last one or has means: [columns] values, then their means. */
+KERNEL const float *values_of(const float *input, int64_t columns, int64_t all, int64_t block, int64_t column,
+                              float *room) {
+    if (column + block <= columns) return input + column;
+    for (int64_t n = 0; n < block; n++, column++)
+        room[n] = column < columns ? input[column] : column < all ? mean_of(input + (column - columns) * block, block) : 0;
+    return room;
+}
+
+/* One block to int8, and its scale and sum. */
+KERNEL void round_block(const float *values, int64_t block, int8_t *codes, float *scale, float *sum) {
+    const float largest = largest_magnitude(values, block);
+    if (largest < SMALLEST || largest > FLT_MAX) {
+        memset(codes, 0, (size_t)block);
+        *scale = *sum = largest < SMALLEST ? 0 : NAN;
+        return;
+    }
+    const __m256 factor = _mm256_set1_ps(127 / largest);
+    int32_t total = 0;
+    for (int64_t n = 0; n < block; n += 16) total += round_16(values + n, factor, codes + n);
+    *scale = largest / 127;
+    *sum = *scale * (float)total;
+}
+
+AVX2 void megrez_round(const megrez_weights *weights, const float *input, int64_t columns, const megrez_inputs *rounded,
+                       int64_t index) {
     const int64_t blocks = weights->blocks, block = weights->block, count = rounded->count;
-    float *scales = rounded->scales + index * blocks, *sums = rounded->sums + index * blocks;
-    float padded[256];
+    float room[256];
     for (int64_t n = 0; n < blocks; n++) {
-        const int64_t left = weights->columns - n * block;
-        const float *values = input + n * block;
+        const float *values = values_of(input, columns, weights->columns, block, n * block, room);
         int8_t *codes = rounded->codes + megrez_place(weights->bits, count, index, n * block);
-        if (left < block) {
-            memset(padded, 0, sizeof padded);
-            values = memcpy(padded, values, (size_t)left * sizeof *values);
-        }
-        const float largest = largest_magnitude(values, block);
-        if (largest < SMALLEST || largest > FLT_MAX) {
-            memset(codes, 0, (size_t)block);
-            scales[n] = sums[n] = largest < SMALLEST ? 0 : NAN;
-            continue;
-        }
-        const __m256 factor = _mm256_set1_ps(127 / largest);
-        int32_t sum = 0;
-        for (int64_t m = 0; m < block; m += 16) sum += round_16(values + m, factor, codes + m);
-        scales[n] = largest / 127;
-        sums[n] = scales[n] * (float)sum;
+        const int64_t at = index * blocks + n;
+        round_block(values, block, codes, rounded->scales + at, rounded->sums + at);
     }
     const int64_t end = (blocks * block + 63) / 64 * 64;
     for (int64_t n = blocks * block; n < end; n += 16)
@@ -78,8 +96,9 @@ AVX2 void megrez_round(const megrez_weights *weights, const float *input, const 
 
 #else
 
-void megrez_round(const megrez_weights *weights, const float *input, const megrez_inputs *rounded, int64_t index) {
-    (void)weights, (void)input, (void)rounded, (void)index;
+void megrez_round(const megrez_weights *weights, const float *input, int64_t columns, const megrez_inputs *rounded,
+                  int64_t index) {
+    (void)weights, (void)input, (void)columns, (void)rounded, (void)index;
 }
 
 #endif

@@ -16,6 +16,8 @@ Float32 = NDArray[np.float32]
 
 pytestmark = needs_kernels
 
+MEANS = "megrez", "MeansMatMulNBits"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
@@ -61,7 +63,13 @@ def matrix(rows: int, columns: int, bits: int, block: int, *, points: bool = Tru
 
 
 def session(
-    weights: Matrix, *, ours: bool = True, order: NDArray[np.int32] | None = None, fed: str = "", **changed: int | None
+    weights: Matrix,
+    *,
+    ours: bool = True,
+    order: NDArray[np.int32] | None = None,
+    fed: str = "",
+    operator: tuple[str, str] = ("com.microsoft", "MatMulNBits"),
+    **changed: int | None,
 ) -> Any:
     """order: g_idx. fed: constants, by letter, that the graph gets as inputs instead. None leaves an attribute out."""
     arrays = {"b": weights.codes, "s": weights.scales, "z": weights.zero_points, "g": order, "c": weights.bias}
@@ -71,13 +79,13 @@ def session(
     wanted = {"N": len(weights.codes), "K": weights.columns, "bits": weights.bits, "block_size": weights.block}
     wanted["accuracy_level"] = 4
     attributes = {name: value for name, value in (wanted | changed).items() if value is not None}
-    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **attributes)
+    node = helper.make_node(operator[1], inputs, ["y"], domain=operator[0], **attributes)
     given = {name: numpy_helper.from_array(array, name) for name, array in arrays.items() if array is not None}
     x = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
     x += [helper.make_tensor_value_info(name, given[name].data_type, None) for name in fed]
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     initializers = [tensor for name, tensor in given.items() if name not in fed]
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("megrez", 1)]
     model = helper.make_model(helper.make_graph([node], "g", x, [y], initializers), opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
@@ -110,6 +118,24 @@ def test_products_are_exact_but_for_float32_sums(bits: int, block: int, points: 
     weights = matrix(83, columns, bits, block, points=points, bias=bias)
     for count in (1, 2, 3, 4, 9, 37):
         check(weights, np.random.default_rng(count).standard_normal((count, columns), np.float32))
+
+
+@pytest.mark.parametrize("columns", [512, 576], ids="columns={}".format)
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 16)])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_last_columns_multiply_the_means_of_blocks(bits: int, block: int, columns: int, count: int) -> None:
+    folded = matrix(70, columns + columns // block, bits, block, bias=True)
+    x = np.random.default_rng(1).integers(-64, 65, (count, columns)).astype(np.float32)  # means are exact
+    means = x.reshape(count, columns // block, block).mean(axis=2)
+    (found,) = session(folded, operator=MEANS).run(None, {"x": x})
+    compare(found, folded, np.concatenate([x, means], axis=1))
+    with pytest.raises(Exception, match="A has not K columns"):
+        session(folded, operator=MEANS).run(None, {"x": x[:, :-1]})
+
+
+def test_means_need_a_column_for_every_block() -> None:
+    with pytest.raises(Exception, match="K is not a multiple of block_size"):
+        session(matrix(5, 64, 4, 32), operator=MEANS)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
