@@ -3,6 +3,7 @@
 # make slow   the tests that need minutes: SmolLM2 against transformers
 # make browser  the chat page in headless Chromium, where there is one; screenshots in build/browser
 # make gpu-check  every trt-* and cuda-* target on this machine's GPU, in pieces of ten minutes: until nothing is left
+# make wheel-check  the wheel, built and installed outside the checkout: its commands, C programs and the quick suite
 # make check  ruff and mypy --strict
 # make docs   docs/targets.md, from the table of targets
 # All of them work in an environment of their own, .venv; name another with VENV=.
@@ -17,7 +18,10 @@ TYPING := build/typing/megrez
 COMPILED := $(wildcard engines/ort/kernels/*) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: demo test slow browser gpu-check check docs format
+# Every process of the tests would compile our modules again where the environment has switched this on.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test slow browser gpu-check wheel-check check docs format
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -36,6 +40,24 @@ browser: $(VENV)/browser
 
 gpu-check: $(VENV)/dev $(VENV)-cuda/cuda
 	$(BIN)/python benchmarks/gpu_check.py --cache $(CACHE)/gpu-check --cuda-python $(VENV)-cuda/bin/python
+
+# Two environments: one as users have it, without torch, and one that borrows the packages of $(VENV) for the tests.
+# TESTS names what of them runs.
+TESTS := tests
+WHEEL := build/wheel
+wheel-check: $(VENV)/dev
+	rm -rf $(WHEEL)
+	for name in build plain tested; do python3 -m venv $(WHEEL)/$$name || exit; done
+	$(WHEEL)/build/bin/python -m pip install --quiet build
+	$(WHEEL)/build/bin/python -m build --wheel --outdir $(WHEEL)
+	$(WHEEL)/plain/bin/python -m pip install --quiet "$$(echo $(WHEEL)/*.whl)[cpu,serve]"
+	$(BIN)/python -m tests.tiny_bundle $(WHEEL)/tiny
+	$(WHEEL)/plain/bin/python -I tests/installed_wheel.py $(WHEEL)/tiny examples/embedding
+	$(WHEEL)/tested/bin/python -m pip install --quiet --no-deps $(WHEEL)/*.whl
+	$(BIN)/python -c 'import sys; print(*(one for one in sys.path if one.endswith("-packages")), sep="\n")' \
+		> "$$(echo $(WHEEL)/tested/lib/python3*/site-packages)/borrowed.pth"
+	$(WHEEL)/tested/bin/python -c 'from megrez.runtime import model; assert "$(WHEEL)" in model.__file__, model.__file__'
+	$(WHEEL)/tested/bin/python -m pytest -q -m "not slow and not gpu and not browser" $(TESTS)
 
 check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
 	$(BIN)/python -m ruff check .

@@ -1,7 +1,10 @@
-/* What it costs a C program to answer through libmegrez, phase by phase.
+/* What it costs a C program to answer through libmegrez, phase by phase; embedding.py compares that with megrez run.
  *
  * cc -O2 benchmarks/embedding.c -o embedding $(megrez capi --cflags --libs) -ldl
- * ./embedding BUNDLE TOKENS [LIBRARY]     LIBRARY: libonnxruntime.so.*, loaded first, to see what it costs alone */
+ * ./embedding BUNDLE THREADS REQUEST [LIBRARY]
+ *
+ * REQUEST: the JSON of megrez_generate, its prompt included. LIBRARY: libonnxruntime.so.*, loaded first, to see what it
+ * costs alone. At the end come the ids and the text. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <megrez.h>
@@ -30,9 +33,14 @@ static void told(const char *phase) {
     cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 }
 
-static int32_t first(const megrez_piece *piece, void *seen) {
-    (void)piece;
-    if (!(*(int *)seen)++) told("first token");
+enum { MOST = 8192 };
+static int32_t tokens[MOST];
+static size_t count;
+
+static int32_t take(const megrez_piece *piece, void *unused) {
+    (void)unused;
+    if (count == 0) told("first token");
+    for (size_t at = 0; at < piece->token_count && count < MOST; at++) tokens[count++] = piece->tokens[at];
     return 0;
 }
 
@@ -42,27 +50,29 @@ static int fail(void) {
 }
 
 int main(int argc, char **argv) {
-    char request[128];
-    int seen = 0;
+    char phase[64], *text;
     megrez_options *options;
     megrez_model *model;
-    if (argc < 3) return 2;
+    if (argc < 4) return 2;
     wall = now(CLOCK_MONOTONIC);
     told("a C program");
-    if (argc > 3) {
-        if (!dlopen(argv[3], RTLD_NOW)) return fprintf(stderr, "%s\n", dlerror()), 1;
+    if (argc > 4) {
+        if (!dlopen(argv[4], RTLD_NOW)) return fprintf(stderr, "%s\n", dlerror()), 1;
         told("ONNX Runtime loaded");
     }
     if (megrez_options_create(&options) != MEGREZ_OK) return fail();
     told("Python and its packages");
-    if (megrez_options_set(options, "slots", "1") || megrez_options_set(options, "threads", "1")) return fail();
+    if (megrez_options_set(options, "slots", "1") || megrez_options_set(options, "threads", argv[2])) return fail();
     if (megrez_open(argv[1], options, &model) != MEGREZ_OK) return fail();
     told("bundle opened");
-    snprintf(request, sizeof request, "{\"max_tokens\": %d, \"ignore_eos\": true}", atoi(argv[2]));
-    if (megrez_generate(model, "Once upon a time", request, first, &seen, NULL) != MEGREZ_OK) return fail();
-    snprintf(request, sizeof request, "%d tokens after it", seen - 1);
-    told(request);
+    if (megrez_generate(model, NULL, argv[3], take, NULL, &text) != MEGREZ_OK) return fail();
+    snprintf(phase, sizeof phase, "%d tokens after it", (int)count - 1);
+    told(phase);
     megrez_close(model);
     told("closed");
+    printf("ids:");
+    for (size_t at = 0; at < count; at++) printf(" %d", (int)tokens[at]);
+    printf("\n%s", text);
+    megrez_free(text);
     return 0;
 }

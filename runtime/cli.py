@@ -19,12 +19,16 @@ VERBS = {
         help="Show what a bundle contains and how it was made.",
     ),
     "capi": Verb(target="megrez.runtime.commands.capi:capi_command", help="Show where the C API's files are."),
+    "bundle-runtime": Verb(
+        target="megrez.runtime.commands.bundle_runtime:bundle_runtime_command",
+        help="Write a folder that runs bundles where there is no Python.",
+    ),
     "doctor": Verb(
         target="megrez.compile.commands.doctor:doctor_command", help="Show what this machine can compile for and run."
     ),
     "eval": Verb(
         target="megrez.compile.commands.evaluate:eval_command",
-        help="Measure a bundle's fidelity to its checkpoint.",
+        help="Measure a bundle's perplexity, or its fidelity to its checkpoint.",
         extra="export",
     ),
     "calibrate": Verb(

@@ -14,6 +14,8 @@ import click
 from megrez.runtime.errors import MegrezError, MissingExtraError
 
 INTERRUPTED = 130
+# Of folders that `megrez bundle-runtime` wrote.
+LEFT_OUT = ("megrez.calibration", "megrez.compile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,10 @@ def _load(asked: str, verb: Verb) -> click.Command:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         library = error.name or ""
+        if library in LEFT_OUT:
+            raise MegrezError(
+                f"{asked} needs {library}, which this folder leaves out: run it where megrez-compile is installed"
+            ) from error
         if verb.extra is None or library.split(".")[0] == "megrez":
             raise
         raise MissingExtraError(needed_for=asked, library=library, extra=verb.extra) from error

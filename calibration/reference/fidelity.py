@@ -53,6 +53,25 @@ def measure_fidelity(
     )
 
 
+def measure_perplexity(
+    session: Session,
+    tokens: NDArray[np.int64],
+    *,
+    window: int = 512,
+    progress: Callable[[int], None] = lambda positions: None,
+) -> float:
+    """Of `tokens` [N], in the same windows as measure_fidelity; no reference is needed."""
+    losses: list[Float64] = []
+    for first in range(0, len(tokens), window):
+        own = tokens[first : first + window]
+        for start in range(0, len(own), STEP_POSITIONS):
+            piece, next_tokens = own[start : start + STEP_POSITIONS], own[start + 1 : start + 1 + STEP_POSITIONS]
+            model = log_softmax(session.step(piece, [start], np.arange(len(piece))))
+            losses.append(-model[np.arange(len(next_tokens)), next_tokens])
+            progress(len(piece))
+    return float(np.exp(np.concatenate(losses).mean()))
+
+
 def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int64]) -> Iterator[_Position]:
     for start in range(0, len(tokens), STEP_POSITIONS):
         piece = tokens[start : start + STEP_POSITIONS]

@@ -1,6 +1,5 @@
 """The manifest of a bundle: its content and provenance; knows no file."""
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from megrez.calibration.results.record import Record
@@ -11,6 +10,7 @@ from megrez.compile.checkpoint.text_assets import GREEDY
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.precision import Precision
 from megrez.compile.graph.quantizer import Quantizer
+from megrez.compile.machine import package_version
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.manifest import (
@@ -140,6 +140,5 @@ def _architecture(config: ModelConfig) -> Architecture:
 
 def tool_versions(engine: str) -> dict[str, str]:
     """The installed versions of the tools that build bundles of `engine`."""
-    found = importlib.metadata.distributions()
-    installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
-    return {tool: installed[tool] for tool in (*TOOLS, *ENGINE_TOOLS.get(engine, ())) if tool in installed}
+    tools = (*TOOLS, *ENGINE_TOOLS.get(engine, ()))
+    return {tool: version for tool in tools if (version := package_version(tool)) is not None}

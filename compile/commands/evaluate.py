@@ -12,15 +12,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.reference.fidelity import measure_fidelity
-from megrez.compile.checkpoint import open_checkpoint
-from megrez.compile.commands.console_report import ConsoleReport
-from megrez.compile.pipeline import Request, compile_bundle
-from megrez.engines.targets import find_target
+from megrez.calibration.reference.fidelity import measure_fidelity, measure_perplexity
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.commands.options import json_file_option, json_option, show, threads_option
 from megrez.runtime.engines import open_session
-from megrez.runtime.errors import UsageError
+from megrez.runtime.errors import MissingExtraError, UsageError
 from megrez.runtime.manifest import FILE_NAME
 from megrez.runtime.session import Session
 from megrez.runtime.text import Text
@@ -32,7 +28,9 @@ from megrez.runtime.text import Text
     "--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Measure on this UTF-8 text."
 )
 @click.option(
-    "--reference", required=True, metavar="MODEL", help="Compare with this checkpoint in float32, or with its bundle."
+    "--reference",
+    metavar="MODEL",
+    help="Compare with this checkpoint in float32, or with its bundle.  [default: measure perplexity only]",
 )
 @click.option(
     "--tokens", type=int, metavar="N", default=8192, show_default=True, help="Measure on N tokens of the text."
@@ -49,7 +47,7 @@ from megrez.runtime.text import Text
 def eval_command(
     bundle: Path,
     text: Path,
-    reference: str,
+    reference: str | None,
     tokens: int,
     skip: int,
     window: int,
@@ -57,7 +55,7 @@ def eval_command(
     as_json: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure the fidelity of BUNDLE to the model it was compiled from.
+    """Measure the fidelity of BUNDLE to the model it was compiled from, or its perplexity alone.
 
     The reference is MODEL compiled for cpu-fp32 into a temporary folder, or an existing bundle.
     """
@@ -65,17 +63,35 @@ def eval_command(
     ids = read_tokens(opened, text, tokens, skip=skip)
     if not 2 <= window <= opened.manifest.context_length:
         raise UsageError(f"--window is {window}: the bundle's context takes 2 to {opened.manifest.context_length}")
+    if reference is None:
+        figures = _perplexity(opened, ids, threads, window)
+    else:
+        figures = _fidelity(opened, reference, ids, threads, window)
+    table = "\n".join(f"{name:22}{value:.6g}" for name, value in figures.items())
+    show(table, json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
+
+
+def _perplexity(bundle: Bundle, ids: NDArray[np.int64], threads: int | None, window: int) -> dict[str, float]:
+    with (
+        _session(bundle, threads, window) as session,
+        click.progressbar(length=len(ids), label="reading", file=sys.stderr) as bar,
+    ):
+        found = measure_perplexity(session, ids, window=window, progress=bar.update)
+    return {"perplexity": found, "tokens": len(ids)}
+
+
+def _fidelity(
+    bundle: Bundle, reference: str, ids: NDArray[np.int64], threads: int | None, window: int
+) -> dict[str, float]:
     with _reference_bundle(reference, window) as truth:
-        check_same_model(opened, truth)
+        check_same_model(bundle, truth)
         with (
-            _session(opened, threads, window) as session,
+            _session(bundle, threads, window) as session,
             _session(truth, threads, window) as reference_session,
             click.progressbar(length=len(ids), label="comparing", file=sys.stderr) as bar,
         ):
             found = measure_fidelity(session, reference_session, ids, window=window, progress=bar.update)
-    figures = dataclasses.asdict(found)
-    table = "\n".join(f"{name:22}{value:.6g}" for name, value in figures.items())
-    show(table, json.dumps(figures, indent=2), as_json=as_json, json_file=json_file)
+    return dataclasses.asdict(found)
 
 
 def read_tokens(bundle: Bundle, path: Path, count: int, *, skip: int = 0) -> NDArray[np.int64]:
@@ -111,15 +127,26 @@ def _reference_bundle(model: str, context: int) -> Iterator[Bundle]:
         yield open_bundle(model)
         return
     with tempfile.TemporaryDirectory(prefix="megrez-eval-") as folder:
-        request = Request(
-            checkpoint=open_checkpoint(model),
-            target=find_target("cpu-fp32"),
-            output=Path(folder) / "reference",
-            context=context,
-        )
-        with ConsoleReport() as report:
-            reference = compile_bundle(request, report)
-        yield open_bundle(reference)
+        yield _compile_reference(model, Path(folder) / "reference", context)
+
+
+def _compile_reference(model: str, output: Path, context: int) -> Bundle:
+    """Imports what compiles only now: everything else here runs without it."""
+    try:
+        from megrez.compile.checkpoint import open_checkpoint
+        from megrez.compile.commands.console_report import ConsoleReport
+        from megrez.compile.pipeline import Request, compile_bundle
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("megrez."):
+            raise
+        raise MissingExtraError(
+            needed_for="a reference that is no bundle", library=error.name, extra="export"
+        ) from error
+    from megrez.engines.targets import find_target
+
+    request = Request(checkpoint=open_checkpoint(model), target=find_target("cpu-fp32"), output=output, context=context)
+    with ConsoleReport() as report:
+        return open_bundle(compile_bundle(request, report))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from megrez.runtime.bundle import Bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
+from megrez.runtime.serving.drafting.choose import Speculate, open_speculation
+from megrez.runtime.serving.drafting.speculation import Totals
 from megrez.runtime.serving.llm import LLM, SLOTS
 from megrez.runtime.text import Text
 from megrez.runtime.threads import default_threads
@@ -69,10 +71,19 @@ def run_latency(
 
 
 def run_local(
-    bundle: Bundle, load: Load, *, slots: int | None, context: int | None, threads: int | None, note: Note
+    bundle: Bundle,
+    load: Load,
+    *,
+    slots: int | None,
+    context: int | None,
+    threads: int | None,
+    note: Note,
+    speculate: Speculate | None = None,
+    draft: str | None = None,
 ) -> Result:
     """Requests to an `LLM` of this process. slots: as many as load.concurrency by default; context: as many tokens as
-    the longest request takes.
+    the longest request takes. speculate: by default off for random prompts, whose answers repeat themselves as no
+    user's do. draft: the bundle of a draft model.
     """
     used, slots = threads or default_threads(), slots or load.concurrency or SLOTS
     text = Text.open(bundle)
@@ -88,17 +99,22 @@ def run_local(
     )
     context = context or _context(bundle, workload)
     environment = describe_environment(bundle, used) | {"slots": slots, "context": context}
+    mode: Speculate = speculate or ("auto" if load.dataset or draft else "off")
+    environment |= {"speculate": mode, "draft": draft}
     session = MeteredSession(session=open_session(bundle, threads=used, slots=slots, capacity=context))
+    speculation = open_speculation(session, text, mode=mode, draft=draft, threads=used)
     repetitions: list[list[Record]] = []
-    with LLM.over(bundle, session, text, template) as llm:
+    with LLM.over(bundle, session, text, template, speculation=speculation) as llm:
         client = LocalClient(llm, temperature=load.temperature, ignore_eos=load.ignore_eos, chat=load.chat)
         running = run_workload(client, workload, repetitions, started=session.reset, note=note)
         stopped = _finish(running, repetitions)
-    steps = session.total
+    steps, drafts = session.total, Totals() if speculation is None else speculation.totals
     result = _loaded(load, repetitions, stopped, "in-process") | {
         "decode_step_s": steps.decode_seconds / steps.decode_steps if steps.decode_steps else None,
         "sequences_per_decode_step": steps.sequences / steps.decode_steps if steps.decode_steps else None,
         "engine_seconds": steps.seconds,
+        "drafted_tokens": drafts.drafted,
+        "accepted_tokens": drafts.accepted,
         "peak_rss_bytes": peak_rss_bytes(),
         "bundle_bytes": bundle.size,
     }

@@ -37,6 +37,7 @@ def load_table(result: Result) -> str:
         "tokens in, out": f"{result['prompt_tokens']:10d} {result['output_tokens']}",
         "prompt tokens cached": f"{result['cached_prompt_tokens']:10d}",
         **_common(result),
+        **_drafts(result),
         **_card(result),
     }
     if result["stopped"]:
@@ -68,6 +69,11 @@ def _common(result: Result) -> dict[str, str]:
         used = "" if share is None else f", of which decode uses {share:.0%}"
         found["memory reads"] = f"{bandwidth / 1e9:10.1f} GB/s{used}"
     return found
+
+
+def _drafts(result: Result) -> dict[str, str]:
+    drafted, accepted = result.get("drafted_tokens", 0), result.get("accepted_tokens", 0)
+    return {"drafted, accepted": f"{drafted:10d} {accepted} ({accepted / drafted:.0%})"} if drafted else {}
 
 
 def _card(result: Result) -> dict[str, str]:

@@ -19,6 +19,7 @@
 #define TEXT(x) TEXT_OF(x)
 #define VERSION TEXT(PY_MAJOR_VERSION) "." TEXT(PY_MINOR_VERSION)
 #define STDLIB "/lib/python" VERSION "/os.py"
+#define PACKAGES "/lib/python" VERSION "/site-packages"
 #define SETTING "MEGREZ_PYTHON"
 
 megrez_python_functions megrez_py;
@@ -102,16 +103,23 @@ static void *load_library(const char *base) {
     return library ? library : dlopen(MEGREZ_LIBPYTHON, RTLD_NOW | RTLD_GLOBAL);
 }
 
-/* The program of the environment that this library is installed in: PREFIX/lib/pythonX.Y/site-packages/megrez/... */
-static bool installed_program(char *out) {
+/* A Python's program in PREFIX/bin. */
+static bool program_of(const char *prefix, char *out) {
     static const char *const names[] = {"/bin/python" VERSION, "/bin/python3", "/bin/python"};
-    char prefix[PATH_MAX];
-    if (!own_folder(prefix)) return false;
-    for (int part = 0; part < 6; part++)
-        if (!cut(prefix)) return false;
     for (size_t at = 0; at < sizeof names / sizeof *names; at++)
         if (join(out, prefix, names[at]) && access(out, X_OK) == 0) return true;
     return false;
+}
+
+/* The program of the environment that this library is installed in: PREFIX/lib/pythonX.Y/site-packages/megrez/...; or
+ * of the folder that `megrez bundle-runtime` wrote, copied without its links: PREFIX/lib. */
+static bool installed_program(char *out) {
+    char prefix[PATH_MAX];
+    if (!own_folder(prefix) || !cut(prefix)) return false;
+    if (holds(prefix, PACKAGES "/megrez/runtime/capi/host.py") && program_of(prefix, out)) return true;
+    for (int part = 0; part < 5; part++)
+        if (!cut(prefix)) return false;
+    return program_of(prefix, out);
 }
 
 /* The program to run as, and the prefix of its Python; false with a message where there is none. */

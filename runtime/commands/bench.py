@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from megrez.runtime.commands.bench_options import given_options, is_load, load_options, read_latency, read_load
-from megrez.runtime.commands.options import json_file_option, json_option, show, threads_option
+from megrez.runtime.commands.options import draft_option, json_file_option, json_option, show, threads_option
 from megrez.runtime.errors import MegrezError, UsageError
 
 if TYPE_CHECKING:
     from megrez.runtime.bench.drive import Note
     from megrez.runtime.bench.settings import Load
+    from megrez.runtime.serving.drafting.choose import Speculate
 
 
 @click.command("compare")
@@ -61,6 +62,12 @@ class BenchCommand(click.Command):
     metavar="S",
     help="Give a server up that is silent for S seconds.",
 )
+@click.option(
+    "--speculate",
+    type=click.Choice(["auto", "always", "off"]),
+    help="As of  megrez run.  [default: auto with --dataset or --draft; off for random prompts]",
+)
+@draft_option
 @threads_option
 @json_option
 @json_file_option
@@ -72,6 +79,8 @@ def bench_command(
     model: str | None,
     api_key: str | None,
     timeout_s: float,
+    speculate: "Speculate | None",
+    draft: str | None,
     threads: int | None,
     as_json: bool,
     json_file: Path | None,
@@ -92,9 +101,11 @@ def bench_command(
 
     given = given_options()
     opened = None if bundle is None else open_bundle(bundle)
+    drafting = {"speculate": speculate, "draft": draft}
     if url is not None:
-        if engine := [name for name, value in (("slots", slots), ("context", context), ("threads", threads)) if value]:
-            raise UsageError(f"--{engine[0]} is the server's own matter: give it to  megrez serve")
+        engine = {"slots": slots, "context": context, "threads": threads, **drafting}
+        if named := [name for name, value in engine.items() if value]:
+            raise UsageError(f"--{named[0]} is the server's own matter: give it to  megrez serve")
         load = read_load(given)
         found = run.run_remote(
             url, load, model=model, api_key=api_key, timeout_s=timeout_s, bundle=opened, note=_progress(load)
@@ -103,8 +114,19 @@ def bench_command(
         raise click.UsageError("Missing argument 'BUNDLE': give one, or --url, or  compare A.json B.json")
     elif is_load(given):
         load = read_load(given)
-        found = run.run_local(opened, load, slots=slots, context=context, threads=threads, note=_progress(load))
+        found = run.run_local(
+            opened,
+            load,
+            slots=slots,
+            context=context,
+            threads=threads,
+            note=_progress(load),
+            speculate=speculate,
+            draft=draft,
+        )
     else:
+        if named := [name for name, value in drafting.items() if value]:
+            raise UsageError(f"--{named[0]} needs requests, a bare session drafts nothing: give --concurrency too")
         prompt_tokens, output_tokens = read_latency(given)
         found = run.run_latency(
             opened,

@@ -22,8 +22,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral-window": {"family": "mistral", "sliding_window": 9},
     "qwen3-windows-biases": {"family": "qwen3", "sliding_window": 9, "biases": True},
 }
-# Wide enough, beside its vocabulary, that two tokens are never a rounding apart.
-DECISIVE: dict[str, Any] = {"tied": True, "hidden": 192}
+# Wide enough, beside its vocabulary, that two tokens are never a rounding apart. The emulator takes a second a layer.
+DECISIVE: dict[str, Any] = {"tied": True, "hidden": 192, "layers": 1}
 CONTEXT, CHUNK, ANSWER = 64, 8, 32
 STAGE = ("--context", CONTEXT, "--chunk", CHUNK, "--calib-tokens", CONTEXT, "--stage", "onnx")
 GREEDY = SamplingParams(temperature=0.0)

@@ -137,6 +137,22 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def ort_bundle(
+    checkpoint_of: Callable[..., Path],
+    compile_in_process: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """(checkpoint, its bundle for cpu-fp32 with a context of 1,024 tokens). Read only."""
+    from tests.traces import traced
+
+    checkpoint, bundle = checkpoint_of(positions=1024), tmp_path_factory.mktemp("ort") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megrez.compile.graph.export.trace.trace", traced)
+        compile_in_process(checkpoint, "cpu-fp32", bundle, context=1024)
+    return checkpoint, bundle
+
+
 class ScriptedSession:
     """Answers every prompt with the same tokens, and notes what it was fed: (tokens, length, rows) per step."""
 

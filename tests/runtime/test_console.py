@@ -81,6 +81,13 @@ def test_a_missing_module_of_ours_is_a_bug_and_not_an_extra(monkeypatch):
         run_cli(VerbGroup("tool", {"go": verb}, help=""))
 
 
+def test_a_verb_whose_package_a_folder_leaves_out_says_so(monkeypatch, capsys):
+    verb = Verb(target="megrez.compile:go", help="Goes.")
+    monkeypatch.setitem(sys.modules, "megrez.compile", None)
+    assert exit_code(monkeypatch, VerbGroup("tool", {"go": verb}, help=""), "go") == 1
+    assert "error: tool go needs megrez.compile, which this folder leaves out" in capsys.readouterr().err
+
+
 def test_help_lists_the_table_without_importing_it(monkeypatch, capsys):
     verb = Verb(target="no_such_library:go", help="Goes places.")
     assert exit_code(monkeypatch, VerbGroup("tool", {"go": verb}, help="A tool."), "--help") == 0

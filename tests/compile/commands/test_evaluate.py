@@ -1,6 +1,8 @@
 """`megrez eval` tells the figures that transformers' own logits give, computed at once in float64."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,36 @@ def test_figures(checkpoint_of: Any, megrez_compile: Any, megrez: Any, text: Pat
     assert found["kl_mean"] == pytest.approx(kl.mean(), rel=1e-3, abs=1e-9)
     assert found["kl_p99"] == pytest.approx(np.percentile(kl, 99), rel=1e-3, abs=1e-9)
     assert found["top1_agreement"] == pytest.approx(agreed.mean(), abs=1e-9)
+    assert megrez("eval", tmp_path / "b", "--text", text, *options)[0] == 0
+    alone = json.loads((tmp_path / "figures.json").read_text())
+    assert alone == {"perplexity": pytest.approx(perplexity(model), rel=1e-4), "tokens": COUNT}
+
+
+WITHOUT_THE_COMPILER = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "ml_dtypes", "gguf"):
+    sys.modules[name] = None
+from megrez.runtime.cli import main
+main()
+"""
+
+
+def test_only_a_checkpoint_as_the_reference_needs_what_compiles(
+    checkpoint_of: Any, megrez_compile: Any, text: Path, tmp_path: Path
+) -> None:
+    compiled(megrez_compile, checkpoint_of(), "cpu-fp32", tmp_path / "b")
+
+    def evaluate(*reference: object) -> subprocess.CompletedProcess[str]:
+        given = ("eval", tmp_path / "b", "--text", text, "--tokens", 40, "--window", 20, *reference)
+        command = [sys.executable, "-c", WITHOUT_THE_COMPILER, *map(str, given)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert evaluate().stdout.startswith("perplexity ")
+    compared = evaluate("--reference", tmp_path / "b")
+    assert (compared.returncode, "kl_mean               0\n" in compared.stdout) == (0, True), compared
+    refused = evaluate("--reference", checkpoint_of())
+    assert refused.returncode == 1 and refused.stderr.startswith("error: a reference that is no bundle needs ")
+    assert refused.stderr.endswith("run  pip install 'megrez-compile[export]'\n")
 
 
 def test_a_bundle_can_be_the_reference(

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import threading
 
@@ -13,6 +14,7 @@ from tests.runtime.capi.conftest import CAPI
 from tests.runtime.capi.driver import (
     BUNDLE,
     CANCELLED,
+    ENGINE,
     HANDLE,
     INTERRUPTED,
     SIGNATURES,
@@ -72,6 +74,7 @@ def test_options_out_of_range(api):
         ("slots", "-1", "from 1 to 4096"),
         ("slots", "9" * 400, "from 1 to 4096"),
         ("verify", "perhaps", "true or false"),
+        ("speculate", "on", "give one of auto, always, off"),
         ("thread", "1", "the options are threads, slots"),
     ):
         status, message = refused(api.do, "options_set", options, name.encode(), value.encode())
@@ -88,6 +91,17 @@ def test_broken_bundles(api, bundles, tmp_path):
     assert status == BUNDLE and "needs the engine 'fake'" in message
     status, message = refused(api.do, "open", b"\xff\xfe", None, ctypes.byref(ctypes.c_void_p()))
     assert (status, message) == (USAGE, "bundle is not UTF-8 (byte 0): convert it first")
+
+
+def test_a_damaged_graph(api, ort_bundle, tmp_path):
+    damaged = shutil.copytree(ort_bundle[1], tmp_path / "damaged")
+    (damaged / "model.onnx").write_bytes(b"x" * (damaged / "model.onnx").stat().st_size)
+    status, message = refused(api.open, damaged)
+    assert status == ENGINE and "cannot load" in message
+    assert refused(api.open, damaged, verify="true")[0] == BUNDLE
+    (damaged / "model.onnx").unlink()
+    status, message = refused(api.open, damaged)
+    assert status == BUNDLE and "model.onnx is missing" in message
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer
 
 from megrez.runtime.capi.build_ext import LINK_FLAGS
 from megrez.runtime.chat import ChatTemplate
+from megrez.runtime.commands.run import run_command
 from tests.runtime.capi.conftest import CAPI, ROOT, STRICT, compile_library
 from tests.runtime.capi.sums import alone, encode, spoken
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer
@@ -79,12 +82,30 @@ def test_a_host_that_is_no_python(probe, library, bundles, python, steps):
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+def test_a_host_of_onnxruntime(probe, library, ort_bundle, python):
+    """Its threads, and what it does as it is loaded and unloaded, are nobody else's concern either."""
+    steps = "leaves_the_host_alone keeps_sigint refuses_a_forked_child survives_dlclose exits_without_close"
+    done = run(probe, library, ort_bundle[1], *steps.split(), python=python)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
 def test_the_python_of_the_environment_that_the_library_lies_in_is_found(probe, library, bundles, python):
     """As PREFIX/lib/pythonX.Y/site-packages/megrez/runtime/capi/libmegrez.so."""
     folder = python.parents[1] / "lib" / "python3" / "site" / "megrez" / "runtime" / "capi"
     folder.mkdir(parents=True)
     copied = shutil.copy(library, folder)
     done = run(probe, copied, bundles["fake"], "survives_dlclose", python="")
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_the_python_of_a_folder_whose_links_were_copied_as_files_is_found(probe, library, bundles, python):
+    """As PREFIX/lib/libmegrez.so, beside PREFIX/lib/pythonX.Y/site-packages/megrez."""
+    (packages,) = python.parents[1].glob("lib/python3.*/site-packages")
+    (packages / "megrez").mkdir()
+    (packages / "megrez" / "runtime").symlink_to(ROOT / "runtime")
+    copied = shutil.copy(library, python.parents[1] / "lib")
+    done = run(probe, copied, bundles["fake"], "survives_dlclose", python="")
+    shutil.rmtree(packages / "megrez")
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
@@ -148,6 +169,24 @@ def test_the_streaming_example(examples, bundles, python):
     assert done.stdout == text + "\n" + "".join(f"{one} " for one in ids) + "\n"
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 11}])
+def test_a_c_program_answers_as_megrez_run_does(examples, ort_bundle, python, sampling):
+    checkpoint, bundle = ort_bundle
+    request = json.dumps({"max_tokens": 16, **sampling})
+    done = run(examples("stream.c"), bundle, "the sea and", request, python=python)
+    options = [part for name, value in sampling.items() for part in (f"--{name}", str(value))]
+    arguments = [str(bundle), "the sea and", "--raw", "--json", "--max-tokens", "16", *options]
+    told = json.loads(CliRunner().invoke(run_command, arguments, catch_exceptions=False).stdout)
+    text, _, ids = done.stdout.rstrip("\n").rpartition("\n")
+    assert list(map(int, ids.split())) == told["token_ids"]
+    assert text.splitlines() == told["text"].splitlines()  # reading a program's output changes the ends of lines
+    if not sampling:
+        from tests.reference import greedy
+
+        prompt = encode(Tokenizer.from_file(str(checkpoint / "tokenizer.json")), "the sea and")
+        assert told["token_ids"] == greedy(checkpoint, prompt, 16)
+
+
 def test_the_schema_example(examples, bundles, python):
     done = run(examples("schema.c"), bundles["fake"], python=python)
     found = json.loads(done.stdout, strict=False)
@@ -189,6 +228,15 @@ def test_memory_stays_flat_over_requests_and_over_opening_and_closing(stress, bu
     resident = [int(one) for one in done.stdout.split()]
     assert len(resident) == 100
     assert max(resident[50:]) - max(resident[20:50]) < 1024  # KiB
+
+
+@pytest.mark.slow
+def test_memory_of_onnxruntime_stays_flat_too(stress, ort_bundle, python):
+    run(stress, ort_bundle[1], 8, 25, 1, python=python)
+    done = run(stress, ort_bundle[1], 2, 4, 100, python=python)
+    resident = [int(one) for one in done.stdout.split()]
+    assert len(resident) == 100
+    assert max(resident[50:]) - max(resident[20:50]) < 4096  # KiB; its memory pools
 
 
 def leaks_of_ours(report: str) -> list[str]:

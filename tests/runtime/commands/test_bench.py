@@ -76,6 +76,19 @@ def test_many_requests_are_counted_exactly_and_all_promised_keys_are_there(bundl
     assert all(name in done.stdout for name in ("ttft", "itl", "tpot", "latency", "p99", "tokens/s"))
 
 
+def test_drafted_tokens_are_counted_where_there_are_any(bundle):
+    load = bundle, "--concurrency", 1, "--requests", 2, "--repeat", 1, "--prompt-tokens", 3, "--output-tokens", 40
+    found = {}
+    for options in ((), ("--speculate", "always")):
+        done = bench(*load, *options, "--json", SAYS="abcabc")
+        found[options] = json.loads(done.stdout)
+    plain, drafted = found.values()
+    assert plain["environment"]["speculate"] == "off" and plain["drafted_tokens"] == 0
+    assert plain["output_tokens"] == drafted["output_tokens"] == 80
+    assert drafted["drafted_tokens"] >= drafted["accepted_tokens"] > 40
+    assert "drafted, accepted" in load_table(drafted) and "drafted" not in load_table(plain)
+
+
 def test_the_card_is_compared_by_both_of_its_rates(make_bundle, manifest, byte_level):
     bundle = make_bundle(manifest=dataclasses.replace(manifest, context_length=256), tokenizer=byte_level)
     done = bench(bundle, "--preset", "megrez-card", "--requests", 2, "--json")
@@ -225,6 +238,8 @@ def test_two_results_are_compared_and_unlike_ones_refused(bundle, engine, tmp_pa
         (("B", "--dataset", "no.jsonl"), "the dataset no.jsonl cannot be read"),
         (("--url", "127.0.0.1:8000"), "is no address of a server"),
         (("--url", "http://127.0.0.1:1", "--slots", "2"), "--slots is the server's own matter"),
+        (("--url", "http://127.0.0.1:1", "--draft", "B"), "--draft is the server's own matter"),
+        (("B", "--speculate", "always"), "--speculate needs requests, a bare session drafts nothing"),
         (("compare", "a.json"), "Missing argument 'B.json'"),
     ],
 )

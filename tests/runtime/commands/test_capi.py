@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from megrez.runtime.cli import VERBS
 from megrez.runtime.commands import capi
 
-FOLDER = Path(__file__).parents[3] / "runtime" / "capi"
+FOLDER = Path(capi.__file__).parents[1] / "capi"  # of the checkout, or of an installation
 
 
 @pytest.fixture
