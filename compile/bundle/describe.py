@@ -26,7 +26,9 @@ from megrez.runtime.manifest import (
 
 TOOLS = ("gguf", "megrez-compile", "numpy", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
 ENGINE_TOOLS = {"tensorrt": ("tensorrt-cu13", "tensorrt-rtx-cu13"), "qnn": ("onnxruntime-qnn",)}
-BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
+# Of an int8 cache, per token and KV head.
+CACHE_SCALE = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,14 @@ class Content:
 
 def kv_cache(config: ModelConfig, target: Target) -> KvCache:
     """The data type of a model's KV cache under a target, and the bytes that a token takes in all layers."""
-    per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
-    return KvCache(dtype=target.kv_dtype, bytes_per_token=config.num_hidden_layers * per_layer)
+    is_scaled = target.kv_dtype == "int8"
+    per_head = config.head_dim * BYTES[target.kv_dtype] + (BYTES[CACHE_SCALE] if is_scaled else 0)
+    return KvCache(
+        dtype=target.kv_dtype,
+        bytes_per_token=config.num_hidden_layers * 2 * config.num_key_value_heads * per_head,
+        scales=f"{CACHE_SCALE} per token and head" if is_scaled else None,
+        keys="Hadamard-transformed per head" if is_scaled else None,
+    )
 
 
 def describe(content: Content) -> Manifest:

@@ -61,7 +61,8 @@ def weight_bytes(manifest: Manifest) -> int:
     formats, or if the files hold more than the layers and one table.
     """
     shape, found = manifest.architecture, manifest.provenance.quantization
-    wide = 32 if manifest.kv_cache.dtype == "float32" else 16  # bits of what is not quantised, as the engine's caches
+    # Bits of what is not quantised: a CPU computes in float32, whatever its KV cache is.
+    wide = 32 if manifest.engine == "ort" or manifest.kv_cache.dtype == "float32" else 16
     layer_bits = _bits(found.projections if found else None, wide)
     table_bits = _bits(found.embedding if found else None, wide)
     stored = sum(file.size for file in manifest.files if file.path not in _TEXT_FILES)

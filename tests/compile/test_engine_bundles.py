@@ -58,7 +58,13 @@ def test_a_checkpoint_becomes_an_engine(engine_of: Callable[[str], Path], target
     open_bundle(bundle, verify=True)
     manifest = manifest_of(bundle)
     assert (manifest["target"], manifest["engine"], manifest["context_length"]) == (target, "tensorrt", 64)
-    assert manifest["kv_cache"] == {"dtype": "float16", "bytes_per_token": 1 * 2 * 2 * 64 * 2}
+    assert manifest["kv_cache"] == {
+        "dtype": "float16",
+        "bytes_per_token": 1 * 2 * 2 * 64 * 2,
+        "scales": None,
+        "keys": None,
+        "fidelity": [],
+    }
     assert manifest["device"]["capabilities"] == TARGETS[target][2] and manifest["device"]["slots"] == 3
     files = {file["path"] for file in manifest["files"]}
     assert files == {"model.plan", "fusion.json", "tokenizer.json", "chat_template.jinja"}
