@@ -25,6 +25,7 @@ import click
 import numpy as np
 from speculation_prompts import PROMPTS
 
+from megrez.runtime.bench.environment import describe_environment
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.engines import open_session
@@ -166,6 +167,25 @@ def line(name: str, found: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def summary(kind: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all answers of a kind: speeds and ratio of the seconds summed up, and the lowest and highest single ratio."""
+    tokens, off, on, drafted, accepted = (
+        sum(one[key] for one in found) for key in ("tokens", "off_s", "on_s", "drafted", "accepted")
+    )
+    ratios = [one["off_s"] / one["on_s"] for one in found]
+    return {
+        "kind": kind,
+        "off_tokens_per_s": (tokens - len(found)) / off,
+        "on_tokens_per_s": (tokens - len(found)) / on,
+        "ratio": off / on,
+        "lowest_ratio": min(ratios),
+        "highest_ratio": max(ratios),
+        "drafted": drafted,
+        "accepted": accepted,
+        "equal": all(one["equal"] for one in found),
+    }
+
+
 def use_cpu_time() -> None:
     """Here, and for what the engine and the draft model measure themselves."""
     global clock
@@ -208,12 +228,16 @@ def main(
             stop_ids = bundle.manifest.tokens.stop
             found.append(compare(session, asked, stop_ids, rounds, small, acceptance))
             print(line(asked.name, found[-1:]), flush=True)
-    for kind in dict.fromkeys(one["kind"] for one in found):
-        own = [one for one in found if one["kind"] == kind]
-        print(line(f"all: {kind}", own))
-        print(f"{'':20} lowest {min(one['off_s'] / one['on_s'] for one in own):.2f}x")
+    kinds = {
+        kind: [one for one in found if one["kind"] == kind] for kind in dict.fromkeys(one["kind"] for one in found)
+    }
+    summaries = [summary(kind, own) for kind, own in kinds.items()]
+    for one in summaries:
+        print(line(f"all: {one['kind']}", kinds[one["kind"]]))
+        print(f"{'':20} lowest {one['lowest_ratio']:.2f}x")
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
+        result = {"summaries": summaries, "answers": found, "environment": describe_environment(bundle, threads)}
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
