@@ -18,6 +18,9 @@ TYPING := build/typing/megrez
 COMPILED := $(wildcard engines/ort/kernels/*) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
+# Every process of the tests would compile our modules again where the environment has switched this on.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test slow browser gpu-check wheel-check check docs format
 .DELETE_ON_ERROR:
 

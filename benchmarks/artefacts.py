@@ -1,14 +1,18 @@
-"""The same random model in each runtime's format, in a cache folder; and the weights each reads per token."""
+"""The same model in each runtime's format, in a cache folder; and the weights each reads per token."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
+import numpy as np
 import onnx_ir as ir
 from random_checkpoint import write_gguf, write_hugging_face
+from safetensors import safe_open
 
 CONTEXT = 1024
 
@@ -31,37 +35,76 @@ def run(*command: object) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}")
 
 
-def checkpoint(cache: Path, layers: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint in a Hugging Face folder; name: of the files that are made of it."""
+
+    name: str
+    folder: Path
+    is_random: bool = False
+
+
+def megrez_shape(cache: Path, layers: int) -> Source:
+    """Random weights."""
     cache.mkdir(parents=True, exist_ok=True)
-    return made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers))
+    return Source(
+        str(layers), made(cache / f"hf-{layers}", lambda part: write_hugging_face(part, layers)), is_random=True
+    )
+
+
+def vocab_size(source: Source) -> int:
+    found: int = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    return found
 
 
 def megrez_bundle(cache: Path, layers: int, options: tuple[object, ...]) -> Path:
-    """Compiled each time: a cached one may be outdated. By RTN: random weights gain nothing from calibration."""
-    source = checkpoint(cache, layers)
-    bundle = cache / "-".join(["megrez-int4", str(layers), *map(str, options)])
-    shutil.rmtree(bundle, ignore_errors=True)
+    return bundle(cache, megrez_shape(cache, layers), "cpu-int4", options)
+
+
+def bundle(cache: Path, source: Source, target: str, options: tuple[object, ...], *, reuse: bool = False) -> Path:
+    """Compiled each time unless `reuse`: a cached one may be outdated. By RTN: speed does not depend on calibration."""
+    path = cache / "-".join(["megrez", target.removeprefix("cpu-"), source.name, *map(str, options)])
+    if not reuse:
+        shutil.rmtree(path, ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
-    command = compiler, source, "--target", "cpu-int4", "--algorithm", "rtn", "--context", CONTEXT, *options
-    return made(bundle, lambda part: run(*command, "-o", part))
+    command = compiler, source.folder, "--target", target, "--algorithm", "rtn", "--context", CONTEXT, *options
+    return made(path, lambda part: run(*command, "--fidelity-tokens", 0, "-o", part))
 
 
-def genai_folder(cache: Path, layers: int, python: Path) -> Path:
+def genai_folder(cache: Path, source: Source, python: Path, device: str = "cpu") -> Path:
     """Built with the defaults of onnxruntime-genai's builder, which needs 10 GB of memory for 8 layers."""
-    source = checkpoint(cache, layers)
     builder = python, "-m", "onnxruntime_genai.models.builder"
-    options = "-p", "int4", "-e", "cpu", "-c", cache / "genai-cache"
-    return made(cache / f"genai-int4-{layers}", lambda part: run(*builder, "-i", source, "-o", part, *options))
+    options = "-p", "int4", "-e", device, "-c", cache / "genai-cache"
+    name = f"genai-int4-{source.name}" if device == "cpu" else f"genai-{device}-int4-{source.name}"
+    return made(cache / name, lambda part: run(*builder, "-i", source.folder, "-o", part, *options))
 
 
-def ik_llama_file(cache: Path, layers: int, python: Path) -> Path:
+def _full_gguf(cache: Path, source: Source) -> Path:
+    return made(cache / f"full-{source.name}.gguf", lambda part: write_gguf(source.folder, part))
+
+
+def ik_llama_file(cache: Path, source: Source, python: Path) -> Path:
     """Q4_0 by ik_llama.cpp's quantiser, which chooses another type for lm_head."""
-    source = checkpoint(cache, layers)
-    full = made(cache / f"f16-{layers}.gguf", lambda part: write_gguf(source, part))
+    full = _full_gguf(cache, source)
     return made(
-        cache / f"ik-q4_0-{layers}.gguf",
+        cache / f"ik-llama-q4_0-{source.name}.gguf",
         lambda part: run(python, "-m", "ik_llama_cpp.quantize", "quantize", full, part, "Q4_0"),
     )
+
+
+def llama_cpp_file(cache: Path, source: Source, python: Path) -> Path:
+    """Q4_0 by llama.cpp's."""
+    full, script = _full_gguf(cache, source), Path(__file__).parent / "peers" / "run_llama_cpp.py"
+    return made(
+        cache / f"llama-q4_0-{source.name}.gguf",
+        lambda part: run(python, script, "--quantize", full, part),
+    )
+
+
+def any_gguf(cache: Path, source: Source) -> Path | None:
+    """A Q4_0 file that one of the two has made, llama.cpp's first."""
+    names = (f"llama-q4_0-{source.name}.gguf", f"ik-llama-q4_0-{source.name}.gguf")
+    return next((cache / name for name in names if (cache / name).exists()), None)
 
 
 def onnx_bytes_per_token(folder: Path) -> int:
@@ -78,8 +121,20 @@ def onnx_bytes_per_token(folder: Path) -> int:
 
 
 def gguf_bytes_per_token(file: Path) -> int:
-    return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors if tensor.name != "token_embd.weight")
+    """All but the embedding's table, unless it is the LM head too."""
+    tensors = gguf.GGUFReader(file).tensors
+    untied = any(tensor.name == "output.weight" for tensor in tensors)
+    return sum(int(tensor.n_bytes) for tensor in tensors if not untied or tensor.name != "token_embd.weight")
 
 
 def gguf_head_type(file: Path) -> str:
-    return next(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors if tensor.name == "output.weight")
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+    return types.get("output.weight") or types["token_embd.weight"]
+
+
+def checkpoint_bytes_per_token(folder: Path, bytes_per_weight: int) -> int:
+    """All but the embedding's table, unless it is the LM head too."""
+    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
+        names = set(tensors.keys())
+        read = names if "lm_head.weight" not in names else names - {"model.embed_tokens.weight"}
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in read) * bytes_per_weight

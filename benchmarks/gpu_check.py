@@ -21,7 +21,6 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 from gpu_judge import compare, table
 
 from megrez.engines.targets import TARGETS
@@ -132,24 +131,12 @@ def check(
         found = read_probe(work)
         row |= {key: value for key, value in found.items() if key not in ARRAYS}
         if "1" in found["speed"]:
-            row["bytes_per_step"] = bytes_per_step(bundle, model)
-            row["bandwidth_share"] = found["speed"]["1"]["decode"] * row["bytes_per_step"] / found["bandwidth"]
+            row["bandwidth_share"] = found["speed"]["1"]["bandwidth_share"]
         if (expected := reference(model, target, bundle, work / "reference")) is not None:
             row |= compare(found, expected, target)
     except Failed as failed:
         row["error"] = str(failed)
     return row
-
-
-def bytes_per_step(bundle: Path, model: str) -> int:
-    """Bytes of the weights that a step reads: all but the embedding, unless it is the LM head too."""
-    shape = MODELS[model]
-    if (graph := bundle / "model.onnx").exists():
-        weights = onnx.load(graph, load_external_data=False).graph.initializer
-        read = [one for one in weights if shape["tie_word_embeddings"] or not one.name.startswith("model.embed_tokens")]
-        return sum(int(entry.value) for one in read for entry in one.external_data if entry.key == "length")
-    looked_up = 0 if shape["tie_word_embeddings"] else 2 * shape["vocab_size"] * shape["hidden_size"]
-    return (bundle / "model.plan").stat().st_size - looked_up
 
 
 def find_devices(pythons: dict[str, Any]) -> dict[str, Any]:

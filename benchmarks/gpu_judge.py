@@ -72,7 +72,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 _ids(row),
                 f"{speeds['1']['prefill']:.0f}" if "1" in speeds else "",
                 *decode,
-                f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "",
+                f"{row['bandwidth_share']:.0%}" if row.get("bandwidth_share") is not None else "",
                 row["error"] or "",
             ]
         )

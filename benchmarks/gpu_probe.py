@@ -4,13 +4,12 @@ python benchmarks/gpu_probe.py BUNDLE FOLDER [--batch 1 --batch 8] [--prompt-tok
 
 Writes FOLDER/logits.npy, for every token of a fixed random prompt; FOLDER/steps.npy, for greedy steps after it;
 FOLDER/ragged.npy, for the same prompt's tokens where sequences of several lengths are decoded in one step; and
-FOLDER/probe.json: the ids of the greedy steps, tokens per second by batch, and memory bandwidth.
---cpu: a cuda-* bundle on CPU kernels.
+FOLDER/probe.json: the ids of the greedy steps, and what `megrez bench` says by batch.
+--cpu: a cuda-* bundle on CPU kernels, which are not timed.
 """
 
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from typing import Any
 import click
 import numpy as np
 
-from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort.cuda import open_on_cpu
-from megrez.runtime.bench.bandwidth import read_bandwidth
+from megrez.runtime.bench.run import run_latency
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.session import Session
@@ -28,8 +26,6 @@ from megrez.runtime.session import Session
 # Short enough for every bundle that is checked; long enough for several chunks of a prompt.
 CHECKED, GENERATED = 96, 32
 RAGGED = (95, 48, 7)
-COPY_BYTES = 1 << 30
-EXTRAS = {"tensorrt": "rtx", "ort-cuda": "cuda"}
 Opener = Callable[..., Session]
 
 
@@ -82,45 +78,26 @@ def compute_ragged(bundle: Bundle, folder: Path, opener: Opener) -> dict[str, An
         return {"ragged_positions": positions}
 
 
-def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int, opener: Opener) -> dict[str, float]:
-    """Tokens per second of `batch` sequences together; the first run is a warm-up."""
-    with contextlib.closing(opener(bundle, threads=None, slots=batch)) as session:
-        timed = [_run(session, prompt_tokens, output_tokens) for _ in range(3)][1:]
-    prefill, decode = (min(run[part] for run in timed) for part in range(2))
-    return {"prefill": batch * prompt_tokens / prefill, "decode": batch * output_tokens / decode}
-
-
-def _run(session: Session, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
-    """Seconds of prefill in every slot, and of `output_tokens` decoding steps."""
-    slots = session.slots
-    random = np.random.default_rng(0)
-    prompt = random.integers(session.vocab_size, size=(slots, prompt_tokens))
-    started = time.perf_counter()
-    last = np.arange(slots) * prompt_tokens + prompt_tokens - 1
-    logits = session.step(prompt, np.zeros(slots, np.int32), last)
-    read = time.perf_counter()
-    for step in range(output_tokens):
-        tokens = logits.argmax(axis=1).reshape(slots, 1)
-        logits = session.step(tokens, np.full(slots, prompt_tokens + step, np.int32), np.arange(slots))
-    return read - started, time.perf_counter() - read
-
-
-def bandwidth(bundle: Bundle) -> float:
-    """Bytes per second of copies on the device, reads plus writes, or of reads by this CPU."""
-    if bundle.manifest.engine not in EXTRAS:
-        return read_bandwidth(2)
-    cuda = Cuda(EXTRAS[bundle.manifest.engine])
-    source, to = (cuda("cudaMalloc", COPY_BYTES) for _ in range(2))
-    kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        cuda("cudaMemcpy", to, source, COPY_BYTES, kind)
-        cuda("cudaDeviceSynchronize")
-        best = min(best, time.perf_counter() - started)
-    for address in (source, to):
-        cuda("cudaFree", address)
-    return 2 * COPY_BYTES / best
+def speed(bundle: Bundle, batch: int, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """What `megrez bench` says of `batch` sequences together."""
+    result = run_latency(
+        bundle,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        repeat=2,
+        slots=batch,
+        context=None,
+        threads=None,
+        seed=0,
+    )
+    device = {name: value for name, value in result["device"].items() if name != "sensors"}
+    return {
+        "prefill": result["prefill_tokens_per_s"],
+        "decode": result["decode_tokens_per_s"],
+        "bandwidth_share": result["decode_bandwidth_share"],
+        "bandwidth": result["environment"]["memory_read_bytes_per_s"],
+        "device": device,
+    }
 
 
 @click.command()
@@ -137,9 +114,8 @@ def main(
     found = compute(bundle, folder, opener)
     if max(batch) >= len(RAGGED):
         found |= compute_ragged(bundle, folder, opener)
-    found["speed"] = {str(size): speed(bundle, size, prompt_tokens, output_tokens, opener) for size in batch}
     if not cpu:
-        found["bandwidth"] = bandwidth(bundle)
+        found["speed"] = {str(size): speed(bundle, size, prompt_tokens, output_tokens) for size in batch}
     (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
 
 

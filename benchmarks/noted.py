@@ -42,7 +42,9 @@ class NotedSession(MeteredSession):
 
     steps: list[Step] = field(default_factory=list)
 
-    def note(self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None) -> None:
+    def note(
+        self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None, logits: int
+    ) -> None:
         self.steps.append(Step(began, ended, tuple(np.asarray(counts).tolist())))
 
     def close(self) -> None:

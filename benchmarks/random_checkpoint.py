@@ -1,7 +1,8 @@
-"""One set of random weights in Megrez-3B's shape, as a Hugging Face folder and as a float16 GGUF."""
+"""One set of random weights in Megrez-3B's shape as a Hugging Face folder, and such a folder as a float16 GGUF."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -91,7 +92,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 def write_gguf(folder: Path, file: Path) -> None:
-    """The weights of `folder` in llama.cpp's names and row order, without a tokenizer."""
+    """The weights of `folder`, a Llama in one file, in llama.cpp's names and row order, with its BPE tokenizer."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -101,10 +102,10 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")), config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
@@ -119,6 +120,24 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    """Ids without a token get a name of their own; there is one merge at least, since readers want some."""
+    pieces = {number: piece for piece, number in tokenizer["model"]["vocab"].items()}
+    special = {one["id"]: one["content"] for one in tokenizer.get("added_tokens") or ()}
+    merges = [one if isinstance(one, str) else " ".join(one) for one in tokenizer["model"]["merges"]] or ["a b"]
+    tokens, types = [], []
+    for number in range(config["vocab_size"]):
+        tokens.append(special.get(number) or pieces.get(number) or f"<unused_{number}>")
+        kind = gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL
+        types.append(kind if number in pieces or number in special else gguf.TokenType.UNUSED)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(config["eos_token_id"])
 
 
 def _gguf_name(name: str) -> str:

@@ -44,7 +44,8 @@ def table(rows: list[Figures]) -> str:
         for key in KEYS:
             low, high = row[f"{key}_ours_quartiles"]
             speeds += [f"{row[key]:.1f}", f"{row[f'{key}_ours']:.2f}", f"{low:.2f} to {high:.2f}"]
-        size, share = f"{row['bytes_per_token'] / 1e6:.0f}", f"{row['bandwidth_share']:.0%}"
+        size = f"{row['bytes_per_token'] / 1e6:.0f}"
+        share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.0%}"
         lines.append([row["name"], row["version"], *speeds, size, share])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -1,34 +1,61 @@
-"""Speed on a CPU, side by side: megrez-compile, onnxruntime-genai and ik_llama.cpp, int4, in Megrez-3B's shape.
+"""Speed side by side: megrez-compile and other runtimes (peers/runtimes.py), one workload, interleaved in one run.
 
-python benchmarks/speed.py --peers-python PATH [--layers 8] [--threads 2] [--rounds 40] [--streams 1]
+python benchmarks/speed.py [--peer NAME ...] [--install] [--python NAME=PATH ...] [--model FOLDER | --layers 8]
+    [--device cpu] [--threads 2] [--rounds 40] [--streams 1] [--prompt-tokens 128]
 
-The weights are random and the same for all, the model is cut to a few layers and keeps its whole lm_head. All runtimes
-stay open, each in its own process, and alternate, every other round in the opposite order, so that changes of the
-machine's speed affect all; memory bandwidth is measured between all turns. onnxruntime-genai has a second row with its
-default number of threads, half of the processors, and ours one with ONNX Runtime's kernels or, where those are the
-default (see custom_ops.py), rows with ours. A peer that is not installed for --peers-python is skipped and named.
-Prefill is the prompt's tokens over the time to the first token, decode the other tokens over the remaining time. With
-several streams, each with a prompt of its own, speeds are sums, and one stream of ours is a row too.
+The model is a checkpoint, or random weights in Megrez-3B's shape, cut to a few layers with its whole lm_head. Each peer
+runs in an environment of its own, which --install makes in the cache; one that cannot run here is skipped and named.
+All runtimes stay open and alternate, every other round in the opposite order, so that changes of the machine's speed
+affect all; on CPUs memory bandwidth is measured between all turns. onnxruntime-genai has a second row with its default
+number of threads, half of the processors, and ours one with ONNX Runtime's kernels or, where those are the default (see
+custom_ops.py), rows with ours. Prefill is the prompt's tokens over the time to the first token, decode the other tokens
+over the remaining time. With several streams, each with a prompt of its own, speeds are sums, and one stream of ours is
+a row too.
 """
 
 import contextlib
 import statistics
-import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import artefacts
 import click
 import numpy as np
+from artefacts import Source
 from onnxruntime import SessionOptions
-from random_checkpoint import SHAPE
+from peers.runtimes import Peer, UnavailableError, environment_of, find_peers
+from peers.turns import Runtime, opened_runtime
 from report import Figures, summarise, write
-from turns import Runtime, opened_runtime
 
+from megrez.engines.cuda_runtime import Cuda
 from megrez.engines.ort import custom_ops
 from megrez.runtime.bench.bandwidth import Reader
+from megrez.runtime.errors import MegrezError
 
-HERE = Path(__file__).parent
+PEERS = Path(__file__).parent / "peers"
+TARGETS = {"cpu": "cpu-int4", "cuda": "cuda-int4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Of every runtime; tokens are per stream."""
+
+    device: str
+    threads: int
+    prompt_tokens: int
+    output_tokens: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The command that starts a runtime, and the bytes of weights that it reads per token, of all streams together."""
+
+    command: list[object]
+    bytes_per_token: int
+    on_cpu: bool = True
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
@@ -36,43 +63,56 @@ def prompt_ids(vocab_size: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(vocab_size, size=count)]
 
 
-def missing(python: Path | None, module: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    if python is not None and subprocess.run([str(python), "-c", code]).returncode == 0:
-        return False
-    click.echo(f"{module} is skipped: --peers-python names no Python that has it", err=True)
-    return True
-
-
-def runtimes_to_compare(
-    cache: Path, layers: int, python: Path | None, output_tokens: int, threads: int, streams: int
-) -> dict[str, tuple[list[object], int]]:
-    """By name: the command that starts it, and the bytes of weights it reads per token, of all streams together."""
-    found: dict[str, tuple[list[object], int]] = {}
+def our_rows(cache: Path, source: Source, work: Workload, *, reuse: bool) -> dict[str, Row]:
+    """The first one is what others are compared with."""
+    target, streams, rows = TARGETS[work.device], work.streams, dict[str, Row]()
     options: tuple[object, ...]
-    lengths = artefacts.CONTEXT, output_tokens, streams
-    for options in ((), ("--block-size", 128)):
-        bundle = artefacts.megrez_bundle(cache, layers, options)
-        found[" ".join(["megrez-compile cpu-int4", *map(str, options)])] = (
-            [sys.executable, HERE / "speed_megrez.py", bundle, threads, output_tokens, streams],
+    for options in ((), ("--block-size", 128)) if source.is_random and work.device == "cpu" else ((),):
+        bundle = artefacts.bundle(cache, source, target, options, reuse=reuse)
+        rows[" ".join([f"megrez-compile {target}", *map(str, options)])] = Row(
+            [sys.executable, PEERS / "run_megrez.py", bundle, work.threads, work.output_tokens, streams],
             artefacts.onnx_bytes_per_token(bundle) // streams,
+            on_cpu=work.device == "cpu",
         )
-    ours, read = found["megrez-compile cpu-int4"]
+    name, ours = next(iter(rows.items()))
     if streams > 1:
-        found["megrez-compile cpu-int4, one stream"] = [*ours[:-1], 1], read * streams
-    for name, setting in other_kernels().items():
-        found[f"megrez-compile cpu-int4, {name}"] = ["env", f"{custom_ops.SETTING}={setting}", *ours], read
-    if python and not missing(python, "onnxruntime_genai"):
-        folder = artefacts.genai_folder(cache, layers, python)
-        read = artefacts.onnx_bytes_per_token(folder) // streams
-        for name, used in (("onnxruntime-genai int4", threads), ("onnxruntime-genai int4, its default threads", 0)):
-            found[name] = [python, HERE / "peer_genai.py", folder, used, *lengths], read
-    if python and not missing(python, "ik_llama_cpp"):
-        file = artefacts.ik_llama_file(cache, layers, python)
-        found[f"ik_llama.cpp Q4_0, lm_head {artefacts.gguf_head_type(file)}"] = (
-            [python, HERE / "peer_ik_llama.py", file, threads, *lengths],
-            artefacts.gguf_bytes_per_token(file) // streams,
-        )
+        rows[f"{name}, one stream"] = Row([*ours.command[:-1], 1], ours.bytes_per_token * streams, ours.on_cpu)
+    for kernels, setting in other_kernels().items() if work.device == "cpu" else ():
+        command = ["env", f"{custom_ops.SETTING}={setting}", *ours.command]
+        rows[f"{name}, {kernels}"] = Row(command, ours.bytes_per_token)
+    return rows
+
+
+def peer_rows(peer: Peer, python: Path, cache: Path, source: Source, work: Workload) -> dict[str, Row]:
+    """Usually one; raises UnavailableError where what the peer reads cannot be made."""
+    threads = {peer.name: work.threads}
+    if peer.artefact in ("genai", "genai-cuda"):
+        path = artefacts.genai_folder(cache, source, python, work.device)
+        read = artefacts.onnx_bytes_per_token(path)
+        threads = {f"{peer.name} int4": work.threads}
+        threads |= {f"{peer.name} int4, its default threads": 0} if work.device == "cpu" else {}
+    elif peer.artefact == "hf":
+        path = source.folder
+        name, size = ("bfloat16", 2) if work.device == "cuda" else ("float32", 4)
+        read, threads = artefacts.checkpoint_bytes_per_token(path, size), {f"{peer.name} {name}": work.threads}
+    else:
+        path = gguf_file(peer, python, cache, source)
+        read = artefacts.gguf_bytes_per_token(path)
+        threads = {f"{peer.name} Q4_0, lm_head {artefacts.gguf_head_type(path)}": work.threads}
+    lengths = artefacts.CONTEXT, work.output_tokens, work.streams
+    script = PEERS / peer.script
+    each, on_cpu = read // work.streams, work.device == "cpu"
+    return {name: Row([python, script, path, used, *lengths], each, on_cpu) for name, used in threads.items()}
+
+
+def gguf_file(peer: Peer, python: Path, cache: Path, source: Source) -> Path:
+    if peer.artefact == "ik":
+        return artefacts.ik_llama_file(cache, source, python)
+    if peer.artefact == "llama":
+        return artefacts.llama_cpp_file(cache, source, python)
+    found = artefacts.any_gguf(cache, source)
+    if found is None:
+        raise UnavailableError("it reads the GGUF file of llama.cpp or ik_llama.cpp: run with one of them first")
     return found
 
 
@@ -86,28 +126,95 @@ def other_kernels() -> dict[str, str]:
     return {"our kernels": "1", "our kernels but MatMulNBits": "attention"}
 
 
+def all_rows(
+    rows: dict[str, Row],
+    peers: list[Peer],
+    given: Mapping[str, Path],
+    cache: Path,
+    source: Source,
+    work: Workload,
+    *,
+    install: bool,
+) -> dict[str, Row]:
+    """Ours, `rows`, and those of the peers that can run here; the others are named with the reason."""
+    rows = dict(rows)
+    for peer in peers:
+        try:
+            python = environment_of(peer, cache, given, install=install)
+            rows |= peer_rows(peer, python, cache, source, work)
+        except (UnavailableError, RuntimeError) as error:
+            click.echo(f"{peer.name} is skipped: {' '.join(str(error).split())}", err=True)
+    return rows
+
+
+def opened_rows(rows: dict[str, Row], prompt: list[int], stack: contextlib.ExitStack) -> dict[str, Runtime]:
+    """Ours must open; a peer that does not is named with its error and left out."""
+    runtimes: dict[str, Runtime] = {}
+    for name, row in rows.items():
+        try:
+            runtimes[name] = stack.enter_context(opened_runtime(row.command, prompt))
+        except RuntimeError as error:
+            if not runtimes:
+                raise
+            click.echo(f"{name} is skipped: {' '.join(str(error).split())[-300:]}", err=True)
+    return runtimes
+
+
 def alternate(
     runtimes: dict[str, Runtime], reader: Reader, count: int
-) -> tuple[list[dict[str, Figures]], list[list[float]]]:
-    """By round: every runtime's figures, and the bandwidths read before, between and after their turns."""
-    rounds, bandwidths = [], []
+) -> Iterator[tuple[dict[str, Figures], list[float]]]:
+    """Of each round: every runtime's figures, and the bandwidths read before, between and after their turns."""
     order = list(runtimes)
     for number in range(count):
         figures, read = {}, [reader.bandwidth_now()]
         for name in order:
             figures[name] = runtimes[name].generate()
             read.append(reader.bandwidth_now())
-        rounds.append(figures)
-        bandwidths.append(read)
         speeds = ", ".join(f"{figures[name]['decode_tokens_per_s']:.1f}" for name in runtimes)
         click.echo(f"round {number + 1}: decode {speeds} tokens/s, memory {min(read) / 1e9:.1f} GB/s", err=True)
+        yield figures, read
         order.reverse()
-    return rounds, bandwidths
+
+
+def summary(
+    rounds: list[dict[str, Figures]], bandwidths: list[list[float]], found: dict[str, Row], about: dict[str, Figures]
+) -> list[Figures]:
+    """A row per runtime; on GPUs its share of the CPU's memory bandwidth means nothing and is left out."""
+    rows = summarise(rounds)
+    bandwidth = statistics.median(value for read in bandwidths for value in read)
+    for name, row in rows.items():
+        read = found[name].bytes_per_token
+        share = read * row["decode"] / bandwidth if found[name].on_cpu else None
+        row |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
+    return list(rows.values())
+
+
+def read_pythons(given: tuple[str, ...]) -> dict[str, Path]:
+    """Of NAME=PATH."""
+    found = {name: Path(path) for name, _, path in (one.partition("=") for one in given)}
+    for name, path in found.items():
+        if not path.is_file():
+            raise click.UsageError(f"--python {name}={path} is no file: give NAME=PATH of a Python")
+    return found
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError where there is no such device."""
+    try:
+        if device == "cuda":
+            Cuda("cuda")
+    except MegrezError as error:
+        raise click.UsageError(f"--device cuda: {error}") from error
 
 
 @click.command()
-@click.option("--peers-python", type=click.Path(path_type=Path, exists=True), help="A Python that has the peers.")
-@click.option("--layers", default=8, show_default=True)
+@click.option("--peer", "names", multiple=True, help="Compare with this one only; may be given several times.")
+@click.option("--install", is_flag=True, help="Make the environments that are missing.")
+@click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="A Python that has this peer.")
+@click.option("--reuse", is_flag=True, help="Take our bundles from the cache where they are there.")
+@click.option("--device", type=click.Choice(tuple(TARGETS)), default="cpu", show_default=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Llama's Hugging Face folder.")
+@click.option("--layers", default=8, show_default=True, help="Of Megrez-3B's shape, without --model.")
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -118,7 +225,12 @@ def alternate(
     "--output", type=click.Path(path_type=Path), default=Path(".cache/benchmarks/speed"), help="Without .md and .json."
 )
 def main(
-    peers_python: Path | None,
+    names: tuple[str, ...],
+    install: bool,
+    pythons: tuple[str, ...],
+    reuse: bool,
+    device: str,
+    model: Path | None,
     layers: int,
     prompt_tokens: int,
     output_tokens: int,
@@ -128,21 +240,35 @@ def main(
     cache: Path,
     output: Path,
 ) -> None:
-    """Measure, print a table and write it, with details in a JSON file."""
-    found = runtimes_to_compare(cache, layers, peers_python, output_tokens, threads, streams)
-    prompt = prompt_ids(SHAPE["vocab_size"], prompt_tokens)
+    """Measure, print a table of ratios and write it, with details in a JSON file."""
+    try:
+        peers = find_peers(names, device)
+    except UnavailableError as error:
+        raise click.UsageError(str(error)) from error
+    if prompt_tokens + output_tokens > artefacts.CONTEXT:
+        raise click.UsageError(f"prompt and output are at most {artefacts.CONTEXT} tokens together")
+    check_device(device)
+    cache.mkdir(parents=True, exist_ok=True)
+    source = artefacts.megrez_shape(cache, layers) if model is None else Source(model.absolute().name, model)
+    work = Workload(
+        device=device, threads=threads, prompt_tokens=prompt_tokens, output_tokens=output_tokens, streams=streams
+    )
+    ours = our_rows(cache, source, work, reuse=reuse)
+    found = all_rows(ours, peers, read_pythons(pythons), cache, source, work, install=install)
+    settings = {"model": source.name if model else f"Megrez-3B's shape, {layers} layers", "device": device}
+    settings |= {"threads": threads, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "streams": streams}
+    prompt = prompt_ids(artefacts.vocab_size(source), prompt_tokens)
+    rounds, bandwidths, text = list[dict[str, Figures]](), list[list[float]](), ""
     with contextlib.ExitStack() as stack:
-        runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, (command, _) in found.items()}
+        runtimes = opened_rows(found, prompt, stack)
         about = {name: runtime.about for name, runtime in runtimes.items()}
-        rounds, bandwidths = alternate(runtimes, Reader(threads), count)
-    rows = summarise(rounds)
-    bandwidth = statistics.median(value for read in bandwidths for value in read)
-    for name, (_, read) in found.items():
-        share = read * rows[name]["decode"] / bandwidth
-        rows[name] |= {**about[name], "bytes_per_token": read, "bandwidth_share": share}
-    settings = {"threads": threads, "layers": layers, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
-    settings |= {"streams": streams, "rounds": count}
-    click.echo(write(output, "benchmarks/speed.py", settings, list(rows.values()), bandwidths))
+        for figures, read in alternate(runtimes, Reader(threads), count):
+            rounds.append(figures)
+            bandwidths.append(read)
+            if len(rounds) > 1:  # an interrupted run keeps its rounds
+                rows = summary(rounds, bandwidths, found, about)
+                text = write(output, "benchmarks/speed.py", settings | {"rounds": len(rounds)}, rows, bandwidths)
+    click.echo(text)
 
 
 if __name__ == "__main__":

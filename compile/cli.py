@@ -21,7 +21,7 @@ from megrez.compile.commands.targets_table import as_text
 from megrez.compile.graph.precision import fit_block_size
 from megrez.compile.pipeline import Request, compile_bundle
 from megrez.compile.staged import build_staged, is_bundle
-from megrez.engines.targets import BLOCK_SIZES, CHANNEL, Target, find_target
+from megrez.engines.targets import BLOCK_SIZES, CHANNEL, KV_DTYPES, Target, find_target
 from megrez.runtime import text as text_codec
 from megrez.runtime.bench.environment import peak_rss_bytes
 from megrez.runtime.bundle import open_bundle
@@ -38,7 +38,7 @@ def _list_targets(context: click.Context, _: click.Parameter, given: bool) -> No
 SECTIONS = {
     "Common": ("--target", "--output", "--context", "--stage", "--list-targets", "--json"),
     "Model": ("--revision", "--dummy-weights", "--layers", "--seed"),
-    "Precision": ("--block-size", "--quantize-head", "--max-kl"),
+    "Precision": ("--block-size", "--quantize-head", "--kv", "--max-kl"),
     "Calibration": (*CALIBRATION, "--scales"),
     "Engine": ENGINE,
     "NPU": NPU,
@@ -77,6 +77,11 @@ SECTIONS = {
     "[default: the target's]",
 )
 @click.option("--quantize-head", is_flag=True, help="Quantise the LM head too, for trt-* targets.  [default: float16]")
+@click.option(
+    "--kv",
+    type=click.Choice(tuple(KV_DTYPES)),
+    help="Store the KV cache in this data type, for cpu-* targets.  [default: f32]",
+)
 @click.option(
     "--max-kl",
     type=float,
@@ -169,6 +174,7 @@ def _request(
     block_size: str | None,
     stage: str | None,
     quantize_head: bool,
+    kv: str | None,
     scales: Path | None,
     max_kl: float | None,
     algorithm: str | None,
@@ -178,7 +184,7 @@ def _request(
     seed: int,
     **text: Any,
 ) -> Request:
-    row = _row(target, block_size, stage, quantize_head)
+    row = _row(target, block_size, stage, quantize_head, kv)
     if scales is not None and algorithm is not None:
         raise UsageError(
             "--scales and --algorithm were both given, and scales have their algorithm: leave one of the two out"
@@ -209,10 +215,12 @@ def _refuse_checkpoint_options(model: str, options: dict[str, Any]) -> None:
         )
 
 
-def _row(target: str, block_size: str | None, stage: str | None, quantize_head: bool) -> Target:
+def _row(target: str, block_size: str | None, stage: str | None, quantize_head: bool, kv: str | None) -> Target:
     row = find_target(target) if stage is None else find_target(target).staged()
     if block_size is not None:
         row = row.with_block(None if block_size == CHANNEL else int(block_size))
+    if kv is not None:
+        row = row.with_kv(kv)
     return row.with_head() if quantize_head else row
 
 

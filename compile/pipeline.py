@@ -12,6 +12,7 @@ from megrez.compile.backends.options import ANY_DEVICE, EngineOptions
 from megrez.compile.bundle.describe import Content, describe, kv_cache
 from megrez.compile.bundle.output import check_output, check_space, locked
 from megrez.compile.bundle.writer import new_bundle
+from megrez.compile.calibrate.cache_fidelity import measure_cache
 from megrez.compile.calibrate.held_out import measure_bundle
 from megrez.compile.calibrate.prepare import Prepared, prepare
 from megrez.compile.calibrate.request import CalibrationRequest, Job
@@ -27,7 +28,7 @@ from megrez.compile.staged import build_from
 from megrez.engines.targets import Target
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.errors import UsageError
-from megrez.runtime.manifest import Measured
+from megrez.runtime.manifest import CacheFidelity, Measured
 
 DEFAULT_CALIBRATION = CalibrationRequest(text=TextRequest())
 
@@ -111,8 +112,10 @@ def write_graph(job: Job, plan: Plan, prepared: Prepared, output: Path, report: 
     with new_bundle(output) as new:
         device = plan.graph.build(graph, new.folder, report)
         finished = new.finish(describe(content), job.checkpoint.text, device)
-        if (measured := _measure(finished, prepared, report)) is not None:
-            new.state(finished, measured)
+        cache = _measure_cache(finished, job, report)
+        measured = _measure(finished, prepared, report)
+        if cache or measured is not None:
+            new.state(finished, measured, cache)
 
 
 def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | None:
@@ -120,6 +123,15 @@ def _measure(bundle: Bundle, prepared: Prepared, report: Report) -> Measured | N
         return None
     report.stage(f"measuring fidelity on {prepared.held_out.tokens.size} tokens of {prepared.held_out.source}")
     return measure_bundle(bundle, prepared.target, prepared.held_out)
+
+
+def _measure_cache(bundle: Bundle, job: Job, report: Report) -> tuple[CacheFidelity, ...]:
+    """What the KV cache's format costs; nothing for the data type in which the graph computes, or without a text."""
+    target, request, text = job.target, job.request, job.checkpoint.text
+    measurable = request.weights == "checkpoint" and text is not None and request.text.fidelity_tokens > 0
+    if not measurable or text is None or target.engine != "ort" or target.kv_dtype == target.float_dtype:
+        return ()
+    return measure_cache(bundle, text, request.text, report)
 
 
 @contextlib.contextmanager

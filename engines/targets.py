@@ -23,12 +23,13 @@ from megrez.runtime.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One way to compile a model. A weight format of None is not quantised: data type `kv_dtype`, that of the KV cache.
+    """One way to compile a model. A weight format of None is not quantised: data type `float_dtype`.
 
     weights: of the projections. sensitive: of those that quantisation affects most, see megrez.compile.graph.precision.
     head: of the lm_head. embedding: of the embedding table, and of the most common tokens' rows of a coarser head.
     input_type: "int8", "fp8" or "fp4" if the inputs of projections are quantised too, with one calibrated scale per
     tensor. algorithm: the default calibration algorithm, see megrez.compile.calibrate.stage; "rtn" rounds to nearest.
+    kv_dtype: of the KV cache. plain_dtype: of what is not quantised, None where it is kv_dtype; see `float_dtype`.
     higher_precision: the tensors with format `sensitive`; None: as megrez.compile.graph.precision chooses.
     rotated: whether the residual stream is rotated first, see megrez.compile.checkpoint.rotated.
     min_capability: the lowest NVIDIA compute capability with the needed data types; None for other devices.
@@ -45,12 +46,18 @@ class Target:
     activations: str
     kv_dtype: str
     devices: str
+    plain_dtype: str | None = None
     input_type: str | None = None
     algorithm: str = "rtn"
     higher_precision: frozenset[str] | None = None
     rotated: bool = False
     min_capability: int | None = None
     default_context: int = 4096
+
+    @property
+    def float_dtype(self) -> str:
+        """The data type of what is not quantised."""
+        return self.plain_dtype or self.kv_dtype
 
     @property
     def dequantizes(self) -> bool:
@@ -128,13 +135,21 @@ class Target:
             )
         return replace(self, head=self.weights if self.weights.bits == 8 or self.weights.floating else INT8_CHANNELS)
 
+    def with_kv(self, kv: str) -> "Target":
+        """This target with a KV cache in `kv`, one of KV_DTYPES; raises UsageError where its engine has one only."""
+        if self.engine != "ort":
+            raise UsageError(f"--kv is for cpu-* targets, the KV cache of {self.name} is {self.kv_dtype}: leave it out")
+        return replace(self, kv_dtype=KV_DTYPES[kv], plain_dtype=self.float_dtype)
+
     def with_block(self, block: int | None) -> "Target":
         """This target with another block size: larger blocks are smaller and faster, but less faithful.
 
         None: one scale per output channel, which for 4 bits only NPUs support.
         """
         if self.weights is None:
-            raise UsageError(f"--block-size is for quantised weights, {self.name} keeps {self.kv_dtype}: leave it out")
+            raise UsageError(
+                f"--block-size is for quantised weights, {self.name} keeps {self.float_dtype}: leave it out"
+            )
         if self.weights.block is None or self.weights.floating:
             raise UsageError(
                 f"--block-size is for targets with a choice of blocks, {self.name} has {self.weights}: leave it out"
@@ -151,6 +166,8 @@ class Target:
         return replace(self, weights=weights, sensitive=sensitive, head=head, embedding=embedding)
 
 
+# The values of --kv and the data types that they name.
+KV_DTYPES = {"f32": "float32", "f16": "float16", "int8": "int8"}
 # Engines that are built from a graph → the engine that runs the graph itself.
 STAGED = {"tensorrt": "portable", "qnn": "qdq"}
 CHANNEL = "channel"

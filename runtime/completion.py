@@ -10,13 +10,16 @@ from megrez.runtime.serving.text_stream import FinishReason
 class Piece:
     """One token and the text that it completed: perhaps none, perhaps that of earlier tokens too.
 
-    seconds: from the caller's request for this token until it was there.
+    seconds: from the caller's request for this token until it was there; next to nothing for a drafted one.
+    drafted_tokens, accepted_tokens: as in Token, of the answer so far.
     """
 
     text: str
     token: int
     seconds: float
     finish_reason: FinishReason | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,8 @@ class Completion:
     """A finished generation.
 
     token_ids: all generated tokens, including the stop token, whose text is left out. ttft_s: seconds to the first
-    token. decode_tokens_per_s: of the tokens after the first; None if there are none.
+    token. decode_tokens_per_s: of the tokens after the first; None if there are none. drafted_tokens: how many tokens
+    were drafted; accepted_tokens: how many of them were generated too.
     """
 
     text: str
@@ -34,6 +38,8 @@ class Completion:
     finish_reason: FinishReason | None
     ttft_s: float
     decode_tokens_per_s: float | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @classmethod
     def of(cls, pieces: Iterable[Piece], *, prompt_tokens: int) -> "Completion":
@@ -48,4 +54,6 @@ class Completion:
             finish_reason=seen[-1].finish_reason,
             ttft_s=seen[0].seconds,
             decode_tokens_per_s=(len(seen) - 1) / decode_s if decode_s > 0 else None,
+            drafted_tokens=seen[-1].drafted_tokens,
+            accepted_tokens=seen[-1].accepted_tokens,
         )

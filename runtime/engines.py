@@ -1,6 +1,7 @@
 """Maps the name of an engine to the module that opens its bundles, imported on use."""
 
 import importlib
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from megrez.runtime.bundle import Bundle
@@ -15,6 +16,8 @@ MODULES = {
     "qnn": "megrez.engines.qnn.session",
     "tensorrt": "megrez.engines.tensorrt.session",
 }
+# Engines on CUDA devices: the extra that installs what measures their memory.
+_CUDA_EXTRAS = {"ort-cuda": "cuda", "tensorrt": "rtx"}
 
 
 class OpenSession(Protocol):
@@ -39,3 +42,14 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
         )
     open_it = cast(OpenSession, importlib.import_module(MODULES[engine]).open_session)
     return open_it(bundle, threads=threads, slots=slots, capacity=capacity)
+
+
+def device_bandwidth(engine: str) -> float | None:
+    """Bytes per second of the memory of the device that `engine` runs on; None where it is not known how to measure.
+
+    Raises EngineError without the device, MissingExtraError without its library.
+    """
+    if engine not in _CUDA_EXTRAS:
+        return None
+    measure = cast(Callable[[str], float], importlib.import_module("megrez.engines.cuda_bandwidth").copy_bandwidth)
+    return measure(_CUDA_EXTRAS[engine])

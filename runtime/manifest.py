@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from megrez.runtime.errors import BundleError
 from megrez.runtime.records import parse
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+# Fields that were added since have defaults.
+OLDEST_VERSION = 4
 FILE_NAME = "manifest.json"
-CACHE_DTYPES = ("float32", "float16", "uint8")
+CACHE_DTYPES = ("float32", "float16", "uint8", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +35,40 @@ class Architecture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Over `tokens` positions: perplexities, KL(reference || model) in nats, and how often both argmax agree."""
+
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFidelity:
+    """The fidelity to the same graph and weights with a float32 KV cache, on `text` in windows of `context` tokens."""
+
+    context: int
+    text: str
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KvCache:
     """One key and one value cache per layer, each [slots, num_key_value_heads, context_length, head_dim].
 
-    bytes_per_token: of all layers.
+    bytes_per_token: of all layers, scales included. scales: data type and granularity; None without scales, and for
+    NPUs, where they are constants of the graph. keys: how they are transformed before they are stored, None if they are
+    not. fidelity: what this format costs, at several context lengths; empty if it was not measured.
     """
 
     dtype: str
     bytes_per_token: int
+    scales: str | None = None
+    keys: str | None = None
+    fidelity: tuple[CacheFidelity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,18 +173,6 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fidelity:
-    """Over `tokens` positions: perplexities, KL(reference || model) in nats, and how often both argmax agree."""
-
-    perplexity: float
-    reference_perplexity: float
-    kl_mean: float
-    kl_p99: float
-    top1_agreement: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """The fidelity to the checkpoint in float32, on a part of `text` that is not calibration data.
 
@@ -229,9 +245,10 @@ class Manifest:
                 f"the bundle has schema version {version}, this runtime reads up to {SCHEMA_VERSION}: "
                 "upgrade with  pip install -U megrez-compile"
             )
-        if isinstance(version, int) and version < SCHEMA_VERSION:
+        if isinstance(version, int) and version < OLDEST_VERSION:
             raise BundleError(
-                f"the bundle has schema version {version}, this runtime reads {SCHEMA_VERSION}: compile it again"
+                f"the bundle has schema version {version}, this runtime reads {OLDEST_VERSION} to {SCHEMA_VERSION}: "
+                "compile it again"
             )
         faults: list[str] = []
         manifest = parse(cls, data, faults)

@@ -9,10 +9,11 @@ from types import TracebackType
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.chat import ChatTemplate, Message
 from megrez.runtime.completion import Completion, Piece
-from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
 from megrez.runtime.generate import follow
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.drafting.choose import Speculate, open_drafted
+from megrez.runtime.serving.drafting.speculation import Speculation
 from megrez.runtime.serving.engine import Engine
 from megrez.runtime.serving.request import Token
 from megrez.runtime.session import Session
@@ -24,13 +25,14 @@ from megrez.runtime.threads import default_threads
 class Model:
     """A bundle that generates one stream of text at a time. Use it as a context manager, or call `close`.
 
-    template: None for a base model, which continues text but has no chat template.
+    template: None for a base model, which continues text but has no chat template. speculation: None drafts nothing.
     """
 
     bundle: Bundle
     session: Session
     text: Text
     template: ChatTemplate | None
+    speculation: Speculation | None = None
     _engine: Engine = field(init=False, repr=False)
     _streams: int = field(default=0, init=False, repr=False)
     _is_closed: bool = field(default=False, init=False, repr=False)
@@ -44,25 +46,39 @@ class Model:
         verify: bool = False,
         slots: int = 1,
         capacity: int | None = None,
+        speculate: Speculate = "auto",
+        draft: str | Path | None = None,
     ) -> "Model":
         """Open the bundle at `path`; raises BundleError, EngineError, MissingExtraError, or UsageError for more slots
         or capacity than it allows.
 
         threads: by default one per physical core. verify: check every file's SHA-256, not only its size.
         slots: sequences in the KV cache, where `reuse_prefix` finds earlier conversations. capacity: tokens per slot,
-        by default the bundle's context length.
+        by default the bundle's context length. speculate: "auto" drafts tokens where that pays, "always" as many as
+        possible, "off" none. draft: the bundle of a smaller model that drafts them; by default they are looked up in
+        prompt and output.
         """
         bundle = open_bundle(path, verify=verify)
         text = Text.open(bundle)
         template = ChatTemplate.open(bundle, text)
-        session = open_session(bundle, threads=threads or default_threads(), slots=slots, capacity=capacity)
-        return cls(bundle=bundle, session=session, text=text, template=template)
+        session, speculation = open_drafted(
+            bundle,
+            text,
+            threads=threads or default_threads(),
+            slots=slots,
+            capacity=capacity,
+            mode=speculate,
+            draft=draft,
+            verify=verify,
+        )
+        return cls(bundle=bundle, session=session, text=text, template=template, speculation=speculation)
 
     def __post_init__(self) -> None:
         self._engine = Engine(
             self.session,
             stop_ids=self.bundle.manifest.tokens.stop,
             detokenizer=lambda prompt_ids: Detokenizer(self.text, prompt_ids),
+            speculation=self.speculation,
         )
 
     @property
@@ -138,6 +154,8 @@ class Model:
         if not self._is_closed:
             self._is_closed = True
             self.session.close()
+            if self.speculation is not None:
+                self.speculation.close()
 
     def __enter__(self) -> "Model":
         return self
@@ -148,7 +166,14 @@ class Model:
     def _pieces(self, tokens: Iterator[Token], stream: int) -> Iterator[Piece]:
         self._check_latest(stream)
         for token in tokens:
-            yield Piece(text=token.text, token=token.token, seconds=token.seconds, finish_reason=token.finish_reason)
+            yield Piece(
+                text=token.text,
+                token=token.token,
+                seconds=token.seconds,
+                finish_reason=token.finish_reason,
+                drafted_tokens=token.drafted_tokens,
+                accepted_tokens=token.accepted_tokens,
+            )
             if token.finish_reason is None:
                 self._check_latest(stream)
 

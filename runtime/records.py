@@ -1,4 +1,7 @@
-"""Parses JSON into frozen dataclasses, strictly: a missing, unknown or mistyped field is a fault."""
+"""Parses JSON into frozen dataclasses, strictly: a missing, unknown or mistyped field is a fault.
+
+A field with a default may be missing.
+"""
 
 import dataclasses
 import types
@@ -39,7 +42,8 @@ def _parse_record(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     prefix = f"{where}." if where else ""
     hints = typing.get_type_hints(kind)
     before = len(faults)
-    faults += [f"{prefix}{name} is missing" for name in hints if name not in value]
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    faults += [f"{prefix}{name} is missing" for name in hints if name not in value and name not in optional]
     faults += [f"{prefix}{name} is not a known field" for name in value if name not in hints]
     known = {name: _parse(hints[name], value[name], prefix + name, faults) for name in hints if name in value}
     return kind(**known) if len(faults) == before else None

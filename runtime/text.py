@@ -69,6 +69,11 @@ class Text:
         """The tokenizer as the text of a tokenizer.json."""
         return self._tokenizer.to_str()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's spelling in tokenizer.json and its id, added tokens included."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
+
     def token_id(self, spelling: str) -> int | None:
         """The id of the token with this text; None where there is none."""
         return self._tokenizer.token_to_id(spelling)

@@ -14,6 +14,7 @@ from tests.graphs import canonical
 CAPACITY = 64
 # Large enough for every kernel that real models get: int4 blocks of 128, heads of 64.
 SHAPE = {"hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 384}
+ONE_LAYER = {**SHAPE, "layers": 1}  # a third faster to build
 
 
 def engine_graph(folder: Path, target: str) -> ir.Model:

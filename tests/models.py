@@ -1,6 +1,8 @@
 """Tiny random Hugging Face checkpoints on disk, written by transformers itself; knows nothing of the product."""
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+_saved: dict[str, Mapping[str, bytes]] = {}
 
 
 def make_checkpoint(
@@ -62,15 +66,27 @@ def make_checkpoint(
         "pad_token_id": 259,
     }
     config = transformers.AutoConfig.for_model(family, **shape, **_family_fields(family, biases, sliding_window))
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    _randomise(model, seed)
-    model = model.to(getattr(torch, dtype))
-    model.config.dtype = dtype
-    model.generation_config = transformers.GenerationConfig(eos_token_id=258, pad_token_id=259)
-    model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in _model_files(config, seed, dtype, sharded).items():
+        (folder / name).write_bytes(data)
     if tokenizer:
         write_tokenizer(folder)
     return folder
+
+
+def _model_files(config: Any, seed: int, dtype: str, sharded: bool) -> Mapping[str, bytes]:
+    """By name, what transformers saves: kept, since that takes 20 ms and hundreds of tests have their own folder."""
+    key = repr((config.to_json_string(), seed, dtype, sharded))
+    if key not in _saved:
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        _randomise(model, seed)
+        model = model.to(getattr(torch, dtype))
+        model.config.dtype = dtype
+        model.generation_config = transformers.GenerationConfig(eos_token_id=258, pad_token_id=259)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+            _saved[key] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return _saved[key]
 
 
 def _family_fields(family: str, biases: bool, sliding_window: int | None) -> dict[str, Any]:

@@ -51,6 +51,7 @@ INPUTS = ("tests/calibration/activations/test_inputs.py",)
 PASSES = "tests/compile/graph/passes"
 PRODUCTS = ("tests/engines/ort/test_matmul_nbits.py",)
 ATTENTION = ("tests/engines/ort/test_group_query_attention.py",)
+CACHE_FORMATS = ("tests/engines/ort/test_cache_formats.py",)
 
 FAULTS = (
     # calibration
@@ -171,24 +172,31 @@ FAULTS = (
     ),
     Fault(
         "kernel-hides-the-token-itself",
-        "engines/ort/kernels/attention.c",
-        "least(end, position + 1) - start",
-        "least(end, position) - start",
+        "engines/ort/kernels/attention_passes.h",
+        "megrez_least(end, position + 1) - start",
+        "megrez_least(end, position) - start",
         ATTENTION,
     ),
     Fault(
         "kernel-parts-depend-on-the-query",
-        "engines/ort/kernels/attention.c",
-        "most(0, first + 1 - all->window) / KEYS * KEYS",
-        "most(0, first + 1 - all->window)",
+        "engines/ort/kernels/attention_passes.h",
+        "megrez_most(0, first + 1 - all->window) / KEYS * KEYS",
+        "megrez_most(0, first + 1 - all->window)",
         ATTENTION,
     ),
     Fault(
         "kernel-window-off-by-one",
-        "engines/ort/kernels/attention.c",
+        "engines/ort/kernels/attention_passes.h",
         "position + 1 - all->window - start",
         "position - all->window - start",
         ATTENTION,
+    ),
+    Fault(
+        "kernel-value-scale-of-the-key",
+        "engines/ort/kernels/attention_cache.h",
+        "n < count ? all->value_scales[first + n] : 0",
+        "n < count ? all->key_scales[first + n] : 0",
+        CACHE_FORMATS,
     ),
     # sessions and decoding
     Fault(

@@ -1,6 +1,5 @@
 """The manifest of a bundle: its content and provenance; knows no file."""
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from megrez.calibration.results.record import Record
@@ -11,6 +10,7 @@ from megrez.compile.checkpoint.text_assets import GREEDY
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.precision import Precision
 from megrez.compile.graph.quantizer import Quantizer
+from megrez.compile.machine import package_version
 from megrez.engines.targets import Target
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.manifest import (
@@ -26,7 +26,9 @@ from megrez.runtime.manifest import (
 
 TOOLS = ("gguf", "megrez-compile", "numpy", "onnx", "onnx-ir", "onnxruntime", "optimum", "torch", "transformers")
 ENGINE_TOOLS = {"tensorrt": ("tensorrt-cu13", "tensorrt-rtx-cu13"), "qnn": ("onnxruntime-qnn",)}
-BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
+# Of an int8 cache, per token and KV head.
+CACHE_SCALE = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,14 @@ class Content:
 
 def kv_cache(config: ModelConfig, target: Target) -> KvCache:
     """The data type of a model's KV cache under a target, and the bytes that a token takes in all layers."""
-    per_layer = 2 * config.num_key_value_heads * config.head_dim * BYTES[target.kv_dtype]
-    return KvCache(dtype=target.kv_dtype, bytes_per_token=config.num_hidden_layers * per_layer)
+    is_scaled = target.kv_dtype == "int8"
+    per_head = config.head_dim * BYTES[target.kv_dtype] + (BYTES[CACHE_SCALE] if is_scaled else 0)
+    return KvCache(
+        dtype=target.kv_dtype,
+        bytes_per_token=config.num_hidden_layers * 2 * config.num_key_value_heads * per_head,
+        scales=f"{CACHE_SCALE} per token and head" if is_scaled else None,
+        keys="Hadamard-transformed per head" if is_scaled else None,
+    )
 
 
 def describe(content: Content) -> Manifest:
@@ -132,6 +140,5 @@ def _architecture(config: ModelConfig) -> Architecture:
 
 def tool_versions(engine: str) -> dict[str, str]:
     """The installed versions of the tools that build bundles of `engine`."""
-    found = importlib.metadata.distributions()
-    installed = {distribution.name.replace("_", "-"): distribution.version for distribution in found}
-    return {tool: installed[tool] for tool in (*TOOLS, *ENGINE_TOOLS.get(engine, ())) if tool in installed}
+    tools = (*TOOLS, *ENGINE_TOOLS.get(engine, ()))
+    return {tool: version for tool in tools if (version := package_version(tool)) is not None}

@@ -14,7 +14,7 @@ from megrez.runtime import chat
 from megrez.runtime import text as text_codec
 from megrez.runtime.bundle import Bundle, sha256_of
 from megrez.runtime.errors import BundleError
-from megrez.runtime.manifest import FILE_NAME, Device, File, Manifest, Measured
+from megrez.runtime.manifest import FILE_NAME, CacheFidelity, Device, File, Manifest, Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,14 @@ class NewBundle:
         (self.folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         return Bundle(path=self.folder, manifest=manifest)
 
-    def state(self, finished: Bundle, measured: Measured) -> None:
-        """Add the measured fidelity to the finished bundle's manifest."""
-        manifest = replace(finished.manifest, measured=measured)
+    def state(self, finished: Bundle, measured: Measured | None, cache: tuple[CacheFidelity, ...] = ()) -> None:
+        """Add the measured fidelity, and that of the KV cache's format, to the finished bundle's manifest."""
+        manifest = finished.manifest
+        manifest = replace(
+            manifest,
+            measured=measured or manifest.measured,
+            kv_cache=replace(manifest.kv_cache, fidelity=cache),
+        )
         (self.folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 

@@ -23,7 +23,9 @@ def estimate_weights(checkpoint: Checkpoint, target: Target) -> int:
         Precision(checkpoint, target),
         Quantizer(checkpoint, dequantize_linear=target.dequantizes),
     )
-    unquantised = min(BYTES[target.kv_dtype], 2) if target.quantizes_all_activations else BYTES[target.kv_dtype]
+    unquantised = BYTES[target.float_dtype]
+    if target.quantizes_all_activations:
+        unquantised = min(unquantised, 2)
     total = 0
     for name, shape in expected_tensors(checkpoint.config).items():
         weight_format = precision.format_of(name) if len(shape) == 2 else None

@@ -16,11 +16,11 @@ HEADER = (
 
 
 def target_rows() -> list[tuple[str, ...]]:
-    """One row per target, with the columns of HEADER; unquantised tensors have the data type of the KV cache."""
+    """One row per target, with the columns of HEADER; unquantised tensors have the target's float data type."""
     rows = []
     for target in TARGETS:
         formats = (target.weights, target.sensitive, target.embedding, target.head)
-        named = (str(one or target.kv_dtype) for one in formats)
+        named = (str(one or target.float_dtype) for one in formats)
         rows.append((target.name, *named, target.activations, target.kv_dtype, target.algorithm, target.devices))
     return rows
 

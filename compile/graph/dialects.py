@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.all_positions import AllPositions
+from megrez.compile.graph.passes.cache_format import CacheFormat
 from megrez.compile.graph.passes.fuse_projections import FuseProjections
 from megrez.compile.graph.passes.graph import MICROSOFT
 from megrez.compile.graph.passes.group_query_attention import HEAD_MULTIPLE, GroupQueryAttention
@@ -58,7 +59,7 @@ def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> lis
         QuantizeWeights(Quantizer(checkpoint), precision, accuracy_level=0 if on_gpu else INT8_ARITHMETIC),
         DeclareMicrosoft(),
     ]
-    return [*passes, HalfPrecision() if on_gpu else SwiGLU()]
+    return [*passes, *([HalfPrecision()] if on_gpu else [SwiGLU(), CacheFormat(target.kv_dtype)])]
 
 
 def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:

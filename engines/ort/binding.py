@@ -33,7 +33,7 @@ class Interface:
 
 
 class BoundModel:
-    """session: an onnxruntime.InferenceSession. caches: [slots, kv_heads, capacity, head_dim] by name.
+    """session: an onnxruntime.InferenceSession. caches: [slots, kv_heads, capacity, …] by name.
 
     All decode steps share input and logits buffers for `slots` sequences, and bind the part that they need.
     """
@@ -84,7 +84,7 @@ class BoundModel:
             name: (HOST if name in self._interface.on_host else self._place).zeros(array.shape, array.dtype)
             for name, array in inputs.items()
         }
-        return fixed, self._place.zeros((logits, self._vocab_size), self._shape.dtype)
+        return fixed, self._place.zeros((logits, self._vocab_size), self._shape.float_dtype)
 
     def _decoding(self, first: int, count: int) -> "_Binding":
         """The binding of a decode step on `count` cache entries from `first` on; the most recently used are kept."""

@@ -9,6 +9,7 @@ from megrez.engines.ort import MODEL_FILE, custom_ops
 from megrez.engines.ort.binding import BoundModel, Interface
 from megrez.engines.ort.caches import Caches, CacheShape, cache_shape
 from megrez.engines.ort.library import load_library, open_model
+from megrez.engines.ort.memory import check_memory
 from megrez.engines.ort.place import HOST, Place
 from megrez.engines.slot_order import SlotOrder
 from megrez.runtime.batch import Batch, check_copy
@@ -30,17 +31,19 @@ def open_on_cpu(
     """Load the bundle's graph on ONNX Runtime's CPU kernels; see `cache_shape`.
 
     threads: within an operator; by default one per physical core. basic: only ONNX Runtime's basic graph
-    optimisations, which do not change results. own_kernels: register ours, see custom_ops. Raises EngineError if
-    ONNX Runtime rejects the graph.
+    optimisations, which do not change results. own_kernels: register ours, see custom_ops. Raises UsageError, before
+    anything is allocated, if weights and full caches exceed this machine's memory; EngineError if ONNX Runtime rejects
+    the graph.
     """
     cache = cache_shape(bundle, slots, capacity)
+    check_memory(bundle, cache)
     onnxruntime = load_library("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if own_kernels:
-        custom_ops.register(options)
+        custom_ops.register(options, cache=bundle.manifest.kv_cache.dtype)
     session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)
 

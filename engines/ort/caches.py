@@ -13,7 +13,9 @@ from megrez.runtime.session import choose_capacity, choose_slots
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """A key and a value per layer, each [slots, kv_heads, capacity, head_dim] of `dtype`, as are the logits."""
+    """A key and a value per layer, each [slots, kv_heads, capacity, head_dim] of `dtype`, and the scales of int8 ones,
+    [slots, kv_heads, capacity, 1] in float32. float_dtype: of all else, such as the logits.
+    """
 
     layers: int
     slots: int
@@ -21,18 +23,26 @@ class CacheShape:
     capacity: int
     head_dim: int
     dtype: np.dtype[Any]
+    float_dtype: np.dtype[Any]
 
     @property
-    def names(self) -> list[str]:
-        return [f"{layer}.{kind}" for layer in range(self.layers) for kind in ("key", "value")]
+    def kinds(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """The shapes and data types of a layer's caches, by name."""
+        tokens = self.slots, self.kv_heads, self.capacity
+        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        found |= dict.fromkeys(("key", "value"), ((*tokens, self.head_dim), self.dtype))
+        if self.dtype == np.int8:
+            found |= dict.fromkeys(("key_scale", "value_scale"), ((*tokens, 1), np.dtype(np.float32)))
+        return found
 
     @property
-    def one(self) -> tuple[int, ...]:
-        return self.slots, self.kv_heads, self.capacity, self.head_dim
+    def all(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """The same of all layers, as "LAYER.KIND"."""
+        return {f"{layer}.{kind}": one for layer in range(self.layers) for kind, one in self.kinds.items()}
 
     @property
     def nbytes(self) -> int:
-        return len(self.names) * int(np.prod(self.one)) * self.dtype.itemsize
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.all.values())
 
 
 def cache_shape(bundle: Bundle, slots: int, capacity: int | None) -> CacheShape:
@@ -41,29 +51,34 @@ def cache_shape(bundle: Bundle, slots: int, capacity: int | None) -> CacheShape:
     Raises UsageError for less than one slot, and for a capacity beyond the context length.
     """
     manifest = bundle.manifest
+    dtype = np.dtype(manifest.kv_cache.dtype)
     return CacheShape(
         layers=manifest.architecture.num_hidden_layers,
         slots=choose_slots(slots),
         kv_heads=manifest.architecture.num_key_value_heads,
         capacity=choose_capacity(capacity, manifest.context_length, bundle.path),
         head_dim=manifest.architecture.head_dim,
-        dtype=np.dtype(manifest.kv_cache.dtype),
+        dtype=dtype,
+        # Graphs on CPUs compute in float32; those for GPUs and those of other engines in the data type of their caches.
+        float_dtype=np.dtype(np.float32) if manifest.engine == "ort" else dtype,
     )
 
 
 class Caches:
-    """The buffers by name, each [slots, kv_heads, capacity, head_dim]."""
+    """The buffers by name, each [slots, kv_heads, capacity, …]."""
 
     def __init__(self, shape: CacheShape, place: Place) -> None:
         self._place = place
-        self.buffers = {name: place.zeros(shape.one, shape.dtype) for name in shape.names}
-        # The temporary buffer of swaps, for one cache at a time.
-        self._spare = place.zeros((1, *shape.one[1:]), shape.dtype) if shape.slots > 1 else None
+        self.buffers = {name: place.zeros(*one) for name, one in shape.all.items()}
+        # The temporary buffers of swaps, for one cache at a time, by the kind of cache.
+        self._spares: dict[str, Buffer] = {}
+        if shape.slots > 1:
+            self._spares = {kind: place.zeros((1, *one[1:]), dtype) for kind, (one, dtype) in shape.kinds.items()}
 
     def swap(self, swaps: list[Swap]) -> None:
-        for buffer in self.buffers.values():
+        for name, buffer in self.buffers.items():
             for swap in swaps:
-                self._swap(buffer, swap)
+                self._swap(buffer, self._spares[name.partition(".")[2]], swap)
         self._place.synchronize()
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -74,11 +89,10 @@ class Caches:
 
     def close(self) -> None:
         self.buffers.clear()
-        self._spare = None
+        self._spares.clear()
 
-    def _swap(self, buffer: Buffer, swap: Swap) -> None:
-        assert self._spare is not None, "a single entry cannot be swapped"
+    def _swap(self, buffer: Buffer, spare: Buffer, swap: Swap) -> None:
         one, other = buffer.entries(swap.one, 1), buffer.entries(swap.other, 1)
-        self._place.copy_tokens(one, self._spare, swap.tokens_of_one)
+        self._place.copy_tokens(one, spare, swap.tokens_of_one)
         self._place.copy_tokens(other, one, swap.tokens_of_other)
-        self._place.copy_tokens(self._spare, other, swap.tokens_of_one)
+        self._place.copy_tokens(spare, other, swap.tokens_of_one)

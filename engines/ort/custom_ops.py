@@ -1,9 +1,11 @@
-"""Registers our own CPU kernels (engines/ort/kernels/) in place of ONNX Runtime's; independent of graphs.
+"""Registers our own CPU kernels (engines/ort/kernels/); independent of graphs.
 
-They are compiled when the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX
-Runtime's, reads the weights in the mapped file, and is memory-bound where ONNX Runtime's is compute-bound with AVX2.
-On processors with VNNI, ONNX Runtime's kernels use it and stay: ours have not been compared with them there. Our
-MatMulNBits rounds its inputs to int8 (accuracy_level 4); a graph with a higher accuracy level is rejected.
+Some replace ONNX Runtime's; attention over float16 and int8 KV caches is an operator of ours. They are compiled when
+the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX Runtime's, reads the
+weights in the mapped file, and is memory-bound where ONNX Runtime's is compute-bound with AVX2. On processors with
+VNNI, ONNX Runtime's kernels use it and stay: ours have not been compared with them there. Our MatMulNBits rounds its
+inputs to int8 (accuracy_level 4); a graph with a higher accuracy level is rejected. Attention over float16 and int8
+caches has portable C too, for processors without AVX2.
 """
 
 import ctypes
@@ -14,30 +16,36 @@ from typing import Any
 
 from megrez.runtime.errors import EngineError, UsageError, first_line
 
-# 0: never; 1: on every processor that can run them; attention: the same, but with ONNX Runtime's MatMulNBits; unset:
-# without VNNI only. The first registration in a process decides.
+# Which kernels replace ONNX Runtime's. 0: none; 1: on every processor that can run them; attention: the same, but with
+# ONNX Runtime's MatMulNBits; unset: without VNNI only; portable: none, and attention over other caches than float32 in
+# portable C. The first registration in a process decides.
 SETTING = "MEGREZ_KERNELS"
-_NEVER, _WHEREVER = "0", ("1", "attention")
-_RUNS_BEST, _RUNS = 1, 2
+SETTINGS = ("0", "1", "attention", "portable")
 
 
-def register(options: Any) -> bool:
-    """Register our kernels in onnxruntime.SessionOptions; returns whether it did.
+def register(options: Any, *, cache: str = "float32") -> bool:
+    """Register our kernels in onnxruntime.SessionOptions; returns whether they replace ONNX Runtime's.
 
-    For float32 graphs only: others would be rejected. Raises UsageError for an invalid setting, EngineError if the
-    library was compiled for another machine.
+    For graphs in float32 only, with KV caches of data type `cache`: others would be rejected. Raises UsageError for an
+    invalid setting, EngineError if the library was compiled for another machine, or not at all and `cache` needs it.
     """
     setting = os.environ.get(SETTING, "")
-    if setting not in ("", _NEVER, *_WHEREVER):
+    if setting not in ("", *SETTINGS):
         raise UsageError(
-            f"{SETTING} is {setting!r}, the valid values are 0, 1 and attention: set one of these or unset it"
+            f"{SETTING} is {setting!r}, the valid values are {', '.join(SETTINGS[:-1])} and {SETTINGS[-1]}: "
+            "set one of these or unset it"
         )
-    library = None if setting == _NEVER else find_library()
-    verdict = 0 if library is None else judge(library)
-    if verdict != _RUNS_BEST and not (verdict == _RUNS and setting in _WHEREVER):
-        return False
-    options.register_custom_ops_library(str(library))
-    return True
+    needed = cache != "float32"
+    library = find_library()
+    if library is None and needed:
+        raise EngineError(
+            f"the bundle has a KV cache in {cache}, which needs our kernels, and they were not compiled when "
+            "megrez-compile was installed: reinstall it where a C compiler is, or compile the bundle with --kv f32"
+        )
+    replaces = library is not None and setting != "0" and bool(_load(library).megrez_replaces())
+    if replaces or needed:
+        options.register_custom_ops_library(str(library))
+    return replaces
 
 
 def find_library() -> Path | None:
@@ -48,10 +56,18 @@ def find_library() -> Path | None:
 
 def judge(library: Path) -> int:
     """Whether this processor can run the kernels: 0 no; 1 yes; 2 yes, but it has VNNI: ONNX Runtime's are used."""
+    return int(_load(library).megrez_kernels())
+
+
+def _load(library: Path) -> Any:
+    """The library's functions; raises EngineError if it cannot be loaded, or is another version's."""
     try:
-        return int(ctypes.CDLL(str(library)).megrez_kernels())
+        loaded = ctypes.CDLL(str(library))
+        for name in ("megrez_kernels", "megrez_replaces"):
+            getattr(loaded, name)
     except (OSError, AttributeError) as error:
         raise EngineError(
             f"{library} was compiled for another machine: {first_line(error)}: reinstall megrez-compile, "
             f"or set {SETTING}=0"
         ) from error
+    return loaded

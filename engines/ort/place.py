@@ -1,5 +1,8 @@
 """The memory of a session's buffers: the interface, and its implementation in host memory. Independent of graphs."""
 
+import contextlib
+import mmap
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,11 +85,15 @@ class HostBuffer:
         return self.array
 
 
+# Bytes from which on a buffer is mapped.
+MAPPED = 1 << 20
+
+
 class Host:
     """Host memory, in numpy arrays. Nothing is recorded on a CPU."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> HostBuffer:
-        return HostBuffer(np.zeros(shape, dtype))
+        return HostBuffer(_mapped(shape, np.dtype(dtype)))
 
     def copy_tokens(self, source: Buffer, target: Buffer, tokens: int) -> None:
         target.read()[:, :, :tokens] = source.read()[:, :, :tokens]
@@ -96,6 +103,23 @@ class Host:
 
     def run_options(self, recording: int | None) -> None:
         return None
+
+
+def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros whose pages take memory when they are first written.
+
+    Without huge pages: a KV cache is filled a little at a time in the range of every slot and head, and a huge page in
+    each of them would often be the whole range.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size < MAPPED:
+        return np.zeros(shape, dtype)
+    # Private where there is a choice: Linux would count shared pages as files in memory.
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if os.name == "posix" else mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 HOST = Host()

@@ -61,7 +61,8 @@ def weight_bytes(manifest: Manifest) -> int:
     formats, or if the files hold more than the layers and one table.
     """
     shape, found = manifest.architecture, manifest.provenance.quantization
-    wide = 32 if manifest.kv_cache.dtype == "float32" else 16  # bits of what is not quantised, as the engine's caches
+    # Bits of what is not quantised: a CPU computes in float32, whatever its KV cache is.
+    wide = 32 if manifest.engine == "ort" or manifest.kv_cache.dtype == "float32" else 16
     layer_bits = _bits(found.projections if found else None, wide)
     table_bits = _bits(found.embedding if found else None, wide)
     stored = sum(file.size for file in manifest.files if file.path not in _TEXT_FILES)
@@ -76,16 +77,3 @@ def _bits(stated: str | None, wide: int) -> int:
     """Of a weight's format, such as "int4 block 128"."""
     found = re.search(r"(\d+)", stated.split()[0]) if stated else None
     return int(found[1]) if found else wide
-
-
-def bandwidth_share(
-    manifest: Manifest, *, decode_steps: float, cached_tokens: float, seconds: float, bandwidth: float
-) -> float | None:
-    """Bytes of weights and KV cache that decode steps read in `seconds`, as a share of what memory could give.
-
-    cached_tokens: summed over the sequences of all these steps. None if no decode step ran.
-    """
-    if not (decode_steps and seconds):
-        return None
-    read = decode_steps * weight_bytes(manifest) + cached_tokens * manifest.kv_cache.bytes_per_token
-    return read / seconds / bandwidth

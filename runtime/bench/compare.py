@@ -27,16 +27,24 @@ class Row:
     better: str | None
 
 
-def read_result(path: Path) -> Result:
-    """What --json-file wrote; raises UsageError for anything else, and for a run that did not end."""
+def read_any_result(path: Path) -> Result:
+    """What --json-file wrote, of any view; raises UsageError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read ({error}): give a file that  megrez bench --json-file  wrote"
         ) from error
-    if not isinstance(found, dict) or not {"view", "workload", "environment", "repetitions"} <= found.keys():
+    if not isinstance(found, dict) or not {"view", "workload", "environment"} <= found.keys():
         raise UsageError(f"{path} is no result of this version's benchmark: write one with  megrez bench --json-file")
+    return found
+
+
+def read_result(path: Path) -> Result:
+    """One that can be compared; raises UsageError for other views, and for a run that did not end."""
+    found = read_any_result(path)
+    if "repetitions" not in found:
+        raise UsageError(f"{path} is of the view {found['view']}: compare results of latency or load")
     if found.get("stopped"):
         raise UsageError(f"{path} holds a part of a run only ({found['stopped']}): measure again")
     return found

@@ -20,24 +20,36 @@ class BrokenConnectionError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
+    """socket: the path of a unix socket, over which HTTP is spoken instead of TCP."""
+
     host: str
     port: int
     is_tls: bool
     prefix: str
+    socket: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> "Address":
-        """Of http://host:port, perhaps with a path; a last /v1 is left out. Raises UsageError."""
+        """Of http://host:port, perhaps with a path, or of unix:PATH; a last /v1 is left out. Raises UsageError."""
+        if url.startswith("unix:"):
+            path = url.removeprefix("unix:").removeprefix("//")
+            if not path:
+                raise UsageError(f"--url {url} names no socket: give one as unix:/run/megrez.sock")
+            return cls(host="localhost", port=80, is_tls=False, prefix="", socket=path)
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"--url {url} is no address of a server: give one as http://127.0.0.1:8000")
+            raise UsageError(f"--url {url} is no address of a server: give one as http://127.0.0.1:8000 or unix:PATH")
         is_tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(host=parts.hostname, port=port or (443 if is_tls else 80), is_tls=is_tls, prefix=prefix)
+
+    @property
+    def is_this_machine(self) -> bool:
+        return self.host in ("localhost", "127.0.0.1", "::1")
 
 
 class SilentError(BrokenConnectionError):
@@ -174,6 +186,8 @@ class Connection:
             await writer.wait_closed()
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._address.socket is not None:
+            return await asyncio.open_unix_connection(self._address.socket)
         context = ssl.create_default_context() if self._address.is_tls else None
         return await asyncio.open_connection(self._address.host, self._address.port, ssl=context)
 

@@ -11,6 +11,8 @@ from megrez.runtime.errors import MegrezError
 
 Clock = Callable[[], float]
 Note = Callable[[Record], None]
+# Why a run that the user ended has stopped.
+INTERRUPTED = "interrupted by Ctrl-C"
 
 
 class StoppedError(MegrezError):

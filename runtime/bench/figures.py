@@ -89,7 +89,19 @@ def combine(repetitions: Sequence[Sequence[Record]]) -> Figures:
     found |= {name: statistics.median(one[name] for one in each) for name in rates} if each else {}
     found["elapsed_s"] = sum(one["elapsed_s"] for one in each)
     kept = [{name: one[name] for name in LOAD_FIGURES} for one in each]
-    return found | {"spread": spread(kept), "repetitions": kept}
+    gaps = [gap for records in repetitions for one in records if one.error is None for gap in np.diff(one.times)]
+    return found | {"itl_histogram": histogram(gaps), "spread": spread(kept), "repetitions": kept}
+
+
+def histogram(values: Sequence[float], bins: int = 60) -> Figures | None:
+    """Counts between edges in seconds, which grow by a constant factor; None of nothing."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return None
+    low, high = min(positive), max(positive)
+    edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
+    counts, _ = np.histogram(np.clip(positive, edges[0], edges[-1]), edges)
+    return {"edges_s": edges.tolist(), "counts": counts.tolist()}
 
 
 def distribution(name: str, values: Sequence[float]) -> Figures:

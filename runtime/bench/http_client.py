@@ -9,6 +9,7 @@ from typing import Any
 from megrez.runtime.bench.connection import Address, BrokenConnectionError, Connection, Response, SilentError
 from megrez.runtime.bench.drive import Clock, StoppedError
 from megrez.runtime.bench.figures import Record
+from megrez.runtime.bench.live import Live
 from megrez.runtime.bench.workload import Ask
 from megrez.runtime.errors import MegrezError
 
@@ -59,9 +60,16 @@ class HttpClient:
     """A Client over HTTP; it keeps connections open between requests. A context manager for asyncio."""
 
     def __init__(
-        self, target: Target, *, temperature: float, ignore_eos: bool, chat: bool, clock: Clock = time.perf_counter
+        self,
+        target: Target,
+        *,
+        temperature: float,
+        ignore_eos: bool,
+        chat: bool,
+        clock: Clock = time.perf_counter,
+        live: Live | None = None,
     ) -> None:
-        self._target, self._clock = target, clock
+        self._target, self._clock, self._live = target, clock, live or Live()
         self._temperature, self._ignore_eos, self._chat = temperature, ignore_eos, chat
         self._idle: list[Connection] = []
 
@@ -74,7 +82,7 @@ class HttpClient:
 
     async def send(self, ask: Ask) -> Record:
         """Raises StoppedError where the server is silent for too long, or broke off and cannot be reached again."""
-        stream = _Stream(clock=self._clock)
+        stream = _Stream(clock=self._clock, live=self._live)
         path, body = self._path(), json.dumps(self._body(ask)).encode()
         while self._idle and not self._idle[-1].is_open:
             await self._idle.pop().close()
@@ -131,6 +139,7 @@ class _Stream:
     """What a stream of completions has brought so far."""
 
     clock: Clock
+    live: Live
     times: list[float] = field(default_factory=list)
     last: float | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
@@ -160,6 +169,7 @@ class _Stream:
             text = choice.get("text") or (choice.get("delta") or {}).get("content")
             if text:
                 self.times.append(now)
+                self.live.tokens += 1
             if text or choice.get("finish_reason"):
                 self.last = now
 

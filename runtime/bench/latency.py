@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,11 +25,20 @@ class Run:
     ttft_s: float
 
 
-def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat: int, seed: int = 0) -> Iterator[Run]:
+def measure(
+    session: Session,
+    *,
+    prompt_tokens: int,
+    output_tokens: int,
+    repeat: int,
+    seed: int = 0,
+    started: Callable[[], None] = lambda: None,
+) -> Iterator[Run]:
     """Generate `output_tokens` (2 or more) after a random prompt, greedily, `repeat` times after a warm-up.
 
     A session with several slots generates in all of them: prefill one after the other, then decode together; speeds are
-    totals. Raises UsageError, before anything runs, if prompt and output do not fit the context.
+    totals. started: called after the warm-up. Raises UsageError, before anything runs, if prompt and output do not fit
+    the context.
     """
     if prompt_tokens + output_tokens - 1 > session.capacity:
         raise UsageError(
@@ -41,6 +50,7 @@ def measure(session: Session, *, prompt_tokens: int, output_tokens: int, repeat:
 
     def runs() -> Iterator[Run]:
         run(session, prompt_ids, output_tokens)
+        started()
         for _ in range(repeat):
             yield run(session, prompt_ids, output_tokens)
 

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from megrez.runtime.bench.drive import Clock
 from megrez.runtime.bench.figures import Record
+from megrez.runtime.bench.live import Live
+from megrez.runtime.bench.work import Work
 from megrez.runtime.bench.workload import Ask
 from megrez.runtime.errors import MegrezError
 from megrez.runtime.sampling import SamplingParams
@@ -22,9 +24,16 @@ class LocalClient:
     """A Client over an LLM."""
 
     def __init__(
-        self, llm: LLM, *, temperature: float, ignore_eos: bool, chat: bool, clock: Clock = time.perf_counter
+        self,
+        llm: LLM,
+        *,
+        temperature: float,
+        ignore_eos: bool,
+        chat: bool,
+        clock: Clock = time.perf_counter,
+        live: Live | None = None,
     ) -> None:
-        self._llm, self._clock = llm, clock
+        self._llm, self._clock, self._live = llm, clock, live or Live()
         self._temperature, self._ignore_eos, self._chat = temperature, ignore_eos, chat
 
     async def send(self, ask: Ask) -> Record:
@@ -38,6 +47,7 @@ class LocalClient:
 
         def sink(found: Token | Exception) -> None:
             times.append(self._clock())
+            self._live.tokens += 1
             if isinstance(found, Exception) or found.finish_reason:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(end, found)
@@ -79,14 +89,14 @@ class LocalClient:
 
 @dataclass(slots=True)
 class Steps:
-    """Sums over steps. sequences, cached_tokens: of the decode steps, those in which every sequence gets one token."""
+    """Sums over steps: decode are those in which every sequence gets one token, prefill all others.
 
-    steps: int = 0
-    seconds: float = 0.0
-    decode_steps: int = 0
-    decode_seconds: float = 0.0
-    sequences: int = 0
-    cached_tokens: int = 0
+    busy_tokens: the most that the sequences of one step held together after it.
+    """
+
+    decode: Work = field(default_factory=Work)
+    prefill: Work = field(default_factory=Work)
+    busy_tokens: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,19 +130,26 @@ class MeteredSession:
     ) -> Logits:
         began = self.clock()
         logits = self.session.step(tokens, starts, logits_index, slots=slots, counts=counts)
-        self.note(began, self.clock(), tokens, starts, counts)
+        self.note(began, self.clock(), tokens, starts, counts, np.size(logits_index))
         return logits
 
-    def note(self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None) -> None:
+    def note(
+        self, began: float, ended: float, tokens: ArrayLike, starts: ArrayLike, counts: ArrayLike | None, logits: int
+    ) -> None:
         """A step from `began` to `ended`, in seconds of the clock, with these arguments."""
+        cached, sequences = np.asarray(starts, np.int64), np.size(starts)
+        new = np.full(sequences, np.size(tokens) // sequences) if counts is None else np.asarray(counts, np.int64)
         total = self.total
-        total.steps += 1
-        total.seconds += ended - began
-        if np.size(tokens) == np.size(starts):
-            total.decode_steps += 1
-            total.decode_seconds += ended - began
-            total.sequences += np.size(starts)
-            total.cached_tokens += int(np.sum(starts)) + np.size(starts)
+        work = total.decode if np.size(tokens) == sequences else total.prefill
+        held = int((cached + new).sum())
+        work.steps += 1
+        work.seconds += ended - began
+        work.sequences += sequences
+        work.tokens += int(new.sum())
+        work.cached_tokens += held
+        work.pairs += int((new * cached + new * (new + 1) // 2).sum())
+        work.logits += logits
+        total.busy_tokens = max(total.busy_tokens, held)
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.session.copy(source, target, length)

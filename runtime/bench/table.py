@@ -1,7 +1,11 @@
 """A result of a benchmark, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from megrez.runtime.bench.long_context import length_table
+from megrez.runtime.bench.needle import needle_table
+from megrez.runtime.bench.sweep import sweep_table
 
 Result = Mapping[str, Any]
 _WIDTH = 22
@@ -9,8 +13,15 @@ _COLUMNS = ("min", "avg", "p50", "p90", "p95", "p99", "max")
 
 
 def table(result: Result) -> str:
-    """Of either view."""
-    return latency_table(result) if result["view"] == "latency" else load_table(result)
+    """Of any view."""
+    tables: dict[str, Callable[[Result], str]] = {
+        "latency": latency_table,
+        "load": load_table,
+        "sweep": sweep_table,
+        "needle": needle_table,
+        "long-context": length_table,
+    }
+    return tables[result["view"]](result)
 
 
 def latency_table(result: Result) -> str:
@@ -37,6 +48,7 @@ def load_table(result: Result) -> str:
         "tokens in, out": f"{result['prompt_tokens']:10d} {result['output_tokens']}",
         "prompt tokens cached": f"{result['cached_prompt_tokens']:10d}",
         **_common(result),
+        **_drafts(result),
         **_card(result),
     }
     if result["stopped"]:
@@ -50,24 +62,46 @@ def load_table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def chunk_warning(result: Result) -> str | None:
-    """One line where a server's chunks are not its tokens, which its ITL is then not of either."""
-    chunks, tokens = result.get("chunks", 0), result.get("output_tokens", 0)
-    if result.get("client") != "http" or not tokens or abs(chunks / tokens - 1) < 0.1:
-        return None
-    return f"the server sent {tokens} tokens in {chunks} chunks: ITL is between chunks, TPOT is per token"
-
-
 def _common(result: Result) -> dict[str, str]:
     found = {}
     if "peak_rss_bytes" in result:
         found["peak memory"] = f"{result['peak_rss_bytes'] / 2**20:10.1f} MiB"
         found["bundle"] = f"{result['bundle_bytes'] / 2**20:10.1f} MiB"
-    bandwidth, share = result["environment"].get("memory_read_bytes_per_s"), result.get("decode_bandwidth_share")
+    if "kv_cache_bytes" in result:
+        used = f", of which {result['kv_cache_peak_share']:.0%} were used at most"
+        found["KV cache"] = f"{result['kv_cache_bytes'] / 2**20:10.1f} MiB{used}"
+    environment = result["environment"]
+    bandwidth, share = environment.get("memory_read_bytes_per_s"), result.get("decode_bandwidth_share")
     if bandwidth is not None:
         used = "" if share is None else f", of which decode uses {share:.0%}"
         found["memory reads"] = f"{bandwidth / 1e9:10.1f} GB/s{used}"
+    rate, share = environment.get("float32_flops_per_s"), result.get("prefill_compute_share")
+    if rate is not None:
+        used = "" if share is None else f"; prefill does {share:.0%} of it"
+        found["float32 products"] = f"{rate / 1e9:10.1f} GFLOP/s{used}"
+    return found | _device(result.get("device") or {})
+
+
+def _device(device: Mapping[str, Any]) -> dict[str, str]:
+    """A sensor that is missing is named with its reason: no energy is not zero energy."""
+    found = {}
+    if device.get("device_memory_peak_bytes") is not None:
+        found["device memory, peak"] = f"{device['device_memory_peak_bytes'] / 2**20:10.1f} MiB"
+    if device.get("energy_j") is not None:
+        each = device["energy_per_output_token_j"]
+        per = "" if each is None else f", {each * 1e3:.1f} mJ per output token"
+        found["energy"] = f"{device['energy_j']:10.1f} J of {' and '.join(device['energy_of'])}{per}"
+    elif device:
+        reasons = [f"{name}: {why}" for name, why in device["sensors_absent"].items() if name != "host"]
+        found["energy"] = f"{'-':>10} not told by this machine ({'; '.join(reasons)})"
+    if device.get("throttled"):
+        found["throttled"] = f" {', '.join(device['throttled'])}"
     return found
+
+
+def _drafts(result: Result) -> dict[str, str]:
+    drafted, accepted = result.get("drafted_tokens", 0), result.get("accepted_tokens", 0)
+    return {"drafted, accepted": f"{drafted:10d} {accepted} ({accepted / drafted:.0%})"} if drafted else {}
 
 
 def _card(result: Result) -> dict[str, str]:

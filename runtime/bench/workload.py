@@ -56,7 +56,7 @@ class Workload:
         ids = np.random.default_rng([seed, _IDS, repetition - WARMUP])
         arrivals = np.random.default_rng([seed, _ARRIVALS])
         for number in itertools.count():
-            prompt_tokens = int(lengths.integers(self.load.prompt_tokens.low, self.load.prompt_tokens.high + 1))
+            prompt_tokens = self.load.prompt_tokens.draw(lengths)
             sample = self.samples[number % len(self.samples)] if self.samples else None
             prompt = sample.prompt if sample else ids.integers(self.vocab_size, size=prompt_tokens).tolist()
             yield Ask(prompt=prompt, output_tokens=self._output_tokens(lengths, sample), at=at, seed=number)
@@ -66,7 +66,7 @@ class Workload:
     def _output_tokens(self, lengths: np.random.Generator, sample: Sample | None) -> int:
         span = self.load.output_tokens
         if span is not None:
-            return int(lengths.integers(span.low, span.high + 1))
+            return span.draw(lengths)
         assert sample is not None
         if sample.output_tokens is not None:
             return sample.output_tokens

@@ -72,6 +72,8 @@ def open_model(bundle: bytes, options: int) -> int:
         threads=chosen.threads,
         queue_limit=chosen.queue_limit,
         verify=chosen.verify,
+        speculate=chosen.speculate,
+        draft=chosen.draft,
     )
     return HANDLES.keep(Opened(llm=llm, spelling=Spelling(llm.text), tool_format=choose_format(llm.template, llm.text)))
 

@@ -1,43 +1,50 @@
-"""`megrez bench`: the speed of a bundle or of a server; `megrez bench compare`: two results side by side."""
+"""`megrez bench`: the speed of a bundle or of a server; `compare`, `report` and `sweep` are commands beside it."""
 
-import json
-import sys
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from megrez.runtime.commands.bench_options import given_options, is_load, load_options, read_latency, read_load
-from megrez.runtime.commands.options import json_file_option, json_option, show, threads_option
-from megrez.runtime.errors import MegrezError, UsageError
+from megrez.runtime.bench.settings import REPEAT
+from megrez.runtime.commands.bench_options import (
+    LONG_CONTEXT,
+    NEEDLE,
+    Given,
+    given_options,
+    is_load,
+    load_options,
+    read_latency,
+    read_load,
+)
+from megrez.runtime.commands.bench_output import progress, report
+from megrez.runtime.commands.options import draft_option, json_file_option, json_option, threads_option
+from megrez.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from megrez.runtime.bench.drive import Note
+    from megrez.runtime.bench.run import Opening, Server
     from megrez.runtime.bench.settings import Load
+    from megrez.runtime.bundle import Bundle
+    from megrez.runtime.serving.drafting.choose import Speculate
 
-
-@click.command("compare")
-@click.argument("a", metavar="A.json", type=click.Path(path_type=Path))
-@click.argument("b", metavar="B.json", type=click.Path(path_type=Path))
-@json_option
-@json_file_option
-def compare_command(a: Path, b: Path, as_json: bool, json_file: Path | None) -> None:
-    """Compare two results that --json-file wrote: medians, ratios, and which is better beyond the spread."""
-    from megrez.runtime.bench.compare import compare, comparison_json, comparison_table, differences, read_result
-
-    first, second = read_result(a), read_result(b)
-    rows, differing = compare(first, second, (a.name, b.name)), differences(first, second)
-    show(comparison_table(rows, differing), comparison_json(rows, differing), as_json=as_json, json_file=json_file)
+# Imported on use.
+_COMMANDS = {
+    "compare": "megrez.runtime.commands.bench_files:compare_command",
+    "report": "megrez.runtime.commands.bench_files:report_command",
+    "sweep": "megrez.runtime.commands.bench_sweep:sweep_command",
+}
 
 
 class BenchCommand(click.Command):
-    """`compare` as the first argument is a command of its own; a bundle of that name is ./compare."""
+    """A name of _COMMANDS as the first argument is a command of its own; a bundle of that name is ./compare."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        if args[:1] == ["compare"]:
-            return compare_command.make_context(f"{info_name} compare", args[1:], parent, **extra)
+        if args and args[0] in _COMMANDS:
+            module, name = _COMMANDS[args[0]].split(":")
+            command: click.Command = getattr(importlib.import_module(module), name)
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, context: click.Context) -> Any:
@@ -61,6 +68,12 @@ class BenchCommand(click.Command):
     metavar="S",
     help="Give a server up that is silent for S seconds.",
 )
+@click.option(
+    "--speculate",
+    type=click.Choice(["auto", "always", "off"]),
+    help="As of  megrez run.  [default: auto with --dataset or --draft; off for random prompts]",
+)
+@draft_option
 @threads_option
 @json_option
 @json_file_option
@@ -72,6 +85,8 @@ def bench_command(
     model: str | None,
     api_key: str | None,
     timeout_s: float,
+    speculate: "Speculate | None",
+    draft: str | None,
     threads: int | None,
     as_json: bool,
     json_file: Path | None,
@@ -81,77 +96,91 @@ def bench_command(
     \b
     megrez bench BUNDLE                           prefill and decode without other requests
     megrez bench BUNDLE --concurrency 8           many requests at once, in this process
-    megrez bench --url http://HOST:PORT ...       requests to a server, over HTTP
+    megrez bench --url http://HOST:PORT ...       requests to a server, over HTTP; also unix:PATH
+    megrez bench BUNDLE --preset needle           a fact found again in long prompts
+    megrez bench BUNDLE --preset long-context     the cost of a token as the context fills
+    megrez bench sweep BUNDLE ...                 every combination of batch, prompt and context
+    megrez bench report A.json ... -o FOLDER      Markdown and pictures of results
     megrez bench compare A.json B.json            two results, written with --json-file
 
     Prompts are random tokens unless there is a --dataset, and answers to them do not end early.
     """
-    from megrez.runtime.bench import run
-    from megrez.runtime.bench.settings import REPEAT
+    from megrez.runtime.bench.run import Opening, Server
     from megrez.runtime.bundle import open_bundle
 
     given = given_options()
     opened = None if bundle is None else open_bundle(bundle)
+    drafting: dict[str, Any] = {"speculate": speculate, "draft": draft}
+    engine: dict[str, Any] = {"slots": slots, "context": context, "threads": threads}
     if url is not None:
-        if engine := [name for name, value in (("slots", slots), ("context", context), ("threads", threads)) if value]:
-            raise UsageError(f"--{engine[0]} is the server's own matter: give it to  megrez serve")
-        load = read_load(given)
-        found = run.run_remote(
-            url, load, model=model, api_key=api_key, timeout_s=timeout_s, bundle=opened, note=_progress(load)
-        )
+        _refuse(engine | drafting, "is the server's own matter: give it to  megrez serve")
+        found = _remote(Server(url=url, model=model, api_key=api_key, timeout_s=timeout_s), opened, given)
     elif opened is None:
-        raise click.UsageError("Missing argument 'BUNDLE': give one, or --url, or  compare A.json B.json")
-    elif is_load(given):
-        load = read_load(given)
-        found = run.run_local(opened, load, slots=slots, context=context, threads=threads, note=_progress(load))
+        raise click.UsageError(f"Missing argument 'BUNDLE': give one, or --url, or one of {', '.join(_COMMANDS)}")
+    elif is_load(given) and given.get("preset") not in (NEEDLE, LONG_CONTEXT):
+        found = _local(opened, given, Opening(**engine, **drafting))
     else:
-        prompt_tokens, output_tokens = read_latency(given)
-        found = run.run_latency(
-            opened,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            repeat=given.get("repeat", REPEAT),
-            slots=slots or 1,
-            context=context,
-            threads=threads,
-            seed=given.get("seed", 0),
-        )
-    _report(found, as_json=as_json, json_file=json_file)
+        _refuse(drafting, "needs requests, a bare session drafts nothing: give --concurrency and no such preset")
+        of_session = _preset if given.get("preset") else _latency
+        found = of_session(opened, given, Opening(**engine))
+    report(found, as_json=as_json, json_file=json_file)
 
 
-def _report(found: dict[str, Any], *, as_json: bool, json_file: Path | None) -> None:
-    """Show and write the result; a run that ended early is then an error."""
-    from megrez.runtime.bench.figures import spread_warning
-    from megrez.runtime.bench.run import INTERRUPTED
-    from megrez.runtime.bench.table import chunk_warning, table
-
-    show(table(found), json.dumps(found, indent=2, ensure_ascii=False), as_json=as_json, json_file=json_file)
-    for warning in (spread_warning(found["spread"], found["environment"]["load_average_before"]), chunk_warning(found)):
-        if warning:
-            click.echo(f"warning: {warning}", err=True)
-    if found["stopped"] is None:
-        return
-    kept = f"{found['stopped']}: the figures are of what was complete by then"
-    if found["stopped"] == INTERRUPTED:
-        click.echo(kept, err=True)
-        raise click.Abort
-    raise MegrezError(kept)
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Raise UsageError for the first option that was given."""
+    if named := [name for name, value in options.items() if value]:
+        raise UsageError(f"--{named[0]} {why}")
 
 
-def _progress(load: "Load") -> "Note":
-    """A line on a terminal that counts requests."""
-    from megrez.runtime.bench.figures import Record
+def _remote(server: "Server", bundle: "Bundle | None", given: Given) -> dict[str, Any]:
+    from megrez.runtime.bench.run import run_remote
 
-    total = None if load.requests is None else load.requests * load.repeat
-    done = failed = 0
+    if given.get("preset") in (NEEDLE, LONG_CONTEXT):
+        raise UsageError(f"--preset {given['preset']} measures a bundle: leave --url out")
+    load = read_load(given)
+    with progress(_requests(load)) as live:
+        return run_remote(server, load, bundle=bundle, live=live)
 
-    def note(record: Record) -> None:
-        nonlocal done, failed
-        done += 1
-        failed += record.error is not None
-        of, wrong = f" of {total}" if total else "", f", {failed} failed" if failed else ""
-        end = "\n" if done == total else ""
-        click.echo(f"\r{done}{of} requests{wrong}", nl=False, err=True)
-        click.echo(end, nl=False, err=True)
 
-    return note if sys.stderr is not None and sys.stderr.isatty() else lambda record: None
+def _local(bundle: "Bundle", given: Given, engine: "Opening") -> dict[str, Any]:
+    from megrez.runtime.bench.run import run_local
+
+    load = read_load(given)
+    with progress(_requests(load)) as live:
+        return run_local(bundle, load, engine, live=live)
+
+
+def _latency(bundle: "Bundle", given: Given, engine: "Opening") -> dict[str, Any]:
+    from megrez.runtime.bench.run import run_latency
+
+    prompt_tokens, output_tokens = read_latency(given)
+    return run_latency(
+        bundle,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        repeat=given.get("repeat", REPEAT),
+        slots=engine.slots or 1,
+        context=engine.context,
+        threads=engine.threads,
+        seed=given.get("seed", 0),
+    )
+
+
+def _preset(bundle: "Bundle", given: Given, engine: "Opening") -> dict[str, Any]:
+    from megrez.runtime.bench.run_presets import run_long_context, run_needle
+
+    if engine.slots is not None:
+        raise UsageError(f"--preset {given['preset']} fixes --slots: leave that one out")
+    lengths, depths, seed = given.get("lengths"), given.get("depths"), given.get("seed", 0)
+    opened = {"context": engine.context, "threads": engine.threads, "seed": seed}
+    if given["preset"] == NEEDLE:
+        with progress(None, "cells") as live:
+            return run_needle(
+                bundle, lengths=lengths, depths=depths, repeat=given.get("repeat", 1), **opened, live=live
+            )
+    with progress(None, "lengths") as live:
+        return run_long_context(bundle, lengths=lengths, repeat=given.get("repeat", REPEAT), **opened, live=live)
+
+
+def _requests(load: "Load") -> int | None:
+    return None if load.requests is None else load.requests * load.repeat

@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 import click
 
 from megrez.runtime.bench.presets import megrez_card
-from megrez.runtime.bench.settings import DEFAULT_TOKENS, REPEAT, REQUESTS_PER_STREAM, Load, Span
+from megrez.runtime.bench.settings import (
+    DEFAULT_TOKENS,
+    REPEAT,
+    REQUESTS_PER_STREAM,
+    Load,
+    Span,
+    parse_counts,
+    parse_depths,
+)
 from megrez.runtime.errors import UsageError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
@@ -27,8 +35,22 @@ _LOAD = {
     "preset": "--preset",
     "warmup": "--warmup",
 }
-_OF_PRESETS = frozenset({"requests", "warmup", "repeat", "seed", "preset"})
-_NAMES = {**_LOAD, "prompt": "--prompt-tokens", "output": "--output-tokens"}
+_NAMES = {
+    **_LOAD,
+    "prompt": "--prompt-tokens",
+    "output": "--output-tokens",
+    "lengths": "--lengths",
+    "depths": "--depths",
+    "repeat": "--repeat",
+    "seed": "--seed",
+}
+CARD, NEEDLE, LONG_CONTEXT = "megrez-card", "needle", "long-context"
+# What each preset leaves open.
+_OPEN = {
+    CARD: frozenset({"preset", "repeat", "seed", "requests", "warmup"}),
+    NEEDLE: frozenset({"preset", "repeat", "seed", "lengths", "depths"}),
+    LONG_CONTEXT: frozenset({"preset", "repeat", "seed", "lengths"}),
+}
 
 
 def load_options(function: Decorated) -> Decorated:
@@ -39,8 +61,16 @@ def load_options(function: Decorated) -> Decorated:
 
 
 def given_options() -> Given:
-    """By the names of the fields of Load; `prompt` and `output` are numbers of tokens."""
+    """By the names of the fields of Load; `prompt` and `output` are numbers of tokens.
+
+    Raises UsageError for options that a preset fixes, and for those of presets alone.
+    """
     found: Given = click.get_current_context().meta.get(_GIVEN, {})
+    preset = found.get("preset")
+    if preset is not None and (fixed := [_NAMES[name] for name in found if name not in _OPEN[preset]]):
+        raise UsageError(f"--preset {preset} fixes {fixed[0]}: leave that one out")
+    if preset is None and (lone := [_NAMES[name] for name in ("lengths", "depths") if name in found]):
+        raise UsageError(f"{lone[0]} is for --preset {NEEDLE} and {LONG_CONTEXT}: give one, or leave it out")
     return found
 
 
@@ -51,9 +81,7 @@ def is_load(given: Given) -> bool:
 
 def read_load(given: Given) -> Load:
     """The workload that the options describe; raises UsageError where they do not fit together."""
-    if given.get("preset"):
-        if fixed := [_NAMES[name] for name in given if name not in _OF_PRESETS]:
-            raise UsageError(f"--preset {given['preset']} fixes {fixed[0]}: leave that one out")
+    if given.get("preset") == CARD:
         return megrez_card(
             requests=given.get("requests"),
             warmup=given.get("warmup"),
@@ -97,8 +125,8 @@ def read_latency(given: Given) -> tuple[int, int]:
     return prompt.low, output.low
 
 
-def _keep_span(context: click.Context, option: click.Parameter, value: str | None) -> None:
-    _keep(context, option, None if value is None else Span.parse(value))
+def _keep_parsed(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, str | None], None]:
+    return lambda context, option, value: _keep(context, option, None if value is None else parse(value))
 
 
 def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
@@ -132,16 +160,16 @@ _OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         ("--prompt-tokens", "prompt"),
         {
             "metavar": "N[:M]",
-            "callback": _keep_span,
-            "help": f"Tokens of a random prompt, or a range of them.  [default: {DEFAULT_TOKENS}]",
+            "callback": _keep_parsed(Span.parse),
+            "help": f"Tokens of a random prompt, a range, or MEAN~DEVIATION.  [default: {DEFAULT_TOKENS}]",
         },
     ),
     (
         ("--output-tokens", "output"),
         {
             "metavar": "N[:M]",
-            "callback": _keep_span,
-            "help": f"Tokens to generate, or a range of them.  [default: {DEFAULT_TOKENS}; of a dataset its answers']",
+            "callback": _keep_parsed(Span.parse),
+            "help": f"Tokens to generate, likewise.  [default: {DEFAULT_TOKENS}; of a dataset its answers']",
         },
     ),
     (
@@ -163,7 +191,26 @@ _OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     ),
     (
         ("--preset",),
-        {"type": click.Choice(["megrez-card"]), "help": "The protocol of Megrez-3B-Instruct's model card."},
+        {
+            "type": click.Choice([CARD, NEEDLE, LONG_CONTEXT]),
+            "help": "The model card's protocol; a fact hidden in long prompts; the cost of a token by context.",
+        },
+    ),
+    (
+        ("--lengths",),
+        {
+            "metavar": "N,N,…",
+            "callback": _keep_parsed(parse_counts),
+            "help": "Tokens of the presets' prompts.  [default: up to the context]",
+        },
+    ),
+    (
+        ("--depths",),
+        {
+            "metavar": "P,P,…",
+            "callback": _keep_parsed(parse_depths),
+            "help": "Where the needle lies, in per cent of the prompt.  [default: ten from 0 to 100]",
+        },
     ),
     (
         ("--warmup",),

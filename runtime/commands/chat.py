@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +12,10 @@ from megrez.runtime.commands.conversation import Conversation
 from megrez.runtime.commands.options import (
     bundle_argument,
     chosen_sampling,
+    draft_option,
     max_tokens_option,
     sampling_options,
+    speculate_option,
     stop_option,
     system_option,
     threads_option,
@@ -21,6 +24,9 @@ from megrez.runtime.commands.options import (
 from megrez.runtime.commands.terminal import Entry, history_path, line_history, read_entries
 from megrez.runtime.errors import UsageError
 
+if TYPE_CHECKING:
+    from megrez.runtime.serving.drafting.choose import Speculate
+
 
 @click.command("chat")
 @bundle_argument
@@ -28,10 +34,19 @@ from megrez.runtime.errors import UsageError
 @sampling_options
 @stop_option
 @system_option
+@speculate_option
+@draft_option
 @threads_option
 @verify_option
 def chat_command(
-    bundle: str, max_tokens: int, stop: tuple[str, ...], system: str | None, threads: int | None, verify: bool
+    bundle: str,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    system: str | None,
+    speculate: "Speculate",
+    draft: str | None,
+    threads: int | None,
+    verify: bool,
 ) -> None:
     """Talk with the model. /help in the chat lists its commands: /reset, /system, /retry, /undo, /save, /load, …
 
@@ -41,7 +56,7 @@ def chat_command(
     """
     from megrez.runtime.model import Model
 
-    with Model.open(bundle, threads=threads, verify=verify) as model:
+    with Model.open(bundle, threads=threads, verify=verify, speculate=speculate, draft=draft) as model:
         if model.template is None:
             raise UsageError(f'the bundle {bundle} has no chat template: use  megrez run {bundle} "text to continue"')
         model.template.check()

@@ -8,7 +8,7 @@ from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.commands.options import bundle_argument, json_file_option, json_option, show, verify_option
 from megrez.runtime.errors import UsageError
 from megrez.runtime.fusion import FUSION_FILE, Fusion
-from megrez.runtime.manifest import Calibration, Device, Measured, Quantization
+from megrez.runtime.manifest import CacheFidelity, Calibration, Device, Manifest, Measured, Quantization
 
 
 @click.command("inspect")
@@ -59,18 +59,19 @@ def _counts(found: dict[str, int]) -> str:
 def _describe(bundle: Bundle, *, verified: bool) -> str:
     m = bundle.manifest
     a, s, p = m.architecture, m.sampling, m.provenance
-    cache_mib = m.kv_cache.bytes_per_token * m.context_length / 2**20
     rows = {
         "target": f"{m.target} (engine {m.engine})",
         "model": f"{a.model_type}: {a.num_hidden_layers} layers, hidden {a.hidden_size}, "
         f"{a.num_attention_heads} heads over {a.num_key_value_heads} KV heads of {a.head_dim}, "
         f"vocabulary {a.vocab_size}",
-        "context": f"{m.context_length} tokens, KV cache {m.kv_cache.dtype}, {cache_mib:.1f} MiB a slot",
+        "context": f"{m.context_length} tokens",
+        "KV cache": _cache(m),
         "stop ids": ", ".join(map(str, m.tokens.stop)) or "none",
         "sampling": f"temperature {s.temperature:g}, top-k {s.top_k}, top-p {s.top_p:g}, min-p {s.min_p:g}, "
         f"repetition penalty {s.repetition_penalty:g}",
         "device": _device(m.device),
         "fidelity": _fidelity(m.measured),
+        **_cache_fidelity(m.kv_cache.fidelity),
         "source": f"{p.source}, weights: {p.weights}",
         "quantised": quantization_line(p.quantization, p.calibration),
         "tools": ", ".join(f"{name} {version}" for name, version in p.tools.items()) or "none",
@@ -78,6 +79,28 @@ def _describe(bundle: Bundle, *, verified: bool) -> str:
     }
     files = [f"  {file.size:>14,}  {file.path}" for file in m.files]
     return "\n".join([f"{name:<10}{value}" for name, value in rows.items()] + ["files", *files])
+
+
+def _cache(manifest: Manifest) -> str:
+    """Format and size; the memory at full context is that of one slot, and of the files, which are mostly weights."""
+    cache, context = manifest.kv_cache, manifest.context_length
+    slot = cache.bytes_per_token * context
+    files = sum(file.size for file in manifest.files)
+    notes = [f"scales {cache.scales}"] if cache.scales else []
+    notes += [f"keys {cache.keys}"] if cache.keys else []
+    return (
+        f"{', '.join([cache.dtype, *notes])}; {cache.bytes_per_token:,} bytes a token, "
+        f"{slot / 2**20:.1f} MiB a slot at full context, {(slot + files) / 2**20:.1f} MiB with the files"
+    )
+
+
+def _cache_fidelity(measured: tuple[CacheFidelity, ...]) -> dict[str, str]:
+    found = [
+        f"KL {one.fidelity.kl_mean:.5f}, top-1 {one.fidelity.top1_agreement:.3f} in {one.context} tokens"
+        for one in measured
+    ]
+    where = f" of {measured[0].text}" if measured else ""
+    return {"its loss": f"{'; '.join(found)}{where}, against a float32 cache"} if found else {}
 
 
 def _device(device: Device | None) -> str:

@@ -50,6 +50,18 @@ system_option = click.option("--system", metavar="TEXT", help="Start the convers
 stop_option = click.option(
     "--stop", multiple=True, metavar="STRING", help="End the answer before this string. May be given several times."
 )
+speculate_option = click.option(
+    "--speculate",
+    type=click.Choice(["auto", "always", "off"]),
+    default="auto",
+    show_default=True,
+    help="Draft tokens and verify several in one step: where it pays, always, or never.",
+)
+draft_option = click.option(
+    "--draft",
+    metavar="BUNDLE",
+    help="Draft with this smaller model, which needs the same tokenizer.  [default: look tokens up in the text]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 json_file_option = click.option(
     "--json-file", type=click.Path(path_type=Path), metavar="FILE", help="Also write this JSON to FILE."

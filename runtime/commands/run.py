@@ -11,10 +11,12 @@ import click
 from megrez.runtime.commands.options import (
     bundle_argument,
     chosen_sampling,
+    draft_option,
     json_file_option,
     json_option,
     max_tokens_option,
     sampling_options,
+    speculate_option,
     stop_option,
     system_option,
     threads_option,
@@ -26,6 +28,7 @@ from megrez.runtime.errors import UsageError
 if TYPE_CHECKING:
     from megrez.runtime.completion import Completion
     from megrez.runtime.model import Model
+    from megrez.runtime.serving.drafting.choose import Speculate
 
 
 @click.command("run")
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 @sampling_options
 @stop_option
 @system_option
+@speculate_option
+@draft_option
 @threads_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @verify_option
@@ -46,6 +51,8 @@ def run_command(
     max_tokens: int,
     stop: tuple[str, ...],
     system: str | None,
+    speculate: "Speculate",
+    draft: str | None,
     threads: int | None,
     raw: bool,
     verify: bool,
@@ -60,7 +67,7 @@ def run_command(
     from megrez.runtime.model import Model
 
     text = _read_stdin() if prompt == "-" else prompt
-    with Model.open(bundle, threads=threads, verify=verify) as model:
+    with Model.open(bundle, threads=threads, verify=verify, speculate=speculate, draft=draft) as model:
         prompt_ids = _prompt_ids(model, text, system=system, raw=raw)
         params = chosen_sampling(model.sampling)
         pieces = []
@@ -83,8 +90,10 @@ def summary(completion: "Completion") -> str:
     """Token counts and speed of a generation, on one line."""
     speed = completion.decode_tokens_per_s
     decode = f", then {speed:.1f} tokens/s" if speed else ""
+    drafted, accepted = completion.drafted_tokens, completion.accepted_tokens
+    drafts = f", {accepted} of {drafted} drafted ones accepted" if drafted else ""
     return (
-        f"{completion.prompt_tokens} prompt tokens, {completion.output_tokens} output tokens: "
+        f"{completion.prompt_tokens} prompt tokens, {completion.output_tokens} output tokens{drafts}: "
         f"first after {completion.ttft_s:.2f} s{decode} ({completion.finish_reason or 'interrupted'})"
     )
 

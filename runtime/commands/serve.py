@@ -7,8 +7,17 @@ from pathlib import Path
 import click
 
 from megrez.runtime.bundle import Bundle, open_bundle
-from megrez.runtime.commands.options import Number, bundle_argument, threads_option, verify_option, whole
+from megrez.runtime.commands.options import (
+    Number,
+    bundle_argument,
+    draft_option,
+    speculate_option,
+    threads_option,
+    verify_option,
+    whole,
+)
 from megrez.runtime.errors import UsageError
+from megrez.runtime.serving.drafting.choose import Speculate
 from megrez.runtime.serving.http.app import Limits
 from megrez.runtime.serving.http.log import start_logging
 from megrez.runtime.serving.http.served import Served
@@ -71,6 +80,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     metavar="SECONDS",
     help="Give running requests this long to finish after SIGTERM or Ctrl-C.",
 )
+@speculate_option
+@draft_option
 @threads_option
 @verify_option
 def serve_command(
@@ -85,16 +96,29 @@ def serve_command(
     api_key: str | None,
     name: str | None,
     drain_s: float,
+    speculate: Speculate,
+    draft: str | None,
     threads: int | None,
     verify: bool,
 ) -> None:
     """Answer HTTP requests until SIGTERM or Ctrl-C. Prints its address when it is ready."""
     _check_key(api_key, host, uds)
     opened = open_bundle(bundle, verify=verify)
-    chosen = slots or SLOTS if memory is None else fit_slots(opened, memory, slots=slots, context=context)
+    drafting = None if draft is None else open_bundle(draft)
+    chosen = slots or SLOTS
+    if memory is not None:
+        chosen = fit_slots(opened, memory, slots=slots, context=context, draft=drafting)
     with listening(host, port, uds) as (listener, address), contextlib.ExitStack() as stack:
         llm = stack.enter_context(
-            LLM(opened.path, slots=chosen, context=context, threads=threads, queue_limit=queue_limit)
+            LLM(
+                opened.path,
+                slots=chosen,
+                context=context,
+                threads=threads,
+                queue_limit=queue_limit,
+                speculate=speculate,
+                draft=draft,
+            )
         )
         if llm.template is not None:
             llm.template.check()
@@ -104,15 +128,20 @@ def serve_command(
             served,
             Limits(api_key=api_key),
             drain_s=drain_s,
-            on_ready=lambda: click.echo(_ready(served, address)),
+            on_ready=lambda: click.echo(_ready(served, address, drafting)),
         )
         server.serve_until_signal(listener)
 
 
-def fit_slots(bundle: Bundle, memory: str, *, slots: int | None, context: int | None) -> int:
-    """How many slots a KV cache of `memory` holds; UsageError where that is none, or fewer than `slots`."""
+def fit_slots(
+    bundle: Bundle, memory: str, *, slots: int | None, context: int | None, draft: Bundle | None = None
+) -> int:
+    """How many slots a KV cache of `memory` holds; UsageError where that is none, or fewer than `slots`.
+
+    draft: the bundle of a draft model, whose KV cache counts too.
+    """
     budget = parse_size(memory)
-    per_token = bundle.manifest.kv_cache.bytes_per_token
+    per_token = _bytes_per_token(bundle, draft)
     tokens = context or bundle.manifest.context_length
     fits = budget // (per_token * tokens)
     wanted = slots or 1
@@ -142,9 +171,13 @@ def _check_key(key: str | None, host: str, uds: Path | None) -> None:
         )
 
 
-def _ready(served: Served, address: str) -> str:
+def _bytes_per_token(bundle: Bundle, draft: Bundle | None) -> int:
+    return sum(one.manifest.kv_cache.bytes_per_token for one in (bundle, draft) if one is not None)
+
+
+def _ready(served: Served, address: str, draft: Bundle | None) -> str:
     session = served.llm.session
-    cache = served.llm.bundle.manifest.kv_cache.bytes_per_token * session.slots * session.capacity
+    cache = _bytes_per_token(served.llm.bundle, draft) * session.slots * session.capacity
     return (
         f"{served.name} is served at {address}: {session.slots} slots of {session.capacity} tokens, "
         f"KV cache {cache / 2**20:.0f} MiB"

@@ -6,18 +6,21 @@ Requests join and leave between steps. The output of a sequence depends on its o
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from megrez.runtime.errors import MegrezError, UsageError
-from megrez.runtime.logprobs import TokenLogprobs, top_logprobs
-from megrez.runtime.sampling import Sampler, Scores
-from megrez.runtime.serving.guided import Allowed
+from megrez.runtime.logprobs import top_logprobs
+from megrez.runtime.sampling import Scores
+from megrez.runtime.serving.drafting.drafter import Draft
+from megrez.runtime.serving.drafting.speculation import Speculation
+from megrez.runtime.serving.limits import output_limit
+from megrez.runtime.serving.next_token import finish_reason, new_sampler, sample
 from megrez.runtime.serving.request import Generation, Request, Token
 from megrez.runtime.serving.scheduler import Planned, plan_step
 from megrez.runtime.serving.slots import SlotPool
-from megrez.runtime.serving.text_stream import FinishReason, TextStream, TokenText
+from megrez.runtime.serving.text_stream import TextStream, TokenText
 from megrez.runtime.session import Logits, Session
 from megrez.runtime.stops import StopStrings
 
@@ -28,10 +31,15 @@ LOGPROBS_CHUNK = 64
 
 log = logging.getLogger(__name__)
 NewDetokenizer = Callable[[Sequence[int]], TokenText | None]
+Drafts = Mapping[Generation, Draft]
 
 
 class Engine:
-    """To be used from one thread. waiting: sequences without a slot, in order of arrival; running: those with one."""
+    """To be used from one thread. waiting: sequences without a slot, in order of arrival; running: those with one.
+
+    A step gives a sequence its next token, and one more after each drafted token that equals the one sampled there.
+    Rejected tokens need no undoing: the next step overwrites what the slot holds beyond `cached`.
+    """
 
     def __init__(
         self,
@@ -41,12 +49,14 @@ class Engine:
         chunk: int = CHUNK,
         mixed_chunk: int = MIXED_CHUNK,
         detokenizer: NewDetokenizer = lambda prompt_ids: None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.session, self.slots = session, SlotPool(session.slots)
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self._stop_ids, self._detokenizer = frozenset(stop_ids), detokenizer
         self._chunk, self._mixed_chunk = chunk, mixed_chunk
+        self.speculation = speculation
 
     @property
     def is_idle(self) -> bool:
@@ -55,7 +65,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue the request's sequences; UsageError for a prompt that is empty, too long or has unknown ids."""
         limit = output_limit(self.session, request.prompt_ids, request.params.max_tokens)
-        self._sampler(request, 0)  # raises UsageError for what the vocabulary does not have
+        new_sampler(request, 0, self.session.vocab_size)  # raises UsageError for what the vocabulary does not have
         if request.params.guided is not None and request.grammar is None:
             raise UsageError("guided output needs a compiled grammar: use LLM")
         first: Generation | None = None
@@ -84,20 +94,22 @@ class Engine:
         self._admit()
         if not self.running:
             return
-        asks_all = any(one.request.params.prompt_logprobs is not None and one.is_prefilling for one in self.running)
-        chunk = min(self._chunk, LOGPROBS_CHUNK) if asks_all else self._chunk
-        planned = plan_step(self.running, chunk=chunk, mixed_chunk=min(self._mixed_chunk, chunk))
+        planned = self._plan()
+        drafts = self._drafts(planned)
+        began = time.perf_counter()
         try:
-            logits, owners = self._run(planned)
+            logits, owners = self._run(planned, drafts)
         except Exception as error:
             self._fail_all(error)
             return
+        self._note_step(planned, drafts, time.perf_counter() - began)
         for one, count in planned:
             assert one.slot is not None
             self.slots.extend(one.slot, one.ids[one.cached : one.cached + count])
             one.cached += count
         for one, start, stop in owners:
-            self._take(one, logits[start:stop])
+            if one in self.running:  # what its sibling met may have cancelled it
+                self._take(one, logits[start:stop], drafts.get(one, []))
 
     def clear(self) -> None:
         """Cancel all requests."""
@@ -107,8 +119,7 @@ class Engine:
     def end(self, error: MegrezError) -> None:
         """Drop all requests and pass `error` to their sinks."""
         for request in {one.request.number: one.request for one in (*self.running, *self.waiting)}.values():
-            self.cancel(request.number)
-            self._tell(request, error)
+            self._drop(request, error)
 
     def _admit(self) -> None:
         while self.waiting and self.slots.free:
@@ -121,28 +132,41 @@ class Engine:
             if assigned.source is not None:
                 self.session.copy(assigned.source, assigned.slot, assigned.length)
             one.slot, one.cached, one.cached_tokens = assigned.slot, assigned.length, assigned.length
-            one.sampler = self._sampler(one.request, one.index)
+            one.sampler = new_sampler(one.request, one.index, self.session.vocab_size)
             self.running.append(one)
 
-    def _sampler(self, request: Request, index: int) -> Sampler:
-        if unknown := [i for i in request.params.stop_token_ids if not 0 <= i < self.session.vocab_size]:
-            raise UsageError(
-                f"stop_token_ids has {unknown[0]}, the vocabulary {self.session.vocab_size}: give ids below that"
-            )
-        return Sampler(request.params, request.prompt_ids, self.session.vocab_size, index=index)
+    def _plan(self) -> Planned:
+        asks_all = any(one.request.params.prompt_logprobs is not None and one.is_prefilling for one in self.running)
+        chunk = min(self._chunk, LOGPROBS_CHUNK) if asks_all else self._chunk
+        return plan_step(self.running, chunk=chunk, mixed_chunk=min(self._mixed_chunk, chunk))
 
-    def _run(self, planned: Planned) -> tuple[Logits, list[tuple[Generation, int, int]]]:
-        """One step; logits [W, V], and the range of them that belongs to each sequence: (sequence, start, stop)."""
+    def _drafts(self, planned: Planned) -> Drafts:
+        """None beside a prefill, whose rows fill the step already."""
+        if self.speculation is None or any(one.is_prefilling for one, _ in planned):
+            return {}
+        running = [one for one, _ in planned]
+        return {one: draft for one, draft in zip(running, self.speculation.draft(running), strict=True) if draft}
+
+    def _note_step(self, planned: Planned, drafts: Drafts, seconds: float) -> None:
+        if self.speculation is not None and not any(one.is_prefilling for one, _ in planned):
+            self.speculation.note_step(len(planned) + sum(len(draft) for draft in drafts.values()), seconds)
+
+    def _run(self, planned: Planned, drafts: Drafts) -> tuple[Logits, list[tuple[Generation, int, int]]]:
+        """One step; logits [W, V], and the range of them that belongs to each sequence: (sequence, start, stop).
+
+        Those of a sequence that decodes are of its pending token and of its draft.
+        """
         tokens: list[int] = []
         wanted: list[int] = []
         owners: list[tuple[Generation, int, int]] = []
         for one, count in planned:
             offset, before = len(tokens), len(wanted)
-            tokens += one.ids[one.cached : one.cached + count]
+            draft = drafts.get(one, [])
+            tokens += [*one.ids[one.cached : one.cached + count], *draft]
             if one.request.params.prompt_logprobs is not None and one.output_tokens == 0 and one.index == 0:
                 wanted += range(offset, offset + count)
             elif count == one.pending:
-                wanted.append(offset + count - 1)
+                wanted += range(offset + count - 1, offset + count + len(draft))
             if len(wanted) > before:
                 owners.append((one, before, len(wanted)))
         logits = self.session.step(
@@ -150,30 +174,42 @@ class Engine:
             np.array([one.cached for one, _ in planned], np.int32),
             np.array(wanted, np.int64),
             slots=np.array([one.slot for one, _ in planned], np.int64),
-            counts=np.array([count for _, count in planned], np.int64),
+            counts=np.array([count + len(drafts.get(one, [])) for one, count in planned], np.int64),
         )
         return logits, owners
 
-    def _take(self, one: Generation, logits: Logits) -> None:
-        """Sample the sequence's next token if its prompt is complete, and pass it to the sink."""
+    def _take(self, one: Generation, logits: Logits, draft: Draft) -> None:
+        """Generate what the logits allow, which is nothing while the prompt is incomplete."""
         try:
             self._note_prompt(one, logits)
-            if one.pending:
+        except Exception as error:
+            self._drop(one.request, error)
+            return
+        if one.pending:
+            return
+        rows = logits[len(logits) - 1 - len(draft) :]
+        for row, guess in zip(rows, [*draft, None], strict=True):
+            if not self._advance(one, row, guess):
                 return
-            token, logprobs = self._sample(one, logits[-1])
-            reason = self._reason(one, token)
+            assert one.slot is not None and guess is not None
+            self.slots.extend(one.slot, [guess])
+            one.cached += 1
+
+    def _advance(self, one: Generation, logits: Scores, guess: int | None) -> bool:
+        """Sample the next token and pass it to the sink; True if it is `guess` and does not end the sequence."""
+        try:
+            token, logprobs = sample(one, logits, self._stop_ids)
+            reason = finish_reason(one, token, self._stop_ids)
             complete = one.matcher is not None and reason != "stop" and one.matcher.push(token)
         except Exception as error:
-            self.cancel(one.request.number)
-            self._tell(one.request, error)
-            return
+            self._drop(one.request, error)
+            return False
         one.ids.append(token)
+        self._note_guess(one, guess)
         hidden = reason == "stop" or (complete and token in self._stop_ids)
         text, stop_string = one.text.push(token, hidden=hidden, last=complete or reason is not None)
-        ended_by = stop_string if stop_string is not None else token if hidden else None
         reason = "stop" if stop_string is not None or complete else reason
         now = time.perf_counter()
-        first = one.output_tokens == 1
         found = Token(
             index=one.index,
             token=token,
@@ -181,14 +217,21 @@ class Engine:
             seconds=now - one.since,
             logprobs=logprobs,
             finish_reason=reason,
-            stop_reason=ended_by,
+            stop_reason=stop_string if stop_string is not None else token if hidden else None,
             cached_tokens=one.cached_tokens,
-            prompt_logprobs=tuple(one.prompt_logprobs) if first and one.prompt_logprobs else None,
+            prompt_logprobs=tuple(one.prompt_logprobs) if one.output_tokens == 1 and one.prompt_logprobs else None,
+            drafted_tokens=one.drafted_tokens,
+            accepted_tokens=one.accepted_tokens,
         )
         one.since = now
         if reason:
             self._leave(one)
         self._tell(one.request, found)
+        return token == guess and one in self.running
+
+    def _note_guess(self, one: Generation, guess: int | None) -> None:
+        if self.speculation is not None and guess is not None:
+            self.speculation.note_guess(one, accepted=one.ids[-1] == guess)
 
     def _note_prompt(self, one: Generation, logits: Logits) -> None:
         count = one.request.params.prompt_logprobs
@@ -199,29 +242,16 @@ class Engine:
             if at < len(one.request.prompt_ids):
                 one.prompt_logprobs.append(top_logprobs(row, one.request.prompt_ids[at], count))
 
-    def _sample(self, one: Generation, logits: Scores) -> tuple[int, TokenLogprobs | None]:
-        assert one.sampler is not None
-        params = one.request.params
-        early = one.output_tokens < params.min_tokens
-        blocked = (*self._stop_ids, *params.stop_token_ids) if early else ()
-        if one.matcher is None:
-            return one.sampler.next(logits, blocked=blocked)
-        allowed = one.matcher.allowed()
-        if early or params.ignore_eos:
-            allowed = _without(allowed, blocked or self._stop_ids)
-        return one.sampler.next(logits, allowed=allowed)
-
-    def _reason(self, one: Generation, token: int) -> FinishReason | None:
-        """Why the sequence ends with `token`, which is not among its ids yet."""
-        params = one.request.params
-        if token in params.stop_token_ids or (token in self._stop_ids and not params.ignore_eos):
-            return "stop"
-        return "length" if one.output_tokens + 1 >= one.limit else None
-
     def _leave(self, one: Generation) -> None:
         self.running.remove(one)
         assert one.slot is not None
         self.slots.release(one.slot)
+        if self.speculation is not None:
+            self.speculation.release(one.slot)
+
+    def _drop(self, request: Request, error: Exception) -> None:
+        self.cancel(request.number)
+        self._tell(request, error)
 
     def _fail_all(self, error: Exception) -> None:
         """The session failed: end all running requests with the error, and do not reuse what their slots hold."""
@@ -231,8 +261,7 @@ class Engine:
             self._leave(one)
             self.slots.forget(one.slot)
         for request in {one.request.number: one.request for one in failed}.values():
-            self.cancel(request.number)
-            self._tell(request, error)
+            self._drop(request, error)
 
     def _tell(self, request: Request, found: Token | Exception) -> None:
         """Call the sink; if it fails, only its own request is cancelled."""
@@ -241,33 +270,3 @@ class Engine:
         except Exception:
             log.exception("the sink of request %d failed: it is cancelled", request.number)
             self.cancel(request.number)
-
-
-def _without(allowed: Allowed, blocked: Collection[int]) -> Allowed:
-    """The allowed tokens without `blocked`, unless the grammar allows no others."""
-    others = allowed.copy()
-    others[list(blocked)] = False
-    return others if others.any() else allowed
-
-
-def output_limit(session: Session, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
-    """How many tokens may be generated. The last one is not fed back, so it needs no space in the cache.
-
-    Raises UsageError for a prompt that is empty, too long or has unknown ids.
-    """
-    if not prompt_ids:
-        raise UsageError("the prompt is empty: give at least one token")
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}: give 1 or more")
-    if len(prompt_ids) > session.capacity:
-        raise UsageError(
-            f"the prompt has {len(prompt_ids)} tokens, the context holds {session.capacity}: "
-            "shorten it, or compile with a longer context"
-        )
-    if unknown := [i for i in prompt_ids if not 0 <= i < session.vocab_size]:
-        raise UsageError(
-            f"token id {unknown[0]} is outside the model's vocabulary of {session.vocab_size}: "
-            "the tokenizer does not belong to these weights"
-        )
-    limit = session.capacity - len(prompt_ids) + 1
-    return limit if max_tokens is None else min(limit, max_tokens)

@@ -3,10 +3,11 @@
 Independent of the engine and of requests. Masks are computed in separate threads while the engine runs.
 """
 
+import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ class Matcher(Protocol):
 
     def push(self, token: int) -> bool:
         """Advance by an allowed token; True where the answer is complete. Starts computing the next mask."""
+        ...
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, from the first on, are allowed one after the other; the state stays as it is."""
         ...
 
 
@@ -140,6 +145,11 @@ class _LlguidanceMatcher:
             return True
         self._mask = self._pool.submit(self._matcher.compute_bitmask)
         return False
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        self._bits()
+        known = itertools.takewhile(lambda token: token < self._ids, tokens)  # the others are errors to the library
+        return int(self._matcher.validate_tokens(list(known)))
 
     def _bits(self) -> bytes:
         try:

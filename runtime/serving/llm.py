@@ -10,10 +10,11 @@ from types import TracebackType
 
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.chat import ChatTemplate, Message
-from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
 from megrez.runtime.guided import Guided
 from megrez.runtime.sampling import SamplingParams
+from megrez.runtime.serving.drafting.choose import Speculate, open_drafted
+from megrez.runtime.serving.drafting.speculation import Speculation, Totals
 from megrez.runtime.serving.engine import Engine
 from megrez.runtime.serving.guided import Grammar, GuidedCompiler
 from megrez.runtime.serving.outputs import RequestOutput, request_output
@@ -39,17 +40,31 @@ class LLM:
         threads: int | None = None,
         queue_limit: int | None = None,
         verify: bool = False,
+        speculate: Speculate = "auto",
+        draft: str | Path | None = None,
     ) -> None:
         """Open the bundle at `model`; raises BundleError, EngineError, MissingExtraError or UsageError.
 
         slots: sequences that run at once. context: most tokens of prompt and answer, by default the bundle's; the KV
         cache takes slots * context * manifest.kv_cache.bytes_per_token bytes. queue_limit: most waiting requests.
+        speculate: "auto" drafts tokens where that pays, "always" as many as possible, "off" none. draft: the bundle of
+        a smaller model that drafts them, with a KV cache of its own; by default they are looked up in prompt and
+        output.
         """
         bundle = open_bundle(model, verify=verify)
         text = Text.open(bundle)
         template = ChatTemplate.open(bundle, text)
-        session = open_session(bundle, threads=threads or default_threads(), slots=slots, capacity=context)
-        self._set_up(bundle, session, text, template, queue_limit)
+        session, speculation = open_drafted(
+            bundle,
+            text,
+            threads=threads or default_threads(),
+            slots=slots,
+            capacity=context,
+            mode=speculate,
+            draft=draft,
+            verify=verify,
+        )
+        self._set_up(bundle, session, text, template, queue_limit, speculation)
 
     @classmethod
     def over(
@@ -60,20 +75,28 @@ class LLM:
         template: ChatTemplate | None,
         *,
         queue_limit: int | None = None,
+        speculation: Speculation | None = None,
     ) -> "LLM":
-        """Use a session that is already open."""
+        """Use a session that is already open. speculation: None drafts nothing."""
         llm = cls.__new__(cls)
-        llm._set_up(bundle, session, text, template, queue_limit)
+        llm._set_up(bundle, session, text, template, queue_limit, speculation)
         return llm
 
     def _set_up(
-        self, bundle: Bundle, session: Session, text: Text, template: ChatTemplate | None, queue_limit: int | None
+        self,
+        bundle: Bundle,
+        session: Session,
+        text: Text,
+        template: ChatTemplate | None,
+        queue_limit: int | None,
+        speculation: Speculation | None,
     ) -> None:
         self.bundle, self.session, self.text, self.template = bundle, session, text, template
         self.engine = Engine(
             session,
             stop_ids=bundle.manifest.tokens.stop,
             detokenizer=lambda prompt_ids: Detokenizer(text, prompt_ids),
+            speculation=speculation,
         )
         self._runner = Runner(self.engine, queue_limit=queue_limit)
         self._guided: GuidedCompiler | None = None
@@ -182,12 +205,19 @@ class LLM:
         running = self.engine.running.copy()
         return len(running), self._runner.queued, sum(one.cached for one in running)
 
+    @property
+    def speculation(self) -> Totals | None:
+        """Drafted and accepted tokens so far; None if speculation is off."""
+        return None if self.engine.speculation is None else self.engine.speculation.totals
+
     def close(self) -> None:
         """End the thread and free the session; unfinished requests end with an error. Further calls do nothing."""
         self._runner.close()
         if self._guided is not None:
             self._guided.close()
         self.session.close()
+        if self.engine.speculation is not None:
+            self.engine.speculation.close()
 
     def __enter__(self) -> "LLM":
         return self

@@ -20,7 +20,8 @@ class Token:
     text: the text that it completed, perhaps none, perhaps that of earlier tokens too. seconds: since the sequence's
     previous token; for its first, since the request's arrival. logprobs: None if not requested. stop_reason: the stop
     token or stop string that ended the sequence. cached_tokens: prompt tokens that were in the KV cache.
-    prompt_logprobs: with the first token of sequence 0, one entry per prompt token except the first.
+    prompt_logprobs: with the first token of sequence 0, one entry per prompt token except the first. drafted_tokens,
+    accepted_tokens: of the sequence so far, how many tokens were drafted and how many of those were sampled too.
     """
 
     index: int
@@ -32,6 +33,8 @@ class Token:
     stop_reason: int | str | None = None
     cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 Sink = Callable[["Token | Exception"], None]
@@ -60,7 +63,8 @@ class Generation:
 
     ids: prompt and output. cached: how many of them the slot holds. slot, sampler: None while it waits. limit: most
     output tokens. since: time of its previous token. first: the sequence of the same request that computes the prompt,
-    unless it is this one. cached_tokens: as in Token. matcher: the state of its grammar; None if it is not guided.
+    unless it is this one. cached_tokens, drafted_tokens, accepted_tokens: as in Token. matcher:
+    the state of its grammar; None if it is not guided.
     """
 
     request: Request
@@ -75,6 +79,8 @@ class Generation:
     sampler: Sampler | None = None
     cached: int = 0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property

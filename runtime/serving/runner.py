@@ -4,7 +4,8 @@ import threading
 from collections import deque
 
 from megrez.runtime.errors import EngineError, MegrezError, UsageError
-from megrez.runtime.serving.engine import Engine, output_limit
+from megrez.runtime.serving.engine import Engine
+from megrez.runtime.serving.limits import output_limit
 from megrez.runtime.serving.request import Request
 
 

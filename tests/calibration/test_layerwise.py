@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,31 @@ RECIPES = {
     "fp8": recipe_of(FP8, gptq=True, input_type="fp8"),
     "int4": recipe_of(INT4, smoothing="awq", gptq=True),
 }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A calibration of the tiny model that nothing disturbed, and one killed after the first layer: read only."""
+
+    result: HeldOutResult
+    progress: Progress
+    contents: dict[str, str]
+    killed: Path
+
+
+@pytest.fixture(scope="module")
+def whole_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    """By recipe, made by the first test that asks."""
+
+    @functools.cache
+    def make(name: str) -> Whole:
+        model, folder = open_model(checkpoint_of(**TINY), LENGTH), tmp_path_factory.mktemp(name)
+        result, progress = run(model, RECIPES[name], folder / "s")
+        with pytest.raises(Killed):
+            run(model, RECIPES[name], folder / "killed" / "s", progress=kill_at(1))
+        return Whole(result=result, progress=progress, contents=contents(folder / "s"), killed=folder / "killed" / "s")
+
+    return make
 
 
 def run(model: Model, recipe: Recipe, folder: Path, **options: Any) -> tuple[HeldOutResult, Progress]:
@@ -185,9 +211,8 @@ def test_nothing_held_out_has_no_fidelity(checkpoint_of: Make, tmp_path: Path) -
     assert result.fidelity is None and result.reference.shape == (0, LENGTH, 48)
 
 
-def test_held_out_samples_change_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
-    model = open_model(checkpoint_of(**TINY), LENGTH)
-    _, whole = run(model, RECIPES["int8"], tmp_path / "a")
+def test_held_out_samples_change_nothing(whole_of: Callable[[str], Whole], checkpoint_of: Make, tmp_path: Path) -> None:
+    model, whole = open_model(checkpoint_of(**TINY), LENGTH), whole_of("int8").progress
     store = Store(tmp_path / "b")
     calibrate_layers(model, TOKENS[:LEARN], LEARN, RECIPES["int8"], store)
     for name, group in whole.groups.items():
@@ -195,18 +220,21 @@ def test_held_out_samples_change_nothing(checkpoint_of: Make, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_twice_is_the_same_to_the_bit(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
-    model = open_model(checkpoint_of(**TINY), LENGTH)
-    (first, one), (second, two) = (run(model, RECIPES[name], tmp_path / at / "s") for at in ("a", "b"))
-    assert contents(tmp_path / "a" / "s") == contents(tmp_path / "b" / "s")
-    assert one == two and first.fidelity == second.fidelity
+def test_twice_is_the_same_to_the_bit(
+    name: str, whole_of: Callable[[str], Whole], checkpoint_of: Make, tmp_path: Path
+) -> None:
+    first = whole_of(name)
+    result, progress = run(open_model(checkpoint_of(**TINY), LENGTH), RECIPES[name], tmp_path / "s")
+    assert contents(tmp_path / "s") == first.contents
+    assert progress == first.progress and result.fidelity == first.result.fidelity
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("name", ["int8", "fp8"])
-def test_a_killed_run_resumes(name: str, layers: int, checkpoint_of: Make, tmp_path: Path) -> None:
-    model = open_model(checkpoint_of(**TINY), LENGTH)
-    whole, expected = run(model, RECIPES[name], tmp_path / "whole" / "s")
+def test_a_killed_run_resumes(
+    name: str, layers: int, whole_of: Callable[[str], Whole], checkpoint_of: Make, tmp_path: Path
+) -> None:
+    model, whole = open_model(checkpoint_of(**TINY), LENGTH), whole_of(name)
     with pytest.raises(Killed):
         run(model, RECIPES[name], tmp_path / "cut" / "s", progress=kill_at(layers))
     again, reads = counted(model)
@@ -214,9 +242,9 @@ def test_a_killed_run_resumes(name: str, layers: int, checkpoint_of: Make, tmp_p
     result, found = run(again, RECIPES[name], tmp_path / "cut" / "s", progress=calls.append)
     assert {int(read.split(".")[2]) for read in reads if read.startswith("model.layers.")} == set(range(layers, 2))
     assert calls == list(range(layers, 3))
-    assert found == expected and result.fidelity == whole.fidelity
-    np.testing.assert_array_equal(result.reference, whole.reference)
-    assert contents(tmp_path / "cut" / "s") == contents(tmp_path / "whole" / "s")
+    assert found == whole.progress and result.fidelity == whole.result.fidelity
+    np.testing.assert_array_equal(result.reference, whole.result.reference)
+    assert contents(tmp_path / "cut" / "s") == whole.contents
 
 
 def test_a_run_killed_after_the_head_repeats_no_layer(checkpoint_of: Make, tmp_path: Path) -> None:
@@ -260,18 +288,18 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_state_is_calibrated_again(name: str, checkpoint_of: Make, tmp_path: Path) -> None:
-    model, recipe = open_model(checkpoint_of(**TINY), LENGTH), RECIPES["fp8"]
-    run(model, recipe, tmp_path / "whole" / "s")
-    with pytest.raises(Killed):
-        run(model, recipe, tmp_path / "cut" / "s", progress=kill_at(1))
+def test_damaged_state_is_calibrated_again(
+    name: str, whole_of: Callable[[str], Whole], checkpoint_of: Make, tmp_path: Path
+) -> None:
+    whole = whole_of("fp8")
+    shutil.copytree(whole.killed, tmp_path / "s")
     file, damage = DAMAGE[name]
-    damage(tmp_path / "cut" / "s" / file)
-    again, reads = counted(model)
-    run(again, recipe, tmp_path / "cut" / "s")
+    damage(tmp_path / "s" / file)
+    again, reads = counted(open_model(checkpoint_of(**TINY), LENGTH))
+    run(again, RECIPES["fp8"], tmp_path / "s")
     assert "model.layers.0.mlp.up_proj.weight" in reads
-    made, expected = contents(tmp_path / "cut" / "s"), contents(tmp_path / "whole" / "s")
-    assert {one: made[one] for one in expected} == expected
+    made = contents(tmp_path / "s")
+    assert {one: made[one] for one in whole.contents} == whole.contents
 
 
 def test_finish_leaves_the_files_of_a_record(checkpoint_of: Make, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cuda.bindings import runtime
 
 from megrez.runtime.bundle import open_bundle
-from tests.engine_graphs import SHAPE
+from tests.engine_graphs import ONE_LAYER, SHAPE
 
 # The algorithm, --arch, and the capabilities that it names.
 TARGETS = {
@@ -45,7 +45,7 @@ def engine_of(checkpoint_of: Any, megrez_compile: Any, folder_of_engines: Path) 
             algorithm, arch, _ = TARGETS[target]
             options = () if algorithm is None else ("--algorithm", algorithm)
             build = ("--target", target, "--context", 64, "--batch", 3, "--arch", arch)
-            done = megrez_compile(checkpoint_of(**SHAPE), *build, *options, "-o", output)
+            done = megrez_compile(checkpoint_of(**ONE_LAYER), *build, *options, "-o", output)
             assert done.code == 0, done.err
         return output
 
@@ -58,7 +58,13 @@ def test_a_checkpoint_becomes_an_engine(engine_of: Callable[[str], Path], target
     open_bundle(bundle, verify=True)
     manifest = manifest_of(bundle)
     assert (manifest["target"], manifest["engine"], manifest["context_length"]) == (target, "tensorrt", 64)
-    assert manifest["kv_cache"] == {"dtype": "float16", "bytes_per_token": 2 * 2 * 2 * 64 * 2}
+    assert manifest["kv_cache"] == {
+        "dtype": "float16",
+        "bytes_per_token": 1 * 2 * 2 * 64 * 2,
+        "scales": None,
+        "keys": None,
+        "fidelity": [],
+    }
     assert manifest["device"]["capabilities"] == TARGETS[target][2] and manifest["device"]["slots"] == 3
     files = {file["path"] for file in manifest["files"]}
     assert files == {"model.plan", "fusion.json", "tokenizer.json", "chat_template.jinja"}
@@ -71,7 +77,7 @@ def test_an_engine_is_inspected_anywhere_and_run_where_its_gpu_is(
 ) -> None:
     shutil.copytree(engine_of("trt-fp16"), tmp_path / "b")
     code, out, _ = megrez("inspect", tmp_path / "b", "--fusion")
-    assert code == 0 and "2 _gemv_mha_v1" in out and "9 fp16" in out
+    assert code == 0 and "1 _gemv_mha_v1" in out and "5 fp16" in out
     assert megrez("inspect", tmp_path / "b", "--fusion", "--json-file", tmp_path / "f.json")[0] == 0
     written = json.loads((tmp_path / "f.json").read_text())
     assert written == json.loads((tmp_path / "b" / "fusion.json").read_text())
@@ -92,14 +98,12 @@ def no_gpu() -> bool:
 
 
 def test_the_whole_library_is_built_for_without_arch(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
-    done = megrez_compile(
-        checkpoint_of(**SHAPE), "--target", "trt-fp8", "--algorithm", "rtn", "--quantize-head", "--context", 64, "-o",
-        tmp_path / "b",
-    )  # fmt: skip
+    build = ("--target", "trt-fp8", "--algorithm", "rtn", "--quantize-head", "--context", 64)
+    done = megrez_compile(checkpoint_of(**ONE_LAYER), *build, "-o", tmp_path / "b")
     assert done.code == 0, done.err
     assert manifest_of(tmp_path / "b")["device"]["capabilities"] == ["sm_89", "sm_120", "sm_121"]
     fusion = json.loads((tmp_path / "b" / "fusion.json").read_text())
-    assert fusion["decode"]["gemm_types"] == {"fp8": 9}
+    assert fusion["decode"]["gemm_types"] == {"fp8": 5}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,7 @@ def staged(checkpoint_of: Any, megrez_compile: Any, folder_of_staged: Path) -> P
     output = folder_of_staged / "b"
     if not output.exists():
         build = ("--target", "trt-int8", "--algorithm", "rtn", "--context", 64, "--stage", "onnx")
-        done = megrez_compile(checkpoint_of(**SHAPE), *build, "-o", output)
+        done = megrez_compile(checkpoint_of(**ONE_LAYER), *build, "-o", output)
         assert done.code == 0, done.err
     return output
 
@@ -221,7 +225,7 @@ def test_a_gpu_at_hand_that_lacks_the_numbers_is_refused(
 
 
 def test_random_weights_are_built_without_a_text(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:
-    config = checkpoint_of(**SHAPE) / "config.json"
+    config = checkpoint_of(**ONE_LAYER) / "config.json"
     options = ("--dummy-weights", "--target", "trt-int8", "--context", 64, "--arch", "sm_86")
     done = megrez_compile(config, *options, "-o", tmp_path / "b")
     assert done.code == 0 and "calibrating" not in done.err, done.err

@@ -71,7 +71,7 @@ def test_killed(writing: tuple[subprocess.Popen[str], Path], config: Path, megre
     assert open_bundle(output, verify=True).manifest.architecture.num_hidden_layers == 1
 
 
-def test_a_second_build_of_the_same_output_is_refused(
+def test_a_second_build_of_the_same_output_is_refused_and_ctrl_c_leaves_the_older_bundle(
     writing: tuple[subprocess.Popen[str], Path], config: Path, megrez_compile: Any
 ) -> None:
     process, output = writing
@@ -80,10 +80,6 @@ def test_a_second_build_of_the_same_output_is_refused(
     assert (second.code, second.out) == (2, "")
     assert second.err == f"error: {output} is being built by another process: wait for it or choose another -o\n"
     assert process.poll() is None and sorted(path.name for path in output.parent.iterdir()) == before
-
-
-def test_interrupted(writing: tuple[subprocess.Popen[str], Path]) -> None:
-    process, output = writing
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")

@@ -22,8 +22,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral-window": {"family": "mistral", "sliding_window": 9},
     "qwen3-windows-biases": {"family": "qwen3", "sliding_window": 9, "biases": True},
 }
-# Wide enough, beside its vocabulary, that two tokens are never a rounding apart.
-DECISIVE: dict[str, Any] = {"tied": True, "hidden": 192}
+# Wide enough, beside its vocabulary, that two tokens are never a rounding apart. The emulator takes a second a layer.
+DECISIVE: dict[str, Any] = {"tied": True, "hidden": 192, "layers": 1}
 CONTEXT, CHUNK, ANSWER = 64, 8, 32
 STAGE = ("--context", CONTEXT, "--chunk", CHUNK, "--calib-tokens", CONTEXT, "--stage", "onnx")
 GREEDY = SamplingParams(temperature=0.0)
@@ -121,7 +121,13 @@ def test_a_checkpoint_becomes_contexts_by_way_of_its_graphs(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     manifest = manifest_of(tmp_path / "b")
     assert (manifest["engine"], manifest["context_length"], manifest["measured"]["of"]) == ("qnn", 48, "simulation")
-    assert manifest["kv_cache"] == {"dtype": "uint8", "bytes_per_token": 2 * 2 * 2 * 32}
+    assert manifest["kv_cache"] == {
+        "dtype": "uint8",
+        "bytes_per_token": 2 * 2 * 2 * 32,
+        "scales": None,
+        "keys": None,
+        "fidelity": [],
+    }
     assert manifest["device"]["chunk"] == 16 and manifest["device"]["slots"] == 1
     open_bundle(tmp_path / "b", verify=True)
     graphs = {f"{kind}{end}" for kind in ("prefill-00", "decode-00", "head") for end in (".onnx", "_qnn.bin")}

@@ -19,14 +19,15 @@ def open_session(bundle, *, threads, slots=1, capacity=None):
 
     class Session:
         slots, vocab_size, capacity = 1, bundle.manifest.architecture.vocab_size, int(os.environ.get("CAPACITY", 400))
-        said = 0
+        prompt = 0
 
         def step(self, tokens, starts, logits_index, *, slots=None, counts=None):
-            self.said = 0 if np.size(tokens) > 1 else self.said
+            if np.size(tokens) > len(logits_index):  # a prompt: of a draft, all logits are wanted
+                self.prompt = int(starts[0]) + np.size(tokens)
             time.sleep(float(os.environ.get("NAP", 0)))
             logits = np.zeros((len(logits_index), self.vocab_size), np.float32)
-            logits[:, script[self.said % len(script)]] = 9
-            self.said += len(logits_index)
+            for row, at in enumerate(logits_index):
+                logits[row, script[(int(starts[0]) + at + 1 - self.prompt) % len(script)]] = 9
             return logits
 
         def close(self):

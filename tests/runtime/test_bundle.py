@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -92,9 +93,17 @@ def test_a_manifest_that_nothing_could_run_is_refused(make_bundle, manifest, par
         open_bundle(folder)
 
 
+def test_a_bundle_of_before_there_were_kv_formats_opens(make_bundle, manifest):
+    folder = make_bundle(manifest=dataclasses.replace(manifest, schema_version=4))
+    data = json.loads((folder / "manifest.json").read_text())
+    data["kv_cache"] = {"dtype": "float32", "bytes_per_token": 32}
+    (folder / "manifest.json").write_text(json.dumps(data))
+    assert open_bundle(folder).manifest.kv_cache == dataclasses.replace(manifest.kv_cache, dtype="float32")
+
+
 def test_an_older_schema_is_refused_with_the_cure(make_bundle, manifest):
     folder = make_bundle(manifest=dataclasses.replace(manifest, schema_version=3))
-    with pytest.raises(BundleError, match=r"schema version 3, this runtime reads \d+: compile it again"):
+    with pytest.raises(BundleError, match=r"schema version 3, this runtime reads 4 to \d+: compile it again"):
         open_bundle(folder)
 
 

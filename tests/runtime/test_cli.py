@@ -61,6 +61,8 @@ def test_run_json_has_exactly_the_fields_promised(bundle):
         "finish_reason",
         "ttft_s",
         "decode_tokens_per_s",
+        "drafted_tokens",
+        "accepted_tokens",
     ]
     assert (answer["text"], answer["finish_reason"]) == ("hello 你", "stop")
     assert answer["output_tokens"] == len(answer["token_ids"]) and answer["token_ids"][-1] == 264

@@ -72,12 +72,15 @@ KERNEL __m256 within(int64_t n, int64_t from, int64_t to) {
     return _mm256_castsi256_ps(_mm256_andnot_si256(early, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), key)));
 }
 
-/* Replace a query's KEYS scores by weights, 0 outside `from` to `to`; returns the factor for the earlier sums. */
-KERNEL float weigh(float *scores, int64_t from, int64_t to, float scale, progress *so_far) {
+/* Replace a query's KEYS scores by weights, 0 outside `from` to `to`; returns the factor for the earlier sums.
+ * scales: of the keys, or NULL.
+ */
+KERNEL float weigh(float *scores, int64_t from, int64_t to, float scale, const float *scales, progress *so_far) {
     const __m256 nothing = _mm256_set1_ps(LEAST), factor = _mm256_set1_ps(scale);
     __m256 largest = nothing;
     for (int64_t n = 0; n < KEYS; n += 8) {
-        const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(scores + n), factor);
+        __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(scores + n), factor);
+        if (scales) scaled = _mm256_mul_ps(scaled, _mm256_loadu_ps(scales + n));
         const __m256 seen = _mm256_blendv_ps(nothing, scaled, within(n, from, to));
         _mm256_storeu_ps(scores + n, seen);
         largest = _mm256_max_ps(largest, seen);
@@ -139,7 +142,7 @@ KERNEL void attend_tile(const megrez_attention *all, const tile *of, const int c
     score(of->queries, count, key, of->last, width, scores);
     UNROLLED
     for (int q = 0; q < count; q++)
-        kept[q] = weigh(scores + q * KEYS, of->from[q], of->to[q], all->scale, of->so_far[q]);
+        kept[q] = weigh(scores + q * KEYS, of->from[q], of->to[q], all->scale, NULL, of->so_far[q]);
     int64_t column = 0;
     for (; column + 16 <= width; column += 16)
         gather(scores, value, of->first, of->last, width, count, 2, kept, of->outputs, column);

@@ -7,9 +7,9 @@
 
 #include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
 /* Always inlined with constant arguments, so that each shape has its own loop. */
-#define KERNEL __attribute__((target("avx2,fma"), always_inline)) static inline
+#define KERNEL __attribute__((target("avx2,fma,f16c"), always_inline)) static inline
 /* Loops with constant bounds: once unrolled, the arrays that they index are kept in registers. */
 #define UNROLLED _Pragma("GCC unroll 8")
 #define ROLLED _Pragma("GCC unroll 1")

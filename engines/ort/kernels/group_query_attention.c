@@ -1,6 +1,7 @@
-/* GroupQueryAttention in place of ONNX Runtime's own, for a float32 cache.
+/* GroupQueryAttention: in place of ONNX Runtime's own for a float32 cache, and as operators of ours for others.
  *
- * Inputs as in the operator's specification. key and value may be absent, query then holds all three; without
+ * Inputs as in the operator's specification, but that a float16 cache is read with float32 queries, and that k_scale and
+ * v_scale of an int8 cache are caches themselves, [B, heads, capacity, 1]: they have two more outputs. key and value may be absent, query then holds all three; without
  * query_seqlens, the new tokens of a sequence are valid up to its length. The present caches are as large as the past
  * ones, and should be the same memory.
  */
@@ -13,40 +14,50 @@
 
 enum {
     QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, LONGEST, COSINES, SINES,
-    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, /* none of these is supported */
+    POSITIONS, BIAS, SINK, KEY_SCALE, VALUE_SCALE, QUERY_NORM, KEY_NORM, /* only the scales are supported */
     FRESH, INPUTS
 };
-enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, OUTPUTS };
+enum { OUTPUT, PRESENT_KEY, PRESENT_VALUE, PRESENT_KEY_SCALE, PRESENT_VALUE_SCALE };
 
 typedef struct {
     const ort_api *api;
+    const megrez_attention_passes *passes;
+    megrez_cache_format format;
     int64_t heads, kv_heads, window;
     float scale;
 } kernel;
 
-static void append(void *all, size_t token) { megrez_append(all, (int64_t)token); }
-static void attend(void *all, size_t piece) { megrez_attend(all, (int64_t)piece); }
-static void join(void *all, size_t token) { megrez_join(all, (int64_t)token); }
+/* What a parallel loop gets. */
+typedef struct {
+    const megrez_attention_passes *passes;
+    megrez_attention *all;
+} work;
+
+static void append(void *of, size_t token) { ((work *)of)->passes->append(((work *)of)->all, (int64_t)token); }
+static void attend(void *of, size_t piece) { ((work *)of)->passes->attend(((work *)of)->all, (int64_t)piece); }
+static void join(void *of, size_t token) { ((work *)of)->passes->join(((work *)of)->all, (int64_t)token); }
 
 /* In parallel if there is more than one token: a single one costs less than starting the threads. */
 static ort_status *over_tokens(
-    const ort_api *api, const ort_context *context, megrez_attention *all, void (*step)(void *, size_t)
+    const ort_api *api, const ort_context *context, work *of, void (*step)(void *, size_t)
 ) {
-    const size_t count = (size_t)(all->rows * all->tokens);
-    if (count > 1) return ort_parallel_for(api)(context, step, count, 0, all);
-    step(all, 0);
+    const size_t count = (size_t)(of->all->rows * of->all->tokens);
+    if (count > 1) return ort_parallel_for(api)(context, step, count, 0, of);
+    step(of, 0);
     return NULL;
 }
 
-static ort_status *run(const ort_api *api, const ort_context *context, megrez_attention *all) {
+static ort_status *run(const kernel *self, const ort_context *context, megrez_attention *all) {
+    const ort_api *api = self->api;
     const size_t floats = megrez_attention_plan(all);
     float *room = malloc(floats * sizeof *room);
     if (!room) return ort_create_status(api)(ORT_FAIL, "GroupQueryAttention: no memory for its queries");
     megrez_attention_use(all, room);
-    ort_status *status = over_tokens(api, context, all, append);
+    work of = {self->passes, all};
+    ort_status *status = over_tokens(api, context, &of, append);
     if (!status)
-        status = ort_parallel_for(api)(context, attend, (size_t)megrez_attention_pieces(all), 0, all);
-    if (!status && all->parts > 1) status = over_tokens(api, context, all, join);
+        status = ort_parallel_for(api)(context, attend, (size_t)megrez_attention_pieces(all), 0, &of);
+    if (!status && all->parts > 1) status = over_tokens(api, context, &of, join);
     free(room);
     return status;
 }
@@ -67,11 +78,15 @@ static const char *understand(const inputs *of, megrez_attention *all) {
     all->capacity = past->dimensions[2], all->width = past->dimensions[3], all->rotated = 2 * table->dimensions[1];
     const int64_t wide = all->heads * all->width, narrow = all->kv_heads * all->width;
     const bool packed = !of->data[KEY];
-    if (!megrez_attends(all->width) || all->rotated > all->width)
-        return "heads whose width is a multiple of 8 are taken, and no more of them is rotated";
+    if (!megrez_attends(all->width, all->format) || all->rotated > all->width)
+        return "heads whose width is a multiple of 8 (up to 512 unless the cache is float32), and no more of them is rotated";
     if (memcmp(past, &of->shapes[PAST_VALUE], sizeof *past) || past->dimensions[0] != all->rows ||
         past->dimensions[1] != all->kv_heads)
         return "past_key and past_value differ in shape, or are not of query's batch and kv_num_heads";
+    for (int n = KEY_SCALE; n <= VALUE_SCALE && all->format == MEGREZ_INT8; n++)
+        if (of->shapes[n].rank != 4 || memcmp(past->dimensions, of->shapes[n].dimensions, 3 * sizeof(int64_t)) ||
+            of->shapes[n].dimensions[3] != 1)
+            return "k_scale and v_scale are not [B, heads, capacity, 1]";
     if (packed != !of->data[VALUE] || query->dimensions[2] != wide + (packed ? 2 * narrow : 0))
         return "query is not as wide as num_heads heads, with key and value or with all of kv_num_heads after them";
     for (int n = KEY; n <= VALUE && !packed; n++) {
@@ -111,16 +126,17 @@ static const char *understand_lengths(const inputs *of, megrez_attention *all, i
 
 /* The present caches: the past ones if both are bound to the same memory, otherwise a copy of them. */
 static ort_status *caches(const ort_api *api, ort_context *context, const inputs *of, megrez_attention *all) {
-    const megrez_shape *shape = &of->shapes[PAST_KEY];
-    const size_t size = (size_t)(all->rows * all->kv_heads * all->capacity * all->width) * sizeof(float);
-    float **present[] = {&all->keys, &all->values};
-    for (size_t n = 0; n < 2; n++) {
-        void *data = NULL;
-        ort_status *status = megrez_output(api, context, PRESENT_KEY + n, shape, &data);
+    static const size_t bytes[] = {[MEGREZ_FLOAT32] = 4, [MEGREZ_FLOAT16] = 2, [MEGREZ_INT8] = 1};
+    static const size_t past[] = {PAST_KEY, PAST_VALUE, KEY_SCALE, VALUE_SCALE};
+    void *present[] = {NULL, NULL, NULL, NULL};
+    for (size_t n = 0; n < (all->format == MEGREZ_INT8 ? 4 : 2); n++) {
+        const megrez_shape *shape = &of->shapes[past[n]];
+        const size_t size = (size_t)megrez_elements(shape) * (n < 2 ? bytes[all->format] : sizeof(float));
+        ort_status *status = megrez_output(api, context, PRESENT_KEY + n, shape, &present[n]);
         if (status) return status;
-        if (data != of->data[PAST_KEY + n]) memcpy(data, of->data[PAST_KEY + n], size);
-        *present[n] = data;
+        if (present[n] != of->data[past[n]]) memcpy(present[n], of->data[past[n]], size);
     }
+    all->keys = present[0], all->values = present[1], all->key_scales = present[2], all->value_scales = present[3];
     return NULL;
 }
 
@@ -135,7 +151,7 @@ static ort_status *attend_to(
     ort_status *status = megrez_output(api, context, OUTPUT, &shape, &output);
     all->outputs = output;
     if (!status) status = caches(api, context, of, all);
-    return status || !all->tokens ? status : run(api, context, all);
+    return status || !all->tokens ? status : run(self, context, all);
 }
 
 static ort_status *compute(void *opaque, ort_context *context) {
@@ -147,7 +163,8 @@ static ort_status *compute(void *opaque, ort_context *context) {
         if (status) return status;
     }
     megrez_attention all = {
-        .heads = self->heads, .kv_heads = self->kv_heads, .window = self->window, .scale = self->scale
+        .heads = self->heads, .kv_heads = self->kv_heads, .window = self->window, .scale = self->scale,
+        .format = self->format
     };
     const char *wrong = understand(&of, &all);
     if (wrong) return megrez_refuse(api, wrong);
@@ -169,7 +186,7 @@ static const struct {
 };
 
 /* Rejects what this kernel would compute differently from ONNX Runtime's. */
-static ort_status *judge(const ort_api *api, const ort_kernel_info *info) {
+static ort_status *judge(const ort_api *api, const ort_kernel_info *info, megrez_cache_format format) {
     char text[96];
     float softcap = 0;
     for (size_t n = 0; n < sizeof FIXED / sizeof *FIXED; n++) {
@@ -187,17 +204,19 @@ static ort_status *judge(const ort_api *api, const ort_kernel_info *info) {
         bool given;
         ort_status *status = megrez_find_given(api, info, n, &given);
         if (status) return status;
-        if (!given) continue;
-        snprintf(text, sizeof text, "GroupQueryAttention: input %zu is not taken", n);
+        const bool wanted = format == MEGREZ_INT8 && (n == KEY_SCALE || n == VALUE_SCALE);
+        if (given == wanted) continue;
+        snprintf(text, sizeof text, "GroupQueryAttention: input %zu is %s", n, wanted ? "missing" : "not taken");
         return megrez_decline(api, text);
     }
     return NULL;
 }
 
-static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {
-    (void)op;
-    kernel found = {.api = api, .window = -1};
-    ort_status *status = judge(api, info);
+static ort_status *create_for(
+    megrez_cache_format format, const ort_api *api, const ort_kernel_info *info, void **made
+) {
+    kernel found = {.api = api, .passes = megrez_attention_here(), .format = format, .window = -1};
+    ort_status *status = judge(api, info, format);
     if (!status) status = ort_attribute(api)(info, "num_heads", &found.heads);
     if (!status) status = ort_attribute(api)(info, "kv_num_heads", &found.kv_heads);
     if (status) return status;
@@ -214,27 +233,47 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     return NULL;
 }
 
-static const char *name(const ort_custom_op *op) { return (void)op, "GroupQueryAttention"; }
 static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
-static size_t output_count(const ort_custom_op *op) { return (void)op, OUTPUTS; }
+static size_t output_count(const ort_custom_op *op) { return op == &MEGREZ_ATTENTION_INT8 ? 5 : 3; }
 
 static ort_presence input_presence(const ort_custom_op *op, size_t index) {
     (void)op;
     return index == KEY || index == VALUE || index > SINES ? ORT_OPTIONAL : ORT_REQUIRED;
 }
 
+/* The elements of the caches. */
+static ort_type cache_type(const ort_custom_op *op) {
+    return op == &MEGREZ_ATTENTION_INT8 ? ORT_INT8 : op == &MEGREZ_ATTENTION_FLOAT16 ? ORT_FLOAT16 : ORT_FLOAT;
+}
+
 static ort_type input_type(const ort_custom_op *op, size_t index) {
-    (void)op;
     return index == LENGTHS || index == LONGEST || index == FRESH ? ORT_INT32
            : index == POSITIONS                                   ? ORT_INT64
+           : index == PAST_KEY || index == PAST_VALUE             ? cache_type(op)
                                                                   : ORT_FLOAT;
 }
 
-const ort_custom_op MEGREZ_GROUP_QUERY_ATTENTION = {
-    MEGREZ_COMMON,
-    .input_type = input_type,
-    .input_count = input_count,
-    .output_count = output_count,
-    .destroy = free,
-    .input_presence = input_presence,
-};
+static ort_type output_type(const ort_custom_op *op, size_t index) {
+    return index == PRESENT_KEY || index == PRESENT_VALUE ? cache_type(op) : ORT_FLOAT;
+}
+
+#define ATTENTION(symbol, cache, called)                                                                  \
+    static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                 \
+    static ort_status *create_##cache(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, \
+                                      void **made) {                                                      \
+        return (void)op, create_for(cache, api, info, made);                                              \
+    }                                                                                                     \
+    const ort_custom_op symbol = {                                                                        \
+        MEGREZ_SHARED,                                                                                    \
+        .name = name_##cache,                                                                             \
+        .create_or_fail = create_##cache,                                                                 \
+        .output_type = output_type,                                                                       \
+        .input_type = input_type,                                                                         \
+        .input_count = input_count,                                                                       \
+        .output_count = output_count,                                                                     \
+        .destroy = free,                                                                                  \
+        .input_presence = input_presence,                                                                 \
+    }
+ATTENTION(MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_FLOAT32, "GroupQueryAttention");
+ATTENTION(MEGREZ_ATTENTION_FLOAT16, MEGREZ_FLOAT16, "GroupQueryAttentionFloat16");
+ATTENTION(MEGREZ_ATTENTION_INT8, MEGREZ_INT8, "GroupQueryAttentionInt8");

@@ -126,18 +126,30 @@ static ort_status *add(
     return ort_add_domain(api)(options, *domain);
 }
 
+/* Whether our operators replace ONNX Runtime's here, as MEGREZ_KERNELS and the processor have it: see custom_ops.py. */
+EXPORT int megrez_replaces(void) {
+    const char *setting = getenv("MEGREZ_KERNELS");
+    if (!megrez_runs() || (setting && !strcmp(setting, "0"))) return 0;
+    if (setting && (!strcmp(setting, "1") || !strcmp(setting, "attention"))) return 1;
+    return !megrez_has_better() && !(setting && !strcmp(setting, "portable"));
+}
+
 /* The entry point that ONNX Runtime calls to register the library. The domains are never freed.
  *
- * With the setting "attention", products are not registered, the last of each list; for the other settings see custom_ops.py.
+ * Attention over caches that ONNX Runtime has no kernel for is always registered. With the setting "attention", products
+ * are not registered, the last of each list.
  */
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
+    static const ort_custom_op *const cached[] = {&MEGREZ_ATTENTION_FLOAT16, &MEGREZ_ATTENTION_INT8};
     static const ort_custom_op *const theirs[] = {&MEGREZ_GROUP_QUERY_ATTENTION, &MEGREZ_MATMUL_NBITS};
     static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU, &MEGREZ_MEANS_MATMUL_NBITS};
-    static ort_domain *microsoft, *megrez;
+    static ort_domain *microsoft, *megrez, *cache;
     const ort_api *api = base->get_api(ORT_VERSION);
-    if (!api || !megrez_runs()) return NULL; /* ONNX Runtime before 1.17, or no AVX2: its own kernels run */
+    if (!api) return NULL; /* ONNX Runtime before 1.17: its own kernels run */
+    ort_status *status = add(api, options, "megrez.cache", cached, sizeof cached / sizeof *cached, &cache);
+    if (status || !megrez_replaces()) return status;
     const char *setting = getenv("MEGREZ_KERNELS");
     const size_t left = setting && !strcmp(setting, "attention");
-    ort_status *status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
+    status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
     return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours - left, &megrez);
 }

@@ -36,18 +36,20 @@ ort_status *megrez_output(
 void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char *name, int64_t *value);
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
-extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_MEANS_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU;
+extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_MEANS_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU,
+    MEGREZ_ATTENTION_FLOAT16, MEGREZ_ATTENTION_INT8;
 
-/* Fields that all our operators share: float32 outputs in host memory; each source defines name, create, compute. */
+/* Fields that all our operators share, for outputs in host memory. */
 const char *megrez_provider(const ort_custom_op *op);
 int megrez_one(const ort_custom_op *op);
 int megrez_in_memory(const ort_custom_op *op, size_t index);
 ort_type megrez_float(const ort_custom_op *op, size_t index);
 ort_presence megrez_always(const ort_custom_op *op, size_t index);
-#define MEGREZ_COMMON                                                                                \
-    .version = ORT_VERSION, .name = name, .provider = megrez_provider, .output_type = megrez_float,  \
-    .output_presence = megrez_always, .input_memory = megrez_in_memory,                              \
-    .variadic = {megrez_one, megrez_one, megrez_one, megrez_one}, .create_or_fail = create,          \
+#define MEGREZ_SHARED                                                                                \
+    .version = ORT_VERSION, .provider = megrez_provider, .output_presence = megrez_always,           \
+    .input_memory = megrez_in_memory, .variadic = {megrez_one, megrez_one, megrez_one, megrez_one},  \
     .compute_or_fail = compute, .first_version = megrez_one, .last_version = megrez_one
+/* And those of operators with float32 outputs; each source defines name, create, compute. */
+#define MEGREZ_COMMON MEGREZ_SHARED, .name = name, .output_type = megrez_float, .create_or_fail = create
 
 #endif

@@ -12,7 +12,7 @@
 enum { ORT_VERSION = 17 };
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 
-typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_INT64 = 7 } ort_type;
+typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7, ORT_FLOAT16 = 10 } ort_type;
 typedef enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 } ort_presence;
 
 typedef struct ort_status ort_status; /* NULL on success */

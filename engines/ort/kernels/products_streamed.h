@@ -44,7 +44,7 @@ KERNEL void block_sums(const uint8_t *codes, const int bits, const int vectors, 
     __m256i lower[STREAMED], upper[STREAMED];
     UNROLLED
     for (int i = 0; i < count; i++) lower[i] = upper[i] = _mm256_setzero_si256();
-    if (count == 1) { /* bound by loops' overhead, others by arithmetic */
+    if (count == 1 && vectors <= 2) { /* short loops: bound by their overhead */
         UNROLLED
         for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
             add_vector(load(codes), bits, count, stride, inputs, lower, upper);

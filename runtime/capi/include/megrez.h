@@ -132,7 +132,9 @@ MEGREZ_API const char *megrez_last_error_message(void);
  *   slots        sequences that run at once, 8 by default; the KV cache has slots * context tokens
  *   context      most tokens of prompt and answer; the bundle's by default
  *   queue_limit  most requests that wait for a slot; without limit by default
- *   verify       true checks every file's SHA-256; false by default */
+ *   verify       true checks every file's SHA-256; false by default
+ *   speculate    drafts tokens where that pays (auto, the default), as many as possible (always), or none (off)
+ *   draft        the bundle of a smaller model that drafts them; by default they are looked up in the text */
 MEGREZ_API megrez_status megrez_options_create(megrez_options **options);
 MEGREZ_API megrez_status megrez_options_set(megrez_options *options, const char *name, const char *value);
 MEGREZ_API megrez_status megrez_options_free(megrez_options *options);

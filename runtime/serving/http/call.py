@@ -27,15 +27,23 @@ class Call:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def usage(self) -> dict[str, Any]:
-        """In OpenAI's form."""
-        return {
+        """In OpenAI's form; its predictions are our drafts, and mentioned if there were any."""
+        found: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        if self.drafted_tokens:
+            found["completion_tokens_details"] = {
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.drafted_tokens - self.accepted_tokens,
+            }
+        return found
 
 
 @contextlib.asynccontextmanager

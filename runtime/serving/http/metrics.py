@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from megrez.runtime.serving.llm import LLM
 from megrez.runtime.serving.request import Token
@@ -63,12 +63,12 @@ class Metrics:
 
 
 class _Gauges:
-    """A collector: what the engine is doing now."""
+    """A collector: what the engine is doing now, and what it counts itself."""
 
     def __init__(self, llm: LLM, model: str) -> None:
         self._llm, self._model = llm, model
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         running, waiting, cached = self._llm.load()
         capacity = self._llm.session.slots * self._llm.session.capacity
         for name, help, value in (
@@ -83,3 +83,17 @@ class _Gauges:
             gauge = GaugeMetricFamily(name, help, labels=("model_name",))
             gauge.add_metric((self._model,), value)
             yield gauge
+        yield from self._drafts()
+
+    def _drafts(self) -> Iterator[Metric]:
+        totals = self._llm.speculation
+        if totals is None:
+            return
+        for name, help, value in (
+            ("vllm:spec_decode_num_drafts", "Drafts of one or more tokens.", totals.drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Drafted tokens.", totals.drafted),
+            ("vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were generated.", totals.accepted),
+        ):
+            counter = CounterMetricFamily(name, help, labels=("model_name",))
+            counter.add_metric((self._model,), value)
+            yield counter

@@ -92,6 +92,9 @@ class Tokens:
         if first and token.index == 0:
             metrics.observe_prompt(len(self._prompts[at]), token.cached_tokens)
             self._call.cached_tokens += token.cached_tokens
+        if token.finish_reason:
+            self._call.drafted_tokens += token.drafted_tokens
+            self._call.accepted_tokens += token.accepted_tokens
 
 
 class EventStream:

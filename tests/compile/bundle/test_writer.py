@@ -70,7 +70,13 @@ def test_the_manifest_tells_shape_cache_tokens_and_provenance(checkpoint_of: Any
         "vocab_size": 320,
     }
     # Key and value, of 2 layers, 2 heads of 32 numbers of 4 bytes.
-    assert data["kv_cache"] == {"dtype": "float32", "bytes_per_token": 2 * 2 * 2 * 32 * 4}
+    assert data["kv_cache"] == {
+        "dtype": "float32",
+        "bytes_per_token": 2 * 2 * 2 * 32 * 4,
+        "scales": None,
+        "keys": None,
+        "fidelity": [],
+    }
     assert data["tokens"] == {"bos": None, "pad": 259, "stop": [258, 256], "add_bos": False}
     assert (data["target"], data["engine"], data["context_length"]) == ("cpu-int4", "ort", 64)
     provenance = data["provenance"]

@@ -28,12 +28,12 @@ class Silent:
 def bundle_of(checkpoint_of: Any, tmp_path: Path, traced_once: None) -> Callable[..., tuple[Path, Path]]:
     """Compile the checkpoint of a shape for a target: (checkpoint, bundle)."""
 
-    def make(target: str = "cpu-fp32", context: int = 24, **shape: object) -> tuple[Path, Path]:
+    def make(target: str = "cpu-fp32", context: int = 24, kv: str | None = None, **shape: object) -> tuple[Path, Path]:
         folder = checkpoint_of(**shape)
         request = Request(
             checkpoint=open_checkpoint(str(folder)),
-            target=find_target(target),
-            output=tmp_path / "bundle",
+            target=find_target(target) if kv is None else find_target(target).with_kv(kv),
+            output=tmp_path / f"bundle{kv or ''}",
             context=context,
         )
         return folder, compile_bundle(request, Silent())

@@ -14,7 +14,9 @@ from tests.engines.ort.own_kernels import needs_kernels
 
 
 @needs_kernels
-@pytest.mark.parametrize(("setting", "registers"), [("0", False), ("1", True), ("attention", True)])
+@pytest.mark.parametrize(
+    ("setting", "registers"), [("0", False), ("1", True), ("attention", True), ("portable", False)]
+)
 def test_the_environment_decides(setting: str, registers: bool) -> None:
     code = "import onnxruntime; from megrez.engines.ort.custom_ops import register; "
     code += "print(register(onnxruntime.SessionOptions()))"
@@ -29,10 +31,17 @@ def test_without_compiled_kernels_onnxruntime_keeps_its_own(monkeypatch: pytest.
     assert custom_ops.register(onnxruntime.SessionOptions()) is False
 
 
+def test_a_cache_that_only_our_kernels_read_needs_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(custom_ops.SETTING, raising=False)
+    monkeypatch.setattr(custom_ops, "__file__", str(tmp_path / "custom_ops.py"))
+    with pytest.raises(EngineError, match="KV cache in int8, which needs our kernels"):
+        custom_ops.register(onnxruntime.SessionOptions(), cache="int8")
+
+
 @needs_kernels
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(custom_ops.SETTING, "yes")
-    with pytest.raises(UsageError, match="MEGREZ_KERNELS is 'yes', the valid values are 0, 1 and attention"):
+    with pytest.raises(UsageError, match="MEGREZ_KERNELS is 'yes', the valid values are 0, 1, attention and portable"):
         custom_ops.register(onnxruntime.SessionOptions())
 
 

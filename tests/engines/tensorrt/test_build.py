@@ -1,7 +1,9 @@
 """Engines built for real, ahead of time, by TensorRT-RTX: audited, and refused where they do otherwise than asked."""
 
+import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from megrez.engines.tensorrt.build import build
 from megrez.engines.tensorrt.plan import PlanRequest
 from megrez.runtime.errors import EngineError, UsageError
 from tests import engine_graphs as broken
-from tests.engine_graphs import SHAPE, engine_graph
+from tests.engine_graphs import ONE_LAYER, SHAPE, engine_graph
 
 CAPABILITIES = {
     "trt-fp16": (80, 86, 89, 120),
@@ -29,14 +31,36 @@ def request(capabilities: tuple[int, ...] = (89,), **changes: Any) -> PlanReques
     return PlanRequest(library="tensorrt_rtx", capabilities=capabilities, **fields)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An engine of two layers. steps: what was told of its building."""
+
+    folder: Path
+    device: Any
+    steps: list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """A target's engine, built by the first test that asks."""
+
+    @functools.cache
+    def make(target: str) -> Built:
+        folder, steps = tmp_path_factory.mktemp(target), []
+        graph = engine_graph(checkpoint_of(**SHAPE), target)
+        device = build(graph, folder, request(CAPABILITIES[target]), building=lambda *step: steps.append(step))
+        return Built(folder=folder, device=device, steps=steps)
+
+    return make
+
+
 @pytest.mark.parametrize("target", CAPABILITIES)
 def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
-    checkpoint_of: Any, tmp_path: Path, target: str
+    built: Callable[[str], Built], target: str
 ) -> None:
-    model = engine_graph(checkpoint_of(**SHAPE), target)
-    device = build(model, tmp_path, request(CAPABILITIES[target]))
-    assert {path.name for path in tmp_path.iterdir()} == {PLAN_FILE, "fusion.json"}
-    fusion = json.loads((tmp_path / "fusion.json").read_text())
+    folder, device = built(target).folder, built(target).device
+    assert {path.name for path in folder.iterdir()} == {PLAN_FILE, "fusion.json"}
+    fusion = json.loads((folder / "fusion.json").read_text())
     kind = target.removeprefix("trt-").removeprefix("nv")
     types = {"fp16": 9} if kind == "fp16" else {kind: 8, "fp16": 1}
     assert fusion["decode"] == {
@@ -52,7 +76,7 @@ def test_every_projection_and_attention_is_one_kernel_of_the_types_asked_for(
 
 def test_ctrl_c_ends_a_build(checkpoint_of: Any, tmp_path: Path) -> None:
     """Wherever Python runs meanwhile: here where it is told of a phase."""
-    graph = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    graph = engine_graph(checkpoint_of(**ONE_LAYER), "trt-fp16")
     told: list[int] = []
 
     def strike(phase: str, done: int, total: int) -> None:
@@ -65,15 +89,15 @@ def test_ctrl_c_ends_a_build(checkpoint_of: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "fusion.json").exists() and told
 
 
-def test_weights_are_not_twice_in_the_plan_of_a_single_sequence(checkpoint_of: Any, tmp_path: Path) -> None:
-    sizes, memory = [], []
-    for slots in (1, 2):
-        (folder := tmp_path / str(slots)).mkdir()
-        device = build(engine_graph(checkpoint_of(**SHAPE), "trt-fp8"), folder, request(slots=slots))
-        sizes.append((folder / PLAN_FILE).stat().st_size)
-        memory.append(device.memory_bytes)
-        assert device.slots == slots
-    assert abs(sizes[0] - sizes[1]) < 10_000 and memory[0] == memory[1]
+def test_weights_are_not_twice_in_the_plan_of_a_single_sequence(
+    built: Callable[[str], Built], checkpoint_of: Any, tmp_path: Path
+) -> None:
+    two = built("trt-fp8")
+    one = build(engine_graph(checkpoint_of(**SHAPE), "trt-fp8"), tmp_path, request(CAPABILITIES["trt-fp8"], slots=1))
+    assert (one.slots, two.device.slots) == (1, 2)
+    assert one.memory_bytes == two.device.memory_bytes
+    sizes = [(folder / PLAN_FILE).stat().st_size for folder in (tmp_path, two.folder)]
+    assert abs(sizes[0] - sizes[1]) < 10_000
 
 
 @pytest.mark.parametrize(
@@ -96,7 +120,7 @@ def test_an_engine_that_does_otherwise_is_refused_by_its_kernels(
     said: str,
 ) -> None:
     monkeypatch.setattr("megrez.engines.tensorrt.build.graph_faults", lambda model: [])  # what the kernels show alone
-    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp8")
+    model = engine_graph(checkpoint_of(**ONE_LAYER), "trt-fp8")
     breaks(model)
     with pytest.raises(EngineError) as caught:
         build(model, tmp_path, request())
@@ -146,7 +170,7 @@ def test_a_full_disk_is_what_is_reported(checkpoint_of: Any, tmp_path: Path, mon
 
         def __exit__(self, *error: object) -> None: ...
 
-    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
+    model = engine_graph(checkpoint_of(**ONE_LAYER), "trt-fp16")
     real = Path.open
     monkeypatch.setattr(
         Path, "open", lambda self, *args, **options: Full() if self.name == PLAN_FILE else real(self, *args, **options)
@@ -155,9 +179,7 @@ def test_a_full_disk_is_what_is_reported(checkpoint_of: Any, tmp_path: Path, mon
         build(model, tmp_path, request())
 
 
-def test_progress_is_told_in_steps_of_the_builder(checkpoint_of: Any, tmp_path: Path) -> None:
-    model = engine_graph(checkpoint_of(**SHAPE), "trt-fp16")
-    told: list[tuple[str, int, int]] = []
-    build(model, tmp_path, request(), building=lambda *step: told.append(step))
+def test_progress_is_told_in_steps_of_the_builder(built: Callable[[str], Built]) -> None:
+    told = built("trt-fp16").steps
     assert told and told[0][1] == 0 and all(0 <= done <= total for _, done, total in told)
     assert told[-1][1] == told[-1][2]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from megrez.runtime.bench.bandwidth import bandwidth_share, weight_bytes
+from megrez.runtime.bench.bandwidth import weight_bytes
 from megrez.runtime.manifest import Architecture, File, KvCache, Quantization
 
 SHAPE = Architecture(
@@ -34,10 +34,11 @@ GPTQ = Quantization(
 
 @pytest.fixture
 def holding(manifest):
-    def made(stored: int, *, cache: str = "float32", quantization: Quantization | None = None):
+    def made(stored: int, *, cache: str = "float32", engine: str = "ort", quantization: Quantization | None = None):
         files = [("model.onnx.data", stored), ("tokenizer.json", 999), ("chat_template.jinja", 99)]
         return dataclasses.replace(
             manifest,
+            engine=engine,
             architecture=SHAPE,
             kv_cache=KvCache(dtype=cache, bytes_per_token=32),
             files=tuple(File(path=path, size=size, sha256="") for path, size in files),
@@ -51,7 +52,8 @@ def test_a_tied_table_is_read_as_the_head_and_one_of_its_own_is_not(holding):
     tied, untied = (LAYERS + TABLE) * 4, (LAYERS + 2 * TABLE) * 4
     assert weight_bytes(holding(tied)) == tied
     assert weight_bytes(holding(untied)) == (LAYERS + TABLE) * 4
-    assert weight_bytes(holding((LAYERS + 2 * TABLE) * 2, cache="float16")) == (LAYERS + TABLE) * 2
+    assert weight_bytes(holding((LAYERS + 2 * TABLE) * 2, cache="float16", engine="ort-cuda")) == (LAYERS + TABLE) * 2
+    assert weight_bytes(holding(untied, cache="int8")) == (LAYERS + TABLE) * 4
 
 
 def test_tables_of_different_formats_are_two(holding):
@@ -63,11 +65,6 @@ def test_tables_of_one_format_are_told_apart_by_the_files_size(holding):
     same = dataclasses.replace(GPTQ, projections="fp8 per tensor", embedding=None, lm_head=None)
     for tables in (1, 2):
         stored = LAYERS + tables * TABLE * 2
-        assert weight_bytes(holding(stored, cache="float16", quantization=same)) == LAYERS + TABLE * 2
-
-
-def test_the_share_counts_weights_once_per_step_and_the_cache_of_every_sequence(holding):
-    manifest = holding((LAYERS + TABLE) * 4)
-    share = bandwidth_share(manifest, decode_steps=10, cached_tokens=500, seconds=2.0, bandwidth=1e9)
-    assert share == (10 * (LAYERS + TABLE) * 4 + 500 * 32) / 2 / 1e9
-    assert bandwidth_share(manifest, decode_steps=0, cached_tokens=0, seconds=0.0, bandwidth=1e9) is None
+        assert (
+            weight_bytes(holding(stored, cache="float16", engine="tensorrt", quantization=same)) == LAYERS + TABLE * 2
+        )

@@ -7,6 +7,7 @@ import pytest
 
 from megrez.runtime.bench.figures import Record
 from megrez.runtime.bench.local import LocalClient, MeteredSession, Steps
+from megrez.runtime.bench.work import Work
 from megrez.runtime.bench.workload import Ask
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.chat import ChatTemplate
@@ -112,9 +113,10 @@ def test_a_metered_session_sums_up_its_decode_steps():
     assert np.argmax(logits) == 10
     metered.step([9, 9], [4, 0], [0, 1], slots=[2, 0], counts=[1, 1])
     metered.step([9, 8, 7], [5, 1], [0, 2], slots=[2, 0], counts=[1, 2])  # a prompt beside a decoding sequence
-    assert metered.total == Steps(
-        steps=3, seconds=0.75, decode_steps=1, decode_seconds=0.25, sequences=2, cached_tokens=6
-    )
+    decode = Work(steps=1, seconds=0.25, sequences=2, tokens=2, cached_tokens=6, pairs=6, logits=2)
+    # Prompts of 4 tokens at 0 and of 2 at 1, and a token that attends to 6.
+    prefill = Work(steps=2, seconds=0.5, sequences=3, tokens=7, cached_tokens=13, pairs=10 + 5 + 6, logits=3)
+    assert metered.total == Steps(decode=decode, prefill=prefill, busy_tokens=9)
     metered.copy(2, 1, 3)
     assert inner.cache[1, :3].tolist() == [1, 2, 3]
     metered.reset()

@@ -74,6 +74,7 @@ def test_options_out_of_range(api):
         ("slots", "-1", "from 1 to 4096"),
         ("slots", "9" * 400, "from 1 to 4096"),
         ("verify", "perhaps", "true or false"),
+        ("speculate", "on", "give one of auto, always, off"),
         ("thread", "1", "the options are threads, slots"),
     ):
         status, message = refused(api.do, "options_set", options, name.encode(), value.encode())

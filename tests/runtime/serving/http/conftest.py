@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from tests.runtime.conftest import MEGREZ_TEMPLATE, byte_level_tokenizer, plain_manifest, write_bundle
+from tests.runtime.serving.http.clients import openai_client
 from tests.runtime.serving.http.servers import Echo, Running, fake_llm, serving
 
 
@@ -31,9 +31,9 @@ def echo(folder: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(echo: Running) -> Iterator[openai.OpenAI]:
+def client(echo: Running) -> Iterator[Any]:
     """OpenAI's client of `echo`, unless a module has a client of its own."""
-    with openai.OpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+    with openai_client(echo) as client:
         yield client
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from megrez.runtime.batch import Batch
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.chat import ChatTemplate
+from megrez.runtime.serving.drafting.speculation import Speculation
 from megrez.runtime.serving.http.app import Limits
 from megrez.runtime.serving.http.served import Served
 from megrez.runtime.serving.http.server import Server, listening
@@ -97,6 +98,12 @@ class Running:
             found = connection.getresponse()
             return found.status, found.read().decode()
 
+    def get_stream(self, path: str, body: Any) -> str:
+        """All events of the answer to a POST."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)) as connection:
+            connection.request("POST", path, json.dumps(body).encode())
+            return connection.getresponse().read().decode()
+
     def metric(self, start: str) -> float:
         """The sum of the samples whose lines begin with `start`."""
         lines = self.get("/metrics")[1].splitlines()
@@ -137,12 +144,19 @@ def serving(llm: LLM, *, queue_limit: int = 256, limits: Limits | None = None, n
 
 
 def fake_llm(
-    folder: Path, session: type[FakeSession] = FakeSession, *, slots: int = 2, capacity: int = 400, queue: int = 256
+    folder: Path,
+    session: type[FakeSession] = FakeSession,
+    *,
+    slots: int = 2,
+    capacity: int = 400,
+    queue: int = 256,
+    speculation: Speculation | None = None,
 ) -> LLM:
     bundle = open_bundle(folder)
     text = Text.open(bundle)
     opened = session(vocab_size=VOCAB, capacity=capacity, slots=slots)
-    return LLM.over(bundle, opened, text, ChatTemplate.open(bundle, text), queue_limit=queue)
+    template = ChatTemplate.open(bundle, text)
+    return LLM.over(bundle, opened, text, template, queue_limit=queue, speculation=speculation)
 
 
 def alone(prompt: Sequence[int], count: int, stops: Sequence[int] = STOPS) -> list[int]:

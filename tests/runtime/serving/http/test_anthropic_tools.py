@@ -3,9 +3,9 @@
 import asyncio
 import json
 
-import anthropic
 import pytest
 
+from tests.runtime.serving.http.clients import anthropic_async_client, anthropic_client
 from tests.runtime.serving.http.servers import Running, says
 from tests.runtime.serving.http.test_tool_calls import CITY, ROME, TWO, call
 
@@ -18,11 +18,11 @@ NO_CITY = call("weather", "{city: Rome}")
 
 @pytest.fixture(scope="module")
 def client(echo: Running):
-    with anthropic.Anthropic(base_url=echo.url, api_key="any", max_retries=0, timeout=60) as client:
+    with anthropic_client(echo) as client:
         yield client
 
 
-def ask(client: anthropic.Anthropic, text: str, **fields):
+def ask(client, text: str, **fields):
     fields = {"model": "tiny", "messages": says(text), "tools": TOOLS, "max_tokens": 200} | fields
     return client.messages.create(**fields)
 
@@ -69,7 +69,7 @@ def test_events_of_a_stream(client):
 def test_the_clients_own_accumulation_of_a_stream(echo):
     async def read():
         async with (
-            anthropic.AsyncAnthropic(base_url=echo.url, api_key="any", max_retries=0, timeout=60) as client,
+            anthropic_async_client(echo) as client,
             client.messages.stream(model="tiny", max_tokens=200, messages=says(TWO), tools=TOOLS) as stream,
         ):
             return await stream.get_final_message()
@@ -157,6 +157,8 @@ def test_arguments_that_are_no_json_are_handed_on(client):
     ],
 )
 def test_what_is_malformed_or_not_supported_is_named(client, fields, named):
+    import anthropic
+
     with pytest.raises(anthropic.BadRequestError) as caught:
         ask(client, "a", **fields)
     assert named in caught.value.body["error"]["message"]

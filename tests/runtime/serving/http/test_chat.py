@@ -2,9 +2,9 @@
 
 import asyncio
 
-import openai
 import pytest
 
+from tests.runtime.serving.http.clients import openai_async_client, openai_client
 from tests.runtime.serving.http.servers import Gated, alone, spoken, wait_until
 from tests.runtime.serving.http.test_completions import LIKELY
 
@@ -16,7 +16,7 @@ PROMPT = TURN.format("system", OPENING) + TURN.format("user", "hi") + "<|role_st
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+    with openai_client(server) as client:
         yield client
 
 
@@ -88,7 +88,7 @@ def test_a_stream_that_is_closed_ends_its_request(start):
     server = start(Gated, slots=1)
 
     async def read_one():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        async with openai_async_client(server) as client:
             server.llm.session.allow(3)
             stream = await client.chat.completions.create(
                 model="tiny", messages=USER, stream=True, extra_body={"ignore_eos": True}

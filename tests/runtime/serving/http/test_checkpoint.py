@@ -1,9 +1,8 @@
 """A real checkpoint behind the server answers as transformers does."""
 
-import openai
-
 from megrez.runtime.serving.llm import LLM
 from tests.reference import greedy
+from tests.runtime.serving.http.clients import openai_client
 from tests.runtime.serving.http.servers import serving
 
 
@@ -19,7 +18,7 @@ def test_greedy_chat_is_transformers(checkpoint_of, megrez_compile, tmp_path):
     expected = greedy(checkpoint_of(), ids, 12)
     with (
         serving(LLM(folder, slots=2, threads=1)) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client,
+        openai_client(server) as client,
     ):
         found = client.chat.completions.create(
             model="tiny", messages=messages, max_tokens=12, temperature=0, logprobs=True, n=2

@@ -3,9 +3,9 @@
 import asyncio
 import math
 
-import openai
 import pytest
 
+from tests.runtime.serving.http.clients import openai_async_client, openai_client
 from tests.runtime.serving.http.servers import VOCAB, Running, alone, spoken
 
 # Of one row of logits that is 1 for one token and 0 for the others.
@@ -15,7 +15,7 @@ OTHER = -math.log(math.e + VOCAB - 1)
 
 @pytest.fixture(scope="module")
 def client(server: Running):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+    with openai_client(server) as client:
         yield client
 
 
@@ -125,7 +125,7 @@ def test_a_stream_has_the_same_text_and_its_usage_last(client, byte_level):
 
 def test_many_asynchronous_clients_at_once(server, byte_level):
     async def ask_all():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        async with openai_async_client(server) as client:
             asked = (client.completions.create(model="tiny", prompt=[k, 3], max_tokens=7) for k in range(1, 21))
             return await asyncio.gather(*asked)
 

@@ -5,11 +5,10 @@ import json
 import re
 import threading
 
-import anthropic
-import openai
 import pydantic
 import pytest
 
+from tests.runtime.serving.http.clients import anthropic_client, openai_async_client
 from tests.runtime.serving.http.servers import HANG_S, Echo, says
 
 PERSON = {
@@ -24,7 +23,7 @@ DIGITS = "[0-9]{3}"
 LARK = 'start: "yes" | "no"'
 
 
-def answer(client: openai.OpenAI, text: str, **fields: object) -> str:
+def answer(client, text: str, **fields: object) -> str:
     found = client.chat.completions.create(model="tiny", messages=says(text), max_tokens=120, **fields)
     assert found.choices[0].finish_reason == "stop"
     return found.choices[0].message.content
@@ -103,7 +102,7 @@ def test_an_answer_that_is_cut_says_so(client):
 
 def test_many_at_once_are_each_held_to_their_own(echo):
     async def ask_all():
-        async with openai.AsyncOpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        async with openai_async_client(echo) as client:
             asked = (
                 client.chat.completions.create(
                     model="tiny", messages=says("?"), max_tokens=20, extra_body={"guided_choice": [f"answer {k}"]}
@@ -117,7 +116,7 @@ def test_many_at_once_are_each_held_to_their_own(echo):
 
 
 def test_anthropics_output_format(echo):
-    with anthropic.Anthropic(base_url=echo.url, api_key="any", max_retries=0, timeout=60) as client:
+    with anthropic_client(echo) as client:
         form = {"format": {"type": "json_schema", "schema": PERSON}}
         found = client.messages.create(model="tiny", max_tokens=120, messages=says(BAD), output_config=form)
     assert valid(found.content[0].text)

@@ -1,15 +1,15 @@
 """/v1/messages by Anthropic's own client, against the sum rule."""
 
-import anthropic
 import pytest
 
+from tests.runtime.serving.http.clients import anthropic_client
 from tests.runtime.serving.http.servers import alone, spoken
 from tests.runtime.serving.http.test_chat import PROMPT, TURN, USER
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0, timeout=60) as client:
+    with anthropic_client(server) as client:
         yield client
 
 
@@ -57,15 +57,17 @@ def test_a_stream_has_the_same_text(client, byte_level):
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"max_tokens": 0}, anthropic.BadRequestError),
-        ({"messages": []}, anthropic.BadRequestError),
-        ({"model": "other"}, anthropic.NotFoundError),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, anthropic.BadRequestError),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, anthropic.BadRequestError),
+        ({"max_tokens": 0}, "BadRequestError"),
+        ({"messages": []}, "BadRequestError"),
+        ({"model": "other"}, "NotFoundError"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "BadRequestError"),
     ],
 )
 def test_errors_have_anthropics_form(client, change, kind):
-    with pytest.raises(kind) as caught:
+    import anthropic
+
+    with pytest.raises(getattr(anthropic, kind)) as caught:
         client.messages.create(**({"model": "tiny", "max_tokens": 4, "messages": USER} | change))
     body = caught.value.body
     assert body["type"] == "error" and body["error"]["type"] in ("invalid_request_error", "not_found_error")

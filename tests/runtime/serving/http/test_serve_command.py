@@ -150,6 +150,7 @@ def test_slots_fit_the_memory(folder):
     assert fit_slots(bundle, "7K", slots=None, context=None) == 3
     assert fit_slots(bundle, "7K", slots=2, context=None) == 2
     assert fit_slots(bundle, "7K", slots=None, context=32) == 7
+    assert fit_slots(bundle, "7K", slots=None, context=32, draft=bundle) == 3
     assert fit_slots(bundle, "8M", slots=None, context=None) == 64
     with pytest.raises(UsageError, match=r"--memory 7K holds 224 tokens, 4 x --context 64 are 256"):
         fit_slots(bundle, "7K", slots=4, context=None)

@@ -3,11 +3,11 @@
 import asyncio
 import json
 
-import openai
 import pytest
 
 from megrez.runtime.serving.http.errors import ApiError
 from megrez.runtime.serving.http.tool_choice import ToolChoice, tool_constraint
+from tests.runtime.serving.http.clients import openai_async_client
 from tests.runtime.serving.http.servers import says
 
 START, END = "<|function_start|>", "<|function_end|>"
@@ -31,7 +31,7 @@ ROME = call("weather", '{"city": "Rome"}')
 TWO = ROME + call("clock", "{}")
 
 
-def ask(client: openai.OpenAI, text: str, **fields):
+def ask(client, text: str, **fields):
     fields = {"tools": TOOLS, "max_tokens": 200} | fields
     return client.chat.completions.create(model="tiny", messages=says(text), **fields).choices[0]
 
@@ -87,7 +87,7 @@ def test_a_stream_gives_name_and_id_once_and_arguments_in_pieces(client):
 
 def test_the_clients_own_accumulation_of_a_stream(echo):
     async def read():
-        async with openai.AsyncOpenAI(base_url=f"{echo.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        async with openai_async_client(echo) as client:
             strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
             async with client.chat.completions.stream(
                 model="tiny", messages=says(f"Wait. {ROME}"), tools=[strict], max_tokens=200, n=2
@@ -163,6 +163,8 @@ def test_strict_functions_hold_their_arguments_and_others_are_free(client):
 
 
 def test_a_form_for_answers_that_call_nothing(client):
+    import openai
+
     form = {"type": "json_schema", "json_schema": {"name": "sky", "schema": {"enum": [{"sky": "grey"}]}}}
     assert json.loads(ask(client, "It rains.", response_format=form).message.content) == {"sky": "grey"}
     assert calls_of(ask(client, ROME, response_format=form)) == [("weather", '{"city": "Rome"}')]

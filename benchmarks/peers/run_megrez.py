@@ -1,6 +1,6 @@
 """Our runtime, as in `megrez bench`: run by benchmarks/speed.py.
 
-python speed_megrez.py BUNDLE THREADS OUTPUT_TOKENS STREAMS, then as turns.py says
+python run_megrez.py BUNDLE THREADS OUTPUT_TOKENS STREAMS, then as turns.py says
 
 The loop is that of the server. Of several streams the first ones decode while the last prompts are read, so that
 "prefill" counts some decode too; all of them decode in every step of "decode".

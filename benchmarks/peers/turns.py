@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 Line = dict[str, Any]
@@ -35,9 +36,29 @@ def timed(prompt_tokens: int, output_tokens: int, first: Step, other: Step, *, s
     }
 
 
+def timed_whole(prompt_tokens: int, output_tokens: int, generate: Callable[[int], object], *, streams: int) -> Line:
+    """The same for a runtime that returns when all is done: one token a stream first, then all of them."""
+    start = time.perf_counter()
+    generate(1)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    generate(output_tokens)
+    rest = time.perf_counter() - start - first
+    return {
+        "prefill_tokens_per_s": streams * prompt_tokens / first,
+        "decode_tokens_per_s": streams * (output_tokens - 1) / rest,
+    }
+
+
 def prompts_of(prompt: list[int], streams: int) -> list[list[int]]:
     """A prompt per stream, of the same length: none begins as another does, so that no runtime reuses one's cache."""
     return [prompt[at:] + prompt[:at] for at in range(streams)]
+
+
+def resident_bytes() -> int:
+    """Memory of this process that no file backs, as Linux counts it."""
+    with Path("/proc/self/status").open(encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
 
 
 def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> None:

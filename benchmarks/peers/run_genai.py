@@ -1,6 +1,6 @@
-"""onnxruntime-genai, through its Generator: run by benchmarks/speed.py with the peers' Python.
+"""onnxruntime-genai, through its Generator: run by benchmarks/speed.py with its own Python.
 
-python peer_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says; 0 threads are its default
+python run_genai.py FOLDER THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says; 0 threads are its default
 """
 
 import json

@@ -1,6 +1,6 @@
-"""ik_llama.cpp, through its C interface: run by benchmarks/speed.py with the peers' Python.
+"""ik_llama.cpp, through its C interface: run by benchmarks/speed.py with its own Python.
 
-python peer_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
+python run_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
 """
 
 import sys

@@ -1,0 +1,108 @@
+"""KV cache formats side by side: decode speed at several numbers of cached tokens, and memory.
+
+python benchmarks/kv_cache.py [--peers-python PATH] [--layers 8] [--lengths 4000,16000] [--rounds 8] [--wait FILE]
+
+cpu-int4 at Megrez-3B's shape of a few layers, with random weights, compiled with --kv f32, f16 and int8, and
+ik_llama.cpp with a q8_0 cache and flash attention. All stay open, each in its own process, and alternate, every other
+round in the opposite order. Ratios are medians over rounds.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import artefacts
+import click
+from peers.turns import Line, Runtime, opened_runtime
+from random_checkpoint import SHAPE
+from speed import prompt_ids
+
+HERE = Path(__file__).parent
+FORMATS = ("f32", "f16", "int8")
+PROMPT = 500  # tokens, repeated
+
+
+def commands(
+    cache: Path, layers: int, python: Path | None, threads: int, lengths: str, steps: int, *, compiled: bool
+) -> dict[str, list[object]]:
+    context = max(map(int, lengths.split(","))) + 2 * steps
+    found: dict[str, list[object]] = {}
+    for kv in FORMATS:
+        options = "--kv", kv, "--context", context
+        name = "-".join(["megrez-int4", str(layers), *map(str, options)])
+        bundle = cache / name if compiled else artefacts.megrez_bundle(cache, layers, options)
+        found[f"--kv {kv}"] = [sys.executable, HERE / "peers" / "kv_megrez.py", bundle, threads, lengths, steps]
+    if python is not None:
+        file = artefacts.ik_llama_file(cache, artefacts.megrez_shape(cache, layers), python)
+        found["ik_llama.cpp q8_0"] = [python, HERE / "peers" / "kv_ik_llama.py", file, threads, lengths, steps]
+    return found
+
+
+def alternate(runtimes: dict[str, Runtime], count: int) -> list[dict[str, Line]]:
+    order, rounds = list(runtimes), []
+    for _ in range(count):
+        figures = {name: runtimes[name].generate() for name in order}
+        rounds.append(figures)
+        click.echo(json.dumps({name: [round(v, 1) for v in figures[name].values()] for name in runtimes}), err=True)
+        order.reverse()
+    return rounds
+
+
+def table(rounds: list[dict[str, Line]], about: dict[str, Line], lengths: list[str]) -> str:
+    columns = [f"tok/s at {length} | f32 over it |" for length in lengths]
+    lines = [f"| cache | {' '.join(columns)} memory of the longest |", "|---" * (2 + 2 * len(lengths)) + "|"]
+    for name, said in about.items():
+        cells = []
+        for length in lengths:
+            key = f"decode_{length}"
+            speed = statistics.median(figures[name][key] for figures in rounds)
+            ratio = statistics.median(figures[name][key] / figures["--kv f32"][key] for figures in rounds)
+            cells.append(f"{speed:.1f} | {ratio:.2f} |")
+        lines.append(f"| {name} | {' '.join(cells)} {said['cache_bytes'] / 1e6:.0f} MB |")
+    return "\n".join(lines).replace("f32 over it", "over f32")
+
+
+@click.command()
+@click.option("--peers-python", type=click.Path(path_type=Path, exists=True), help="A Python that has ik_llama_cpp.")
+@click.option("--layers", default=8, show_default=True)
+@click.option("--lengths", default="4000,16000", show_default=True, help="Numbers of cached tokens.")
+@click.option("--steps", default=16, show_default=True, help="Tokens decoded at each length.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", "count", type=click.IntRange(min=2), default=8, show_default=True)
+@click.option("--compiled", is_flag=True, help="Use the bundles of an earlier run.")
+@click.option("--wait", type=click.Path(path_type=Path), help="Once all is open, wait until this file exists.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(
+    peers_python: Path | None,
+    layers: int,
+    lengths: str,
+    steps: int,
+    threads: int,
+    count: int,
+    compiled: bool,
+    wait: Path | None,
+    cache: Path,
+    json_file: Path | None,
+) -> None:
+    """Measure and print a table."""
+    found = commands(cache, layers, peers_python, threads, lengths, steps, compiled=compiled)
+    prompt = prompt_ids(SHAPE["vocab_size"], PROMPT)
+    with contextlib.ExitStack() as stack:
+        runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, command in found.items()}
+        about = {name: runtime.about for name, runtime in runtimes.items()}
+        while wait is not None and not wait.exists():
+            time.sleep(0.2)
+        rounds = alternate(runtimes, count)
+    click.echo(table(rounds, about, lengths.split(",")))
+    if json_file is not None:
+        settings = {"threads": threads, "layers": layers, "steps": steps}
+        report = {"command": sys.argv[1:], "settings": settings, "about": about, "rounds": rounds}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The memory of a machine, and of a control group in it."""
+
+from pathlib import Path
+
+from megrez.runtime.memory import machine_memory
+
+
+def test_the_least_of_the_limits_counts(tmp_path: Path) -> None:
+    assert machine_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:   2048 kB\nMemFree:  1 kB\n")
+    assert machine_memory(tmp_path) == 2048 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert machine_memory(tmp_path) == 2048 * 1024
+    (group / "memory.max").write_text("1000000\n")
+    assert machine_memory(tmp_path) == 1_000_000
