@@ -259,21 +259,31 @@ def test_bench_writes_the_fields_promised_and_a_table(bundle, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     measured = json.loads(figures.read_text())
-    assert list(measured) == [
-        "view",
-        "prefill_tokens_per_s",
-        "decode_tokens_per_s",
-        "ttft_s",
-        "peak_rss_bytes",
+    assert sorted(measured) == [
         "bundle_bytes",
-        "threads",
+        "decode_bandwidth_share",
+        "decode_step_s",
+        "decode_tokens_per_s",
+        "device",
+        "engine_seconds",
+        "environment",
+        "kv_cache_bytes",
+        "kv_cache_peak_share",
+        "kv_cache_peak_tokens",
+        "peak_rss_bytes",
+        "prefill_compute_share",
+        "prefill_tokens_per_s",
+        "repetitions",
+        "sequences_per_decode_step",
         "slots",
         "spread",
-        "repetitions",
         "stopped",
+        "threads",
+        "ttft_s",
+        "view",
+        "warnings",
+        "work",
         "workload",
-        "decode_bandwidth_share",
-        "environment",
     ]
     assert 50 < measured["decode_tokens_per_s"] <= 100
     assert 500 < measured["prefill_tokens_per_s"] <= 2000
