@@ -159,8 +159,8 @@ FAULTS = (
     Fault(
         "kernel-upper-zero-point",
         "engines/ort/kernels/products_streamed.h",
-        "eight |= (uint64_t)points[n] << 8 * n",
-        "eight |= (uint64_t)points[0] << 8 * n",
+        "memcpy(&eight, points, sizeof eight);",
+        "eight = points[0] * 0x01010101;",
         PRODUCTS,
     ),
     Fault(
@@ -215,8 +215,8 @@ FAULTS = (
     ),
     Fault(
         "stop-id-ignored",
-        "runtime/serving/engine.py",
-        "(token in self._stop_ids and not params.ignore_eos)",
+        "runtime/serving/next_token.py",
+        "(token in stop_ids and not params.ignore_eos)",
         "(token in () and not params.ignore_eos)",
         ("tests/runtime/test_generate.py",),
     ),
