@@ -54,9 +54,7 @@ def alternate(
 def lm_head_share(bundle: Bundle) -> float:
     """The lm_head's products over those of all layers."""
     shape = bundle.manifest.architecture
-    attention = 2 * shape.hidden_size * (shape.num_attention_heads + shape.num_key_value_heads) * shape.head_dim
-    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
-    return shape.hidden_size * shape.vocab_size / (shape.num_hidden_layers * layer)
+    return shape.hidden_size * shape.vocab_size / (shape.num_hidden_layers * shape.layer_weights)
 
 
 def table(seconds: dict[int | str, float], tokens: int, share: float) -> list[dict[str, float]]:

@@ -33,6 +33,12 @@ class Architecture:
     head_dim: int
     vocab_size: int
 
+    @property
+    def layer_weights(self) -> int:
+        """Elements of the matrices of one layer."""
+        heads = self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
+        return self.hidden_size * (heads + 3 * self.intermediate_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:

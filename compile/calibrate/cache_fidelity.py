@@ -63,9 +63,7 @@ def contexts_of(bundle: Bundle) -> tuple[int, ...]:
 
 def _parameters(shape: Architecture) -> int:
     """Those of the layers and of one table of the vocabulary."""
-    heads = 2 * shape.head_dim * (shape.num_attention_heads + shape.num_key_value_heads)
-    layer = shape.hidden_size * (heads + 3 * shape.intermediate_size)
-    return shape.num_hidden_layers * layer + shape.vocab_size * shape.hidden_size
+    return shape.num_hidden_layers * shape.layer_weights + shape.vocab_size * shape.hidden_size
 
 
 def _read(assets: TextAssets, request: TextRequest, count: int) -> tuple[Ids, str]:

@@ -66,8 +66,7 @@ def weight_bytes(manifest: Manifest) -> int:
     layer_bits = _bits(found.projections if found else None, wide)
     table_bits = _bits(found.embedding if found else None, wide)
     stored = sum(file.size for file in manifest.files if file.path not in _TEXT_FILES)
-    heads = shape.head_dim * 2 * (shape.num_attention_heads + shape.num_key_value_heads)
-    layers = shape.num_hidden_layers * shape.hidden_size * (heads + 3 * shape.intermediate_size)
+    layers = shape.num_hidden_layers * shape.layer_weights
     table = shape.vocab_size * shape.hidden_size * table_bits // 8
     differ = found is not None and found.embedding != found.lm_head
     return stored - table if differ or stored - layers * layer_bits // 8 > 1.5 * table else stored

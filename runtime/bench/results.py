@@ -56,6 +56,15 @@ def add_limits(
     result["environment"] = environment
 
 
+def add_session(
+    result: Result, environment: Result, bundle: Bundle, steps: Steps, session: tuple[int, int], *, threads: int
+) -> None:
+    """All of the above, for a session of this process; see `add_steps`."""
+    add_host(result, bundle)
+    add_steps(result, bundle, steps, session)
+    add_limits(result, environment, engine=bundle.manifest.engine, threads=threads, bundle=bundle, steps=steps)
+
+
 def size_of(session: Session) -> tuple[int, int]:
     """To be asked before the session is closed."""
     return session.slots, session.capacity

@@ -16,7 +16,7 @@ from megrez.runtime.bench.latency import Run, measure, summarise_runs
 from megrez.runtime.bench.live import Live
 from megrez.runtime.bench.local import LocalClient, MeteredSession
 from megrez.runtime.bench.presets import PUBLISHED
-from megrez.runtime.bench.results import add_host, add_limits, add_steps, size_of, stop_meter
+from megrez.runtime.bench.results import add_limits, add_session, size_of, stop_meter
 from megrez.runtime.bench.sensors.meter import Meter
 from megrez.runtime.bench.settings import Load
 from megrez.runtime.bench.workload import Workload
@@ -24,7 +24,7 @@ from megrez.runtime.bundle import Bundle
 from megrez.runtime.chat import ChatTemplate
 from megrez.runtime.engines import open_session
 from megrez.runtime.errors import UsageError
-from megrez.runtime.serving.drafting.choose import Speculate, open_speculation
+from megrez.runtime.serving.drafting.choose import Speculate, open_drafted
 from megrez.runtime.serving.drafting.speculation import Totals
 from megrez.runtime.serving.llm import LLM, SLOTS
 from megrez.runtime.text import FILE_NAME as TOKENIZER
@@ -74,10 +74,7 @@ def run_latency(
     result = {"view": "latency", **found, "threads": used, "slots": slots, **detail}
     stop_meter(meter, result, len(runs) * slots * output_tokens)
     result |= {"stopped": stopped, "workload": workload}
-    add_host(result, bundle)
-    add_steps(result, bundle, session.total, size)
-    engine = bundle.manifest.engine
-    add_limits(result, environment, engine=engine, threads=used, bundle=bundle, steps=session.total)
+    add_session(result, environment, bundle, session.total, size, threads=used)
     return result
 
 
@@ -109,9 +106,10 @@ def run_local(bundle: Bundle, load: Load, opening: Opening, *, live: Live) -> Re
     mode: Speculate = opening.speculate or ("auto" if load.dataset or opening.draft else "off")
     environment = describe_environment(bundle, used) | {"slots": slots, "context": context}
     environment |= {"speculate": mode, "draft": opening.draft}
-    session = MeteredSession(session=open_session(bundle, threads=used, slots=slots, capacity=context))
-    speculation = open_speculation(session, text, mode=mode, draft=opening.draft, threads=used)
-    size = size_of(session)
+    opened, speculation = open_drafted(
+        bundle, text, threads=used, slots=slots, capacity=context, mode=mode, draft=opening.draft, verify=False
+    )
+    session, size = MeteredSession(session=opened), size_of(opened)
     repetitions: list[list[Record]] = []
 
     def started() -> None:
@@ -125,10 +123,7 @@ def run_local(bundle: Bundle, load: Load, opening: Opening, *, live: Live) -> Re
         stop_meter(meter, result, result["output_tokens"])
     drafts = Totals() if speculation is None else speculation.totals
     result |= {"drafted_tokens": drafts.drafted, "accepted_tokens": drafts.accepted}
-    add_host(result, bundle)
-    add_steps(result, bundle, session.total, size)
-    engine = bundle.manifest.engine
-    add_limits(result, environment, engine=engine, threads=used, bundle=bundle, steps=session.total)
+    add_session(result, environment, bundle, session.total, size, threads=used)
     return result
 
 

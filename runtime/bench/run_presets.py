@@ -9,7 +9,7 @@ from megrez.runtime.bench.drive import INTERRUPTED
 from megrez.runtime.bench.environment import describe_environment
 from megrez.runtime.bench.live import Live
 from megrez.runtime.bench.local import MeteredSession
-from megrez.runtime.bench.results import add_host, add_limits, add_steps, size_of, stop_meter
+from megrez.runtime.bench.results import add_host, add_session, size_of, stop_meter
 from megrez.runtime.bench.sensors.meter import Meter
 from megrez.runtime.bundle import Bundle
 from megrez.runtime.chat import ChatTemplate
@@ -45,10 +45,7 @@ def run_long_context(
     stop_meter(meter, found, len(kept) * long_context.STEPS * (repeat + 1))
     workload = {"preset": "long-context", "lengths": wanted, "output_tokens": long_context.STEPS, "seed": seed}
     result = found | {"stopped": stopped, "workload": workload}
-    add_host(result, bundle)
-    add_steps(result, bundle, session.total, size)
-    engine = bundle.manifest.engine
-    add_limits(result, environment, engine=engine, threads=used, bundle=bundle, steps=session.total)
+    add_session(result, environment, bundle, session.total, size, threads=used)
     return result
 
 

@@ -27,11 +27,9 @@ class Work:
 def flops(manifest: Manifest, work: Work) -> float:
     """Multiplications and additions of the matrix products and of attention; sliding windows count as full ones."""
     shape = manifest.architecture
-    heads = shape.head_dim * 2 * (shape.num_attention_heads + shape.num_key_value_heads)
-    layer = shape.hidden_size * (heads + 3 * shape.intermediate_size)
     attention = 2 * shape.num_attention_heads * shape.head_dim * work.pairs
     head = shape.hidden_size * shape.vocab_size * work.logits
-    return 2.0 * (shape.num_hidden_layers * (layer * work.tokens + attention) + head)
+    return 2.0 * (shape.num_hidden_layers * (shape.layer_weights * work.tokens + attention) + head)
 
 
 def bytes_read(manifest: Manifest, work: Work) -> float:

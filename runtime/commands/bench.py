@@ -1,6 +1,7 @@
 """`megrez bench`: the speed of a bundle or of a server; `compare`, `report` and `sweep` are commands beside it."""
 
 import importlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,19 +111,19 @@ def bench_command(
 
     given = given_options()
     opened = None if bundle is None else open_bundle(bundle)
-    drafting: dict[str, Any] = {"speculate": speculate, "draft": draft}
-    engine: dict[str, Any] = {"slots": slots, "context": context, "threads": threads}
+    engine = Opening(slots=slots, context=context, threads=threads, speculate=speculate, draft=draft)
     if url is not None:
-        _refuse(engine | drafting, "is the server's own matter: give it to  megrez serve")
+        _refuse(asdict(engine), "is the server's own matter: give it to  megrez serve")
         found = _remote(Server(url=url, model=model, api_key=api_key, timeout_s=timeout_s), opened, given)
     elif opened is None:
         raise click.UsageError(f"Missing argument 'BUNDLE': give one, or --url, or one of {', '.join(_COMMANDS)}")
     elif is_load(given) and given.get("preset") not in (NEEDLE, LONG_CONTEXT):
-        found = _local(opened, given, Opening(**engine, **drafting))
+        found = _local(opened, given, engine)
     else:
+        drafting = {"speculate": speculate, "draft": draft}
         _refuse(drafting, "needs requests, a bare session drafts nothing: give --concurrency and no such preset")
         of_session = _preset if given.get("preset") else _latency
-        found = of_session(opened, given, Opening(**engine))
+        found = of_session(opened, given, engine)
     report(found, as_json=as_json, json_file=json_file)
 
 

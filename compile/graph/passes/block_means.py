@@ -29,16 +29,17 @@ def means_product(model: ir.Model, inputs: list[ir.Value | None], attributes: di
 
 def _function() -> ir.Function:
     x, *weights = (ir.Value(name=name) for name in INPUTS)
-    pool = ir.Node("", "AveragePool", [x], [_reference(name, BLOCK_SHAPE) for name in ("kernel_shape", "strides")])
+    pool = ir.Node(
+        "",
+        "AveragePool",
+        [x],
+        [ir.RefAttr(name, BLOCK_SHAPE, ir.AttributeType.INTS) for name in ("kernel_shape", "strides")],
+    )
     joined = ir.node("Concat", [x, pool.outputs[0]], {"axis": -1})
-    attributes = [_reference(name, name, ir.AttributeType.INT) for name in ATTRIBUTES]
+    attributes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ATTRIBUTES]
     product = ir.Node(MICROSOFT, "MatMulNBits", [joined.outputs[0], *weights], attributes)
     opsets = {"": OPSET, MICROSOFT: 1}
     graph = ir.Graph([x, *weights], product.outputs, nodes=[pool, joined, product], opset_imports=opsets, name=NAME)
     integers = [ir.Attr(name, ir.AttributeType.INT, None) for name in ATTRIBUTES]
     block_shape = ir.Attr(BLOCK_SHAPE, ir.AttributeType.INTS, None)
     return ir.Function(MEGREZ, NAME, graph=graph, attributes=[*integers, block_shape])
-
-
-def _reference(name: str, of: str, kind: ir.AttributeType = ir.AttributeType.INTS) -> ir.Attr:
-    return ir.RefAttr(name, of, kind)

@@ -19,6 +19,12 @@
 
 KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
+KERNEL float sum_of(__m256 values) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
 /* e to the power of x, which is at most 0: within two units in the last place, by its series around the nearest power
  * of two.
  */

@@ -88,12 +88,6 @@ KERNEL __m256 eight_points(const uint8_t *points, const int bits) {
     return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(eight), at), _mm256_set1_epi32(15)));
 }
 
-KERNEL float sum_of(__m256 values) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
 /* Eight blocks of a row, or its last ones; points is NULL if there are none. Eight can be read, whatever they are. */
 typedef struct {
     const uint8_t *codes;

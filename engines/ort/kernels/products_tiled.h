@@ -112,7 +112,7 @@ KERNEL void multiply_tile_by_chunk(const weights_tile *tile, const int bits, con
     if (most > 2 && count == 3) multiply_tile(tile, bits, words, blocks, 3, &of);
 }
 
-/* The sums of an output in the order of products_streamed.h's sum_of. */
+/* The sums of an output in the order of sum_of. */
 KERNEL __m256 sum_of_eight(const __m256 (*found)[VECTORS], int v) {
     __m256 four[4];
     UNROLLED

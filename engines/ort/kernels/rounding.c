@@ -48,9 +48,7 @@ KERNEL void evens_first(int8_t *codes) {
 KERNEL float mean_of(const float *values, int64_t count) {
     __m256 eight = _mm256_loadu_ps(values);
     for (int64_t n = 8; n < count; n += 8) eight = _mm256_add_ps(eight, _mm256_loadu_ps(values + n));
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two))) / (float)count;
+    return sum_of(eight) / (float)count;
 }
 
 /* A block that starts at `column`, in `room` if it is the last one or has means: [columns] values, then their means. */

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.engines.ort.own_kernels import LIBRARY, needs_library
-from tests.engines.ort.test_group_query_attention import INPUTS, SHAPES, TYPES, Float64, Shape, feeds, turned
+from tests.engines.ort.test_group_query_attention import (
+    INPUTS,
+    SHAPES,
+    TYPES,
+    Float64,
+    Shape,
+    feeds,
+    in_chunks,
+    turned,
+)
 
 FORMATS = {"float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 SCALES = ["k_scale", "v_scale"]
@@ -165,27 +174,17 @@ def check_that_a_sequence_alone_decides() -> None:
             opened = session(shape, form)
             for chunks in CHUNKS:
                 for beside in (None, 900):
-                    found = in_chunks(opened, shape, form, chunks, beside)
+                    found = divided(opened, shape, form, chunks, beside)
                     np.testing.assert_array_equal(found, expected, err_msg=f"{form} {window} {chunks} {beside}")
 
 
-def in_chunks(opened: Any, shape: Shape, form: str, chunks: tuple[int, ...], beside: int | None) -> NDArray[np.float32]:
-    given, found, done = cached_feeds(shape, form, capacity=1024), [], 0
+def divided(opened: Any, shape: Shape, form: str, chunks: tuple[int, ...], beside: int | None) -> NDArray[np.float32]:
+    given = cached_feeds(shape, form, capacity=1024)
     caches = {name: given[name] for name in ("past_key", "past_value", *SCALES) if name in given}
     if beside:
         other = cached_feeds(Shape(heads=6, lengths=(beside,)), form, capacity=1024)
         caches = {name: np.concatenate([array, other[name]]) for name, array in caches.items()}
-    for count in chunks:
-        new = {name: given[name][:, done : done + count] for name in INPUTS[:3]}
-        lengths, fresh, done = [done + count], [count], done + count
-        if beside:
-            new = {name: np.concatenate([array, array[:, ::-1]]) for name, array in new.items()}
-            lengths, fresh = [*lengths, beside], [*fresh, 1]
-        step = {name: np.ascontiguousarray(array) for name, array in new.items()} | caches
-        step |= {"seqlens_k": np.array(lengths, np.int32) - 1, "longest": np.array(max(lengths), np.int32)}
-        step |= {name: given[name] for name in ("cos", "sin")} | {"query_seqlens": np.array(fresh, np.int32)}
-        found.append(run_in_place(opened, step, shape.heads)[0])
-    return np.concatenate(found)
+    return in_chunks(lambda step: run_in_place(opened, step, shape.heads)[0], given, caches, chunks, beside)
 
 
 def check_extremes() -> None:

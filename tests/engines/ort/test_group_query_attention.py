@@ -1,5 +1,6 @@
 """Our GroupQueryAttention against attention in float64, with the cache written in place as the runtime binds it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,32 @@ def test_attention_and_cache_agree_with_float64(shape: Shape) -> None:
     np.testing.assert_array_equal(given["past_value"], values)
 
 
+def in_chunks(
+    run: Callable[[dict[str, NDArray[Any]]], Float32],
+    given: dict[str, NDArray[Any]],
+    caches: dict[str, NDArray[Any]],
+    chunks: tuple[int, ...],
+    beside: int | None,
+) -> Float32:
+    """The outputs of one sequence, divided into steps of so many tokens.
+
+    caches: written in place, of two rows where there is another sequence in every step, of length `beside`. run: the
+    output of a step's first row.
+    """
+    found, done = [], 0
+    for count in chunks:
+        new = {name: given[name][:, done : done + count] for name in INPUTS[:3]}
+        lengths, fresh, done = [done + count], [count], done + count
+        if beside:
+            new = {name: np.concatenate([array, array[:, ::-1]]) for name, array in new.items()}
+            lengths, fresh = [*lengths, beside], [*fresh, 1]
+        step = {name: np.ascontiguousarray(array) for name, array in new.items()} | caches
+        step |= {"seqlens_k": np.array(lengths, np.int32) - 1, "longest": np.array(max(lengths), np.int32)}
+        step |= {name: given[name] for name in ("cos", "sin")} | {"query_seqlens": np.array(fresh, np.int32)}
+        found.append(run(step))
+    return np.concatenate(found)
+
+
 @pytest.mark.parametrize("window", [-1, 150])
 @pytest.mark.parametrize("chunks", [(1,) * 300, (128, 128, 44), (3, 40, 1, 1, 17, 150, 88)], ids=len)
 @pytest.mark.parametrize("beside", [None, 40, 900], ids=str)
@@ -163,18 +190,9 @@ def test_an_output_depends_on_its_sequence_alone(window: int, chunks: tuple[int,
     caches = {name: given[name] for name in ("past_key", "past_value")}
     if beside:
         caches = {name: np.concatenate([array, array[:, ::-1]]).copy() for name, array in caches.items()}
-    opened, found, done = session(shape), [], 0
-    for count in chunks:
-        new = {name: given[name][:, done : done + count] for name in ("query", "key", "value")}
-        lengths, fresh, done = [done + count], [count], done + count
-        if beside:
-            new = {name: np.concatenate([array, array[:, ::-1]]) for name, array in new.items()}
-            lengths, fresh = [*lengths, beside], [*fresh, 1]
-        step = {name: np.ascontiguousarray(array) for name, array in new.items()} | caches
-        step |= {"seqlens_k": np.array(lengths, np.int32) - 1, "longest": np.array(max(lengths), np.int32)}
-        step |= {name: given[name] for name in ("cos", "sin")} | {"query_seqlens": np.array(fresh, np.int32)}
-        found.append(run_in_place(opened, step, shape.heads)[0])
-    np.testing.assert_array_equal(np.concatenate(found), expected)
+    opened = session(shape)
+    found = in_chunks(lambda step: run_in_place(opened, step, shape.heads)[0], given, caches, chunks, beside)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_cache_that_is_not_shared_is_copied() -> None:

@@ -6,18 +6,8 @@ import pytest
 
 from megrez.runtime.bench.peaks import Peaks, measure_peaks, product_rate
 from megrez.runtime.bench.work import Work, bytes_read, describe_work, flops
-from megrez.runtime.manifest import Architecture, File, KvCache
-
-SHAPE = Architecture(
-    model_type="llama",
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=1000,
-)
+from megrez.runtime.manifest import File, KvCache
+from tests.runtime.bench.test_bandwidth import SHAPE
 
 
 def product(m: int, k: int, n: int) -> int:
