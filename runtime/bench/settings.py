@@ -122,6 +122,11 @@ class Load:
         if self.chat and self.dataset is None:
             raise UsageError("--chat sends texts, and random prompts are token ids: give --dataset too")
 
+    @property
+    def all_requests(self) -> int | None:
+        """Of all repetitions; None if they end by time."""
+        return None if self.requests is None else self.requests * self.repeat
+
     def describe(self) -> dict[str, Any]:
         """What two runs must have in common to be compared, for JSON."""
         return {

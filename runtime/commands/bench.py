@@ -24,7 +24,6 @@ from megrez.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from megrez.runtime.bench.run import Opening, Server
-    from megrez.runtime.bench.settings import Load
     from megrez.runtime.bundle import Bundle
     from megrez.runtime.serving.drafting.choose import Speculate
 
@@ -139,7 +138,7 @@ def _remote(server: "Server", bundle: "Bundle | None", given: Given) -> dict[str
     if given.get("preset") in (NEEDLE, LONG_CONTEXT):
         raise UsageError(f"--preset {given['preset']} measures a bundle: leave --url out")
     load = read_load(given)
-    with progress(_requests(load)) as live:
+    with progress(load.all_requests) as live:
         return run_remote(server, load, bundle=bundle, live=live)
 
 
@@ -147,7 +146,7 @@ def _local(bundle: "Bundle", given: Given, engine: "Opening") -> dict[str, Any]:
     from megrez.runtime.bench.run import run_local
 
     load = read_load(given)
-    with progress(_requests(load)) as live:
+    with progress(load.all_requests) as live:
         return run_local(bundle, load, engine, live=live)
 
 
@@ -181,7 +180,3 @@ def _preset(bundle: "Bundle", given: Given, engine: "Opening") -> dict[str, Any]
             )
     with progress(None, "lengths") as live:
         return run_long_context(bundle, lengths=lengths, repeat=given.get("repeat", REPEAT), **opened, live=live)
-
-
-def _requests(load: "Load") -> int | None:
-    return None if load.requests is None else load.requests * load.repeat

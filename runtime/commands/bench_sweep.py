@@ -1,5 +1,6 @@
 """`megrez bench sweep`: one benchmark at every combination of batch, prompt length and context."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from megrez.runtime.commands.options import json_file_option, json_option, threa
 from megrez.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from megrez.runtime.bench.run import Server
     from megrez.runtime.bundle import Bundle
 
 
@@ -59,7 +61,7 @@ def sweep_command(
     megrez bench sweep BUNDLE --slots 1,4,16 --context 2048,4096
     megrez bench report sweep.json -o report
     """
-    from megrez.runtime.bench import run
+    from megrez.runtime.bench.run import Server
     from megrez.runtime.bundle import open_bundle
 
     opened = None if bundle is None else open_bundle(bundle)
@@ -71,27 +73,14 @@ def sweep_command(
     )
     grid.check(output_tokens, None if opened is None else opened.manifest.context_length)
 
+    server = None if url is None else Server(url=url, model=model, api_key=api_key, timeout_s=timeout_s)
+    lengths = Lengths(output_tokens=output_tokens, requests=requests, repeat=repeat, seed=seed)
+
     def measure(point: Point) -> dict[str, Any]:
-        if slots is not None:
-            assert opened is not None
-            return run.run_latency(
-                opened,
-                prompt_tokens=point.prompt_tokens,
-                output_tokens=output_tokens,
-                repeat=repeat,
-                slots=point.batch,
-                context=point.context,
-                threads=threads,
-                seed=seed,
-            )
-        load = _load(point, output_tokens=output_tokens, requests=requests, repeat=repeat, seed=seed)
-        total = None if load.requests is None else load.requests * load.repeat
-        with progress(total) as live:
-            if url is not None:
-                server = run.Server(url=url, model=model, api_key=api_key, timeout_s=timeout_s)
-                return run.run_remote(server, load, bundle=opened, live=live)
-            assert opened is not None
-            return run.run_local(opened, load, run.Opening(context=point.context, threads=threads), live=live)
+        if server is not None:
+            return _remote(server, opened, point, lengths)
+        assert opened is not None
+        return (_local if slots is None else _bare)(opened, point, lengths, threads)
 
     def note(point: Point, found: dict[str, Any]) -> None:
         speed = found.get("aggregate_output_tokens_per_s", found.get("decode_tokens_per_s"))
@@ -112,13 +101,53 @@ def _check(
         raise UsageError("--context is the server's own matter: give it to  megrez serve")
 
 
-def _load(point: Point, *, output_tokens: int, requests: int | None, repeat: int, seed: int) -> Load:
-    return Load(
-        requests=requests or REQUESTS_PER_STREAM * point.batch,
-        concurrency=point.batch,
-        prompt_tokens=Span(point.prompt_tokens, point.prompt_tokens),
-        output_tokens=Span(output_tokens, output_tokens),
-        warmup=point.batch,
-        repeat=repeat,
-        seed=seed,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """What all points share. requests: per repetition, by default REQUESTS_PER_STREAM for each in flight."""
+
+    output_tokens: int
+    requests: int | None
+    repeat: int
+    seed: int
+
+    def load(self, point: Point) -> Load:
+        return Load(
+            requests=self.requests or REQUESTS_PER_STREAM * point.batch,
+            concurrency=point.batch,
+            prompt_tokens=Span(point.prompt_tokens, point.prompt_tokens),
+            output_tokens=Span(self.output_tokens, self.output_tokens),
+            warmup=point.batch,
+            repeat=self.repeat,
+            seed=self.seed,
+        )
+
+
+def _remote(server: "Server", bundle: "Bundle | None", point: Point, lengths: Lengths) -> dict[str, Any]:
+    from megrez.runtime.bench.run import run_remote
+
+    load = lengths.load(point)
+    with progress(load.all_requests) as live:
+        return run_remote(server, load, bundle=bundle, live=live)
+
+
+def _local(bundle: "Bundle", point: Point, lengths: Lengths, threads: int | None) -> dict[str, Any]:
+    from megrez.runtime.bench.run import Opening, run_local
+
+    load = lengths.load(point)
+    with progress(load.all_requests) as live:
+        return run_local(bundle, load, Opening(context=point.context, threads=threads), live=live)
+
+
+def _bare(bundle: "Bundle", point: Point, lengths: Lengths, threads: int | None) -> dict[str, Any]:
+    from megrez.runtime.bench.run import run_latency
+
+    return run_latency(
+        bundle,
+        prompt_tokens=point.prompt_tokens,
+        output_tokens=lengths.output_tokens,
+        repeat=lengths.repeat,
+        slots=point.batch,
+        context=point.context,
+        threads=threads,
+        seed=lengths.seed,
     )
