@@ -225,11 +225,10 @@ static void shut_down(void) {
     if (enter(&made, false) == MEGREZ_OK) leave(&made, ask(&made, "shut_down", "()"));
 }
 
-/* At exit, engines must have stopped before their libraries' own destructors run: those of libraries that are loaded
- * by now come later. Whoever runs Python ends it, and host.py hears of that. */
-static void shut_down_at_exit(void) {
-    static int registered;
-    if (megrez_python_is_ours() && !__atomic_exchange_n(&registered, 1, __ATOMIC_SEQ_CST)) atexit(shut_down);
+/* At exit, engines must have stopped before their libraries' own destructors run: those of what exists by now come
+ * later. Whoever runs Python ends it, and host.py hears of that. registered: by this caller of the function. */
+static void shut_down_at_exit(int *registered) {
+    if (megrez_python_is_ours() && !__atomic_exchange_n(registered, 1, __ATOMIC_SEQ_CST)) atexit(shut_down);
 }
 
 megrez_status megrez_options_create(megrez_options **options) {
@@ -256,8 +255,9 @@ megrez_status megrez_open(const char *bundle, const megrez_options *options, meg
     if (!model) return fail_null(__func__, "model");
     *model = NULL;
     if (!bundle) return fail_null(__func__, "bundle");
+    static int registered;
     megrez_status status = open_model(bundle, options, model);
-    if (status == MEGREZ_OK) shut_down_at_exit();
+    if (status == MEGREZ_OK) shut_down_at_exit(&registered);
     return status;
 }
 
@@ -376,7 +376,9 @@ megrez_status megrez_poll(megrez_request *handle, int64_t timeout_ms, megrez_pie
     call made;
     megrez_status status = enter(&made, false);
     if (status != MEGREZ_OK) return status;
+    static int registered; /* again: engines make some of their statics in their first step */
     status = ask(&made, "poll", "(KL)", NUMBER(handle), (long long)timeout_ms);
+    if (status == MEGREZ_OK) shut_down_at_exit(&registered);
     if (status == MEGREZ_OK && !(*piece = new_piece(made.value))) status = fail_memory();
     return leave(&made, status);
 }
