@@ -8,18 +8,17 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize, search_tokens
 from megrez.calibration.recipe import GroupResult, Recipe
-from megrez.calibration.weights.asymmetric import FullPrecision, asymmetric_correction
+from megrez.calibration.weights.asymmetric import AsymmetricCorrection, FullPrecision
 from megrez.calibration.weights.blocks import BlockQuantized
-from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.gptq import Gptq
 from megrez.calibration.weights.gram import gram_matrix
 from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.ranges import WeightedSearch
 from megrez.engines.weight_formats import WeightFormat
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-# Elements of the outputs on which errors are measured.
-LARGEST_PRODUCT = 1 << 24
+# Elements of the outputs on which errors are measured: a small part of what a layer computes.
+LARGEST_PRODUCT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,24 +102,19 @@ def quantize_group(
         inputs = fake_quantize(inputs, scale, recipe.input_type)
     gram = gram_matrix(inputs)
     if reference is not None and recipe.gptq:
-        correct = asymmetric_correction(reference, inputs, gram)
+        correct = AsymmetricCorrection(reference=reference, inputs=inputs, gram=gram)
         projections = [
             one if one.weight_format is None else dataclasses.replace(one, weight=correct(one.weight))
             for one in projections
         ]
-    matrices = {
-        one.name: quantize_weight(one.weight, one.weight_format, gram, gptq=recipe.gptq)
-        for one in projections
-        if one.weight_format is not None
-    }
+    search, gptq = WeightedSearch(np.diag(gram).copy()), Gptq(gram) if recipe.gptq else None
+    matrices = {}
+    for one in projections:
+        if one.weight_format is not None:
+            grid = quantize_nearest(one.weight, one.weight_format, search)
+            matrices[one.name] = grid if gptq is None else gptq.quantize(one.weight, grid)
     quantized = _group(projections, factors, matrices, recipe, scale, x)
     return dataclasses.replace(quantized, relative_error=_relative_error(quantized, search_tokens(x)))
-
-
-def quantize_weight(weight: Float32, weight_format: WeightFormat, gram: Float64, *, gptq: bool) -> BlockQuantized:
-    """`weight` [N, K] in its format, for inputs with this Gram matrix [K, K]."""
-    grid = quantize_nearest(weight, weight_format, WeightedSearch(np.diag(gram).astype(np.float32)))
-    return quantize_gptq(weight, grid, gram) if gptq else grid
 
 
 def _group(

@@ -11,16 +11,16 @@ for first and then quantised by GPTQ. The residual term and the size of the ridg
 docs/benchmarks/cpu.md.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megrez.calibration.weights.gram import cross_gram_matrix
+from megrez.calibration.weights.cholesky import Cholesky, cholesky
+from megrez.calibration.weights.gram import cross_gram_matrix, damped
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 # Relative to the Gram matrix's mean diagonal. A hundredth overfits the calibration data and is worse on other text.
 RIDGE = 1.0
 
@@ -37,27 +37,49 @@ class FullPrecision:
     residual_error: Float32 | None = None
 
 
-def asymmetric_correction(
-    reference: FullPrecision, quantized_inputs: Float32, gram: Float64
-) -> Callable[[Float32], Float32]:
-    """The function from W [N, K] to W' [N, K], for quantised inputs [tokens, K] with this Gram matrix [K, K].
+@dataclass(frozen=True, kw_only=True)
+class AsymmetricCorrection:
+    """For quantised inputs [tokens, K] with the Gram matrix `gram` [K, K].
 
-    Where there is a residual error, W must be the whole group, with the same N.
+    W' - W solves a system of K equations, or equivalently one of as many equations as there are tokens; and its
+    right-hand side comes from the errors of the outputs [tokens, N] or, without a residual error, of the inputs.
+    Whichever is the least work is used.
     """
-    k = len(gram)
-    ridge = max(RIDGE * float(np.trace(gram)) / k, np.finfo(np.float64).tiny)
-    damped = gram + np.eye(k) * ridge
 
-    def solve(cross: Float64) -> Float32:
-        return np.linalg.solve(damped, cross.T).T.astype(np.float32)
+    reference: FullPrecision
+    inputs: Float32
+    gram: Float32
 
-    input_term = solve(cross_gram_matrix(reference.inputs, quantized_inputs) - gram)  # [K, K]
-    residual_term = None  # [N, K]
-    if reference.residual_error is not None:
-        residual_term = solve(cross_gram_matrix(reference.residual_error, quantized_inputs))
+    def __call__(self, weight: Float32) -> Float32:
+        """W' [N, K] of W [N, K]; where there is a residual error, W must be the whole group."""
+        residual_error = self.reference.residual_error
+        if residual_error is None and len(weight) > weight.shape[1]:
+            return weight + weight @ self._input_term
+        errors = self._input_errors @ weight.T  # [tokens, N]
+        if residual_error is not None:
+            errors += residual_error
+        if len(errors) >= weight.shape[1]:
+            return weight + self._by_input.solve(cross_gram_matrix(self.inputs, errors)).T
+        return weight + cross_gram_matrix(self._by_token.solve(errors), self.inputs)
 
-    def correct(weight: Float32) -> Float32:
-        corrected = weight + weight @ input_term
-        return corrected if residual_term is None else corrected + residual_term
+    @cached_property
+    def _input_errors(self) -> Float32:
+        return self.reference.inputs - self.inputs
 
-    return correct
+    @cached_property
+    def _input_term(self) -> Float32:
+        """[K, K]: W' = W + W @ this."""
+        return self._by_input.solve(cross_gram_matrix(self.inputs, self._input_errors)).T
+
+    @cached_property
+    def _by_input(self) -> Cholesky:
+        """Of the Gram matrix with its ridge, [K, K]."""
+        return cholesky(damped(self.gram, RIDGE))
+
+    @cached_property
+    def _by_token(self) -> Cholesky:
+        """Of the tokens' products with each other and the same ridge, [tokens, tokens]."""
+        k, tokens = self.inputs.shape[1], len(self.inputs)
+        products = self.inputs @ self.inputs.T
+        products /= np.float32(tokens)
+        return cholesky(damped(products, RIDGE * tokens / k))

@@ -42,14 +42,17 @@ class BlockQuantized:
 
     def dequantize(self) -> NDArray[np.float32]:
         """The dequantised matrix, float32 [N, K]."""
-        columns = self.codes.shape[1]
-
-        def spread(per_block: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.repeat(per_block, self.block, axis=1)[:, :columns]
-
+        rows, columns = self.codes.shape
+        padding = (0, 0), (0, -columns % self.block)
+        codes = np.pad(self.codes, padding) if padding[1][1] else self.codes
+        blocks = codes.reshape(rows, -1, self.block)
         if self.floating:
-            return spread(self.scales) * FLOAT_TYPES[self.bits].decode(self.codes)
-        middle = np.float32(2 ** (self.bits - 1))
-        zero = middle if self.zero_points is None else spread(self.zero_points.astype(np.float32))
-        values = spread(self.scales) * (self.codes.astype(np.float32) - zero)
-        return values if self.offsets is None else values + spread(self.offsets)
+            values = FLOAT_TYPES[self.bits].decode(blocks)
+        else:
+            values = blocks.astype(np.float32)
+            middle = np.float32(2 ** (self.bits - 1))
+            values -= middle if self.zero_points is None else self.zero_points.astype(np.float32)[..., None]
+        values *= self.scales[..., None]
+        if self.offsets is not None:
+            values += self.offsets[..., None]
+        return values.reshape(rows, -1)[:, :columns]

@@ -6,43 +6,63 @@ w_k + sum_j<k A_jk (w_j - q_j). It needs one Cholesky factor and no inverse.
 """
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.data_types import FLOAT_TYPES
 from megrez.calibration.weights.blocks import BlockQuantized
+from megrez.calibration.weights.cholesky import cholesky
+from megrez.calibration.weights.gram import damped
+from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 # Added to the Hessian's diagonal, relative to its mean: without it the Hessian may be singular.
 DAMPING = 0.01
-# GPTQ's lazy batches: columns quantised before their errors are fed back to all others; rows quantised at a time.
-BATCH_COLUMNS, BATCH_ROWS = 64, 8192
+# GPTQ's lazy batches: columns quantised before their errors are fed back to all later ones, and, within a batch, before
+# they are fed back to the rest of it; rows quantised at a time, so that a batch's errors stay in the cache.
+BATCH_COLUMNS, NEAR_COLUMNS, BATCH_ROWS = 128, 8, 2048
 
 
-def quantize_gptq(weight: Float32, grid: BlockQuantized, gram: Float64) -> BlockQuantized:
-    """New codes for `weight` [N, K] with the scales and zero points of `grid`, in act-order.
+@dataclass(frozen=True)
+class Gptq:
+    """For inputs with the Gram matrix `gram` [K, K], the mean of x x^T over the calibration data."""
 
-    gram: float64 [K, K], the mean of x x^T over the inputs x [K] of the calibration data. Minimises the mean of
-    ||(w - q) x||^2 over them, where rounding to nearest minimises ||w - q||^2.
-    """
-    order = np.argsort(-np.diag(gram), kind="stable")  # act-order: the largest errors are fed back to the most columns
-    feedback = _feedback(gram[np.ix_(order, order)])
-    codes = np.empty(weight.shape, np.uint8)
-    for start in range(0, len(weight), BATCH_ROWS):
-        part = slice(start, start + BATCH_ROWS)
-        columns = np.ascontiguousarray(weight[part].T[order])  # [K, rows]
-        codes[part] = _unordered(_codes(columns, feedback, _Columns(grid, part, order)), order).T
-    return dataclasses.replace(grid, codes=codes)
+    gram: Float32
 
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Act-order: the largest errors are fed back to the most columns."""
+        return np.argsort(-np.diag(self.gram), kind="stable")
 
-def _feedback(gram: Float64) -> Float32:
-    """A of H = (A + I) D (A + I)^T, [K, K]: a Cholesky factor from the last row and column up."""
-    k = len(gram)
-    damped = gram + np.eye(k) * max(DAMPING * float(np.trace(gram)) / k, np.finfo(np.float64).tiny)
-    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.triu(upper / np.diag(upper), 1).astype(np.float32)
+    @cached_property
+    def feedback(self) -> Float32:
+        """A^T of H = (A + I) D (A + I)^T in act-order, strictly lower triangular [K, K]."""
+        last_first = self.order[::-1]  # a Cholesky factor from the last row and column up
+        lower = cholesky(damped(self.gram[np.ix_(last_first, last_first)], DAMPING)).factor
+        lower /= np.diag(lower).copy()
+        return np.ascontiguousarray(np.tril(lower[::-1, ::-1].T, -1))
+
+    def quantize(self, weight: Float32, grid: BlockQuantized) -> BlockQuantized:
+        """New codes for `weight` [N, K] with the scales and zero points of `grid`.
+
+        Minimises the mean of ||(w - q) x||^2, where rounding to nearest minimises ||w - q||^2.
+        """
+        codes = np.empty(weight.shape, np.uint8)
+        order, original, feedback = self.order, np.argsort(self.order), self.feedback
+
+        def quantize_rows(start: int) -> None:
+            part = slice(start, start + BATCH_ROWS)
+            columns = np.ascontiguousarray(weight[part].T)[order]  # [K, rows]
+            codes[part] = _codes(columns, feedback, _Columns(grid, part, order))[original].T
+
+        with ThreadPoolExecutor(default_threads()) as pool:
+            for _ in pool.map(quantize_rows, range(0, len(weight), BATCH_ROWS)):
+                pass
+        return dataclasses.replace(grid, codes=codes)
 
 
 class _Columns:
@@ -51,24 +71,36 @@ class _Columns:
     def __init__(self, grid: BlockQuantized, rows: slice, order: NDArray[np.intp]) -> None:
         self._block = order // grid.block
         self._scales = np.ascontiguousarray(grid.scales[rows].T)  # [blocks, rows]
+        self._reciprocals = np.divide(
+            np.float32(1), self._scales, out=np.zeros_like(self._scales), where=self._scales != 0
+        )
         middle = 0.0 if grid.floating else 2.0 ** (grid.bits - 1)
         zero_points = grid.zero_points
         self._zeros = (
-            np.full_like(self._scales, middle) if zero_points is None else zero_points[rows].T.astype(np.float32)
+            np.full_like(self._scales, middle)
+            if zero_points is None
+            else np.ascontiguousarray(zero_points[rows].T, dtype=np.float32)
         )
         self._top = np.float32(2**grid.bits - 1)
         self._float_type = FLOAT_TYPES[grid.bits] if grid.floating else None
 
-    def quantize(self, column: int, values: Float32) -> tuple[NDArray[np.uint8], Float32]:
-        """The nearest codes to `values` [rows], and these dequantised."""
+    def quantize(self, column: int, values: Float32, codes: NDArray[np.uint8]) -> Float32:
+        """`values` [rows] quantised, in their memory; `codes` receives the nearest codes."""
         block = self._block[column]
         scale, zero = self._scales[block], self._zeros[block]
-        steps = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
+        values *= self._reciprocals[block]
         if self._float_type is not None:
-            patterns = self._float_type.encode(steps)
-            return patterns, self._float_type.decode(patterns) * scale
-        codes = np.clip(np.rint(steps + zero), 0, self._top)
-        return codes.astype(np.uint8), (codes - zero) * scale
+            codes[:] = self._float_type.encode(values)
+            np.multiply(self._float_type.decode(codes), scale, out=values)
+            return values
+        values += zero
+        np.rint(values, out=values)
+        np.maximum(values, 0, out=values)
+        np.minimum(values, self._top, out=values)
+        codes[:] = values
+        values -= zero
+        values *= scale
+        return values
 
 
 def _codes(columns: Float32, feedback: Float32, grid: _Columns) -> NDArray[np.uint8]:
@@ -77,15 +109,12 @@ def _codes(columns: Float32, feedback: Float32, grid: _Columns) -> NDArray[np.ui
     errors = np.empty_like(columns)
     for start in range(0, len(columns), BATCH_COLUMNS):
         stop = min(start + BATCH_COLUMNS, len(columns))
-        compensated = columns[start:stop] + feedback[:start, start:stop].T @ errors[:start]
-        for k in range(start, stop):
-            value = compensated[k - start] + feedback[start:k, k] @ errors[start:k]
-            codes[k], quantized = grid.quantize(k, value)
-            errors[k] = columns[k] - quantized
+        values = columns[start:stop] + feedback[start:stop, :start] @ errors[:start]
+        for near in range(start, stop, NEAR_COLUMNS):
+            end = min(near + NEAR_COLUMNS, stop)
+            for k in range(near, end):
+                value = values[k - start]
+                value += feedback[k, near:k] @ errors[near:k]
+                np.subtract(columns[k], grid.quantize(k, value, codes[k]), out=errors[k])
+            values[end - start :] += feedback[end:stop, near:end] @ errors[near:end]
     return codes
-
-
-def _unordered(codes: NDArray[np.uint8], order: NDArray[np.intp]) -> NDArray[np.uint8]:
-    original = np.empty_like(codes)
-    original[order] = codes
-    return original

@@ -4,20 +4,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-# Tokens whose products are added in float32 before they join a float64 sum.
-TOKENS_PER_SUM = 2048
+# Columns of a Gram matrix computed at once: what lies above its diagonal is mirrored.
+COLUMNS_PER_PRODUCT = 1024
+TINY = float(np.finfo(np.float32).tiny)
 
 
-def gram_matrix(x: Float32) -> Float64:
-    """The mean of x x^T over x [tokens, K]: float64 [K, K]."""
-    return cross_gram_matrix(x, x)
+def gram_matrix(x: Float32) -> Float32:
+    """The mean of x x^T over x [tokens, K]: [K, K], symmetric to the bit."""
+    k = x.shape[1]
+    gram = np.empty((k, k), np.float32)
+    for start in range(0, k, COLUMNS_PER_PRODUCT):
+        part = slice(start, start + COLUMNS_PER_PRODUCT)
+        product = x[:, start:].T @ x[:, part]
+        product /= np.float32(len(x))
+        gram[start:, part] = product
+        gram[part, start:] = product.T
+    return gram
 
 
-def cross_gram_matrix(y: Float32, x: Float32) -> Float64:
-    """The mean of y x^T over the pairs of y [tokens, N] and x [tokens, K]: float64 [N, K]."""
-    total = np.zeros((y.shape[1], x.shape[1]))
-    for start in range(0, len(x), TOKENS_PER_SUM):
-        part = slice(start, start + TOKENS_PER_SUM)
-        total += y[part].T @ x[part]
-    return total / len(x)
+def cross_gram_matrix(y: Float32, x: Float32) -> Float32:
+    """The mean of y x^T over the pairs of y [tokens, N] and x [tokens, K]: [N, K]."""
+    product: Float32 = y.T @ x
+    product /= np.float32(len(x))
+    return product
+
+
+def damped(gram: Float32, relative: float) -> Float32:
+    """A copy of `gram`, its diagonal raised by `relative` times its mean, and by more than zero in any case."""
+    result = gram.copy()
+    mean = float(np.diag(gram).mean(dtype=np.float64))
+    result.flat[:: len(gram) + 1] += np.float32(max(relative * mean, TINY))
+    return result

@@ -9,7 +9,7 @@ from megrez.calibration.projections import Projection, QuantizedGroup, quantize_
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.weights import gram
 from megrez.calibration.weights.blocks import BlockQuantized
-from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.gptq import Gptq
 from megrez.calibration.weights.gram import gram_matrix
 from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.ranges import WeightedSearch
@@ -143,7 +143,7 @@ def test_weights_are_calibrated_on_quantised_inputs() -> None:
     def calibrated_on(inputs: Float64) -> BlockQuantized:
         hessian = inputs.T @ inputs / len(inputs)
         policy = WeightedSearch(np.diag(hessian).astype(np.float32))
-        return quantize_gptq(one.weight, quantize_nearest(one.weight, INT4, policy), hessian)
+        return Gptq(hessian.astype(np.float32)).quantize(one.weight, quantize_nearest(one.weight, INT4, policy))
 
     made, expected, exact = found.matrices["p0"], calibrated_on(quantized_x), calibrated_on(x.astype(np.float64))
     assert (made.codes != expected.codes).mean() < 0.01 < (made.codes != exact.codes).mean()
@@ -151,7 +151,7 @@ def test_weights_are_calibrated_on_quantised_inputs() -> None:
 
 
 def test_the_gram_matrix_is_the_mean_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "TOKENS_PER_SUM", 16)
+    monkeypatch.setattr(gram, "COLUMNS_PER_PRODUCT", 5)
     x = some_inputs()
     exact = x.astype(np.float64)
     np.testing.assert_allclose(gram_matrix(x), exact.T @ exact / len(x), rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from megrez.calibration.projections import Projection, quantize_group
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.reference.decoder import forward, linear_of
 from megrez.calibration.weights import asymmetric
-from megrez.calibration.weights.asymmetric import FullPrecision, asymmetric_correction
+from megrez.calibration.weights.asymmetric import AsymmetricCorrection, FullPrecision
 from megrez.calibration.weights.gram import cross_gram_matrix, gram_matrix
 from megrez.engines.weight_formats import WeightFormat
 from tests.calibration_models import open_model, random_tokens
@@ -24,13 +24,13 @@ INT8 = WeightFormat(bits=8, block=16, symmetric=True)
 FP8 = WeightFormat(bits=8, block=None, symmetric=True, floating=True)
 
 
-def erroneous_inputs(seed: int = 0) -> tuple[Float32, Float32, Float32, Float32]:
+def erroneous_inputs(seed: int = 0, tokens: int = TOKENS, rows: int = N) -> tuple[Float32, Float32, Float32, Float32]:
     """A weight, its inputs in the full-precision model and in the quantised one, and the residual error."""
     random = np.random.default_rng(seed)
-    weight = random.normal(size=(N, K)).astype(np.float32)
-    full_precision = (random.normal(size=(TOKENS, K)) * random.uniform(0.1, 3, K)).astype(np.float32)
+    weight = random.normal(size=(rows, K)).astype(np.float32)
+    full_precision = (random.normal(size=(tokens, K)) * random.uniform(0.1, 3, K)).astype(np.float32)
     quantized = (full_precision + 0.3 * full_precision @ random.normal(size=(K, K)) / np.sqrt(K)).astype(np.float32)
-    residual_error = (quantized @ random.normal(size=(K, N)) * 0.1).astype(np.float32)
+    residual_error = (quantized @ random.normal(size=(K, rows)) * 0.1).astype(np.float32)
     return weight, full_precision, quantized, residual_error
 
 
@@ -41,18 +41,25 @@ def least_squares(
     w, x, y = (array.astype(np.float64) for array in (weight, quantized, full_precision))
     ridge = np.square(x).sum(axis=1).mean() / K * asymmetric.RIDGE
     wanted = y @ w.T + (0 if residual_error is None else residual_error)
-    rows = np.concatenate([x / np.sqrt(TOKENS), np.eye(K) * np.sqrt(ridge)])
-    values = np.concatenate([wanted / np.sqrt(TOKENS), w.T * np.sqrt(ridge)])
+    rows = np.concatenate([x / np.sqrt(len(x)), np.eye(K) * np.sqrt(ridge)])
+    values = np.concatenate([wanted / np.sqrt(len(x)), w.T * np.sqrt(ridge)])
     return np.linalg.lstsq(rows, values, rcond=None)[0].T
 
 
+def corrected(weight: Float32, reference: FullPrecision, quantized: Float32) -> Float32:
+    correct = AsymmetricCorrection(reference=reference, inputs=quantized, gram=gram_matrix(quantized))
+    return correct(weight)
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, K - 7])
+@pytest.mark.parametrize("rows", [N, K + 5])
 @pytest.mark.parametrize("to_residual", [False, True])
-def test_weights_are_the_least_squares_solution(to_residual: bool) -> None:
-    weight, full_precision, quantized, residual_error = erroneous_inputs()
+def test_weights_are_the_least_squares_solution(to_residual: bool, rows: int, tokens: int) -> None:
+    """In each of the ways to compute it: few rows or many, more tokens than inputs or fewer."""
+    weight, full_precision, quantized, residual_error = erroneous_inputs(tokens=tokens, rows=rows)
     residual = residual_error if to_residual else None
-    found = asymmetric_correction(
-        FullPrecision(inputs=full_precision, residual_error=residual), quantized, gram_matrix(quantized)
-    )(weight)
+    reference = FullPrecision(inputs=full_precision, residual_error=residual)
+    found = corrected(weight, reference, quantized)
     assert found.dtype == np.float32
     expected = least_squares(weight, full_precision, quantized, residual)
     assert np.abs(expected - weight).max() > 0.1
@@ -61,20 +68,15 @@ def test_weights_are_the_least_squares_solution(to_residual: bool) -> None:
 
 def test_without_an_input_error_weights_stay_as_they_are() -> None:
     weight, full_precision, _, _ = erroneous_inputs()
-    np.testing.assert_array_equal(
-        asymmetric_correction(FullPrecision(inputs=full_precision), full_precision, gram_matrix(full_precision))(
-            weight
-        ),
-        weight,
-    )
+    found = corrected(weight, FullPrecision(inputs=full_precision), full_precision)
+    np.testing.assert_array_equal(found, weight)
 
 
 def test_inputs_of_zeros_change_nothing() -> None:
     weight, full_precision, quantized, residual_error = erroneous_inputs()
     quantized = np.zeros_like(quantized)
-    found = asymmetric_correction(
-        FullPrecision(inputs=full_precision, residual_error=residual_error), quantized, gram_matrix(quantized)
-    )(weight)
+    reference = FullPrecision(inputs=full_precision, residual_error=residual_error)
+    found = corrected(weight, reference, quantized)
     np.testing.assert_array_equal(found, weight)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megrez.calibration.weights import gptq
+from megrez.calibration.weights import cholesky, gptq
 from megrez.calibration.weights.blocks import BlockQuantized
-from megrez.calibration.weights.gptq import quantize_gptq
+from megrez.calibration.weights.gptq import Gptq
 from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.ranges import AbsMax
 from megrez.engines.weight_formats import WeightFormat
@@ -21,6 +21,10 @@ FORMATS = {
 }
 # More columns than a lazy batch has, the last block short.
 ROWS, COLUMNS = 12, 150
+
+
+def quantize_gptq(weight: NDArray[np.float32], grid: BlockQuantized, gram: NDArray[np.float64]) -> BlockQuantized:
+    return Gptq(gram.astype(np.float32)).quantize(weight, grid)
 
 
 def matrix(rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) -> NDArray[np.float32]:
@@ -99,6 +103,8 @@ def test_pieces_of_work_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> 
     whole = quantize_gptq(weight, grid, gram).codes
     monkeypatch.setattr(gptq, "BATCH_ROWS", 5)
     monkeypatch.setattr(gptq, "BATCH_COLUMNS", 7)
+    monkeypatch.setattr(gptq, "NEAR_COLUMNS", 3)
+    monkeypatch.setattr(cholesky, "BLOCK", 11)
     np.testing.assert_array_equal(quantize_gptq(weight, grid, gram).codes, whole)
 
 
