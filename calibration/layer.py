@@ -24,7 +24,7 @@ Float32 = NDArray[np.float32]
 class Streams:
     """Hidden states [S, T, H] of the full-precision model (reference) and of the quantised one.
 
-    The first `calibration_samples` samples are calibration data; the others are held out.
+    The first `calibration_samples` samples are calibration data; the others, which `quantized` may lack, are held out.
     """
 
     reference: Float32

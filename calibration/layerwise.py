@@ -25,7 +25,7 @@ Tokens = NDArray[np.int64]
 class HeldOutResult:
     """reference: the full-precision model's hidden states after the last layer, of the held-out samples, [S, T, H].
 
-    fidelity: of the quantised model on these samples; None where there are none.
+    fidelity: of the quantised model on these samples; None where there are none, or where it was not simulated.
     """
 
     reference: Float32
@@ -39,16 +39,19 @@ def calibrate_layers(
     recipe: Recipe,
     store: Store,
     progress: Callable[[int], None] = lambda layers: None,
+    *,
+    simulate: bool = True,
 ) -> HeldOutResult:
-    """Calibrate on the first `calibration_samples` rows of tokens [S, T]; measure fidelity on the others.
+    """Calibrate on the first `calibration_samples` rows of tokens [S, T]; `simulate`: measure fidelity on the others.
 
     `progress` is called with the number of layers done. Layers that an interrupted run finished are taken from `store`.
     """
     embedded = model.embed(tokens)
+    read_by_quantized = embedded if simulate else embedded[:calibration_samples]
     streams = store.resume(
-        Streams(reference=embedded, quantized=embedded, calibration_samples=calibration_samples),
+        Streams(reference=embedded, quantized=read_by_quantized, calibration_samples=calibration_samples),
     )
-    del embedded
+    del embedded, read_by_quantized
     progress(min(store.progress.layers, model.layers))
     for layer in range(store.progress.layers, model.layers):
         streams, calibrated = calibrate_layer(
@@ -82,7 +85,7 @@ def _quantize_head(name: str, head: LMHead, recipe: Recipe, streams: Streams) ->
 
 
 def _fidelity(tokens: Tokens, streams: Streams, head: LMHead, quantized_head: QuantizedGroup | None) -> Fidelity | None:
-    if tokens.size == 0:
+    if tokens.size == 0 or len(streams.quantized) == streams.calibration_samples:
         return None
     reference, quantized = (stream[streams.calibration_samples :] for stream in (streams.reference, streams.quantized))
     quantized_head = quantized_head and quantized_head.dequantized()

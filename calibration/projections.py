@@ -19,6 +19,8 @@ from megrez.engines.weight_formats import WeightFormat
 Float32 = NDArray[np.float32]
 # Elements of the outputs on which errors are measured: a small part of what a layer computes.
 LARGEST_PRODUCT = 1 << 20
+# Rows dequantised at a time: an LM head has as many as the vocabulary.
+ROWS_PER_PRODUCT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,13 @@ class QuantizedGroup:
 
     def _product(self, inputs: Float32, one: Projection) -> Float32:
         matrix = self.matrices.get(one.name)
-        y = inputs @ (one.weight if matrix is None else matrix.dequantize()).T
+        if matrix is None:
+            y = inputs @ one.weight.T
+        else:
+            y = np.empty((len(inputs), len(one.weight)), np.float32)
+            for start in range(0, len(one.weight), ROWS_PER_PRODUCT):
+                part = slice(start, start + ROWS_PER_PRODUCT)
+                y[:, part] = inputs @ matrix.rows(part).dequantize().T
         return y if one.bias is None else y + one.bias
 
 
@@ -107,7 +115,7 @@ def quantize_group(
             one if one.weight_format is None else dataclasses.replace(one, weight=correct(one.weight))
             for one in projections
         ]
-    search, gptq = WeightedSearch(np.diag(gram).copy()), Gptq(gram) if recipe.gptq else None
+    search, gptq = WeightedSearch(np.diag(gram).copy()), Gptq(gram, len(inputs)) if recipe.gptq else None
     matrices = {}
     for one in projections:
         if one.weight_format is not None:

@@ -47,7 +47,8 @@ class Store:
         if self.progress.layers == 0:
             return streams
         try:
-            reference, quantized = np.load(self._hidden(self.progress.layers))
+            with self._hidden(self.progress.layers).open("rb") as file:
+                reference, quantized = np.load(file), np.load(file)
         except (OSError, EOFError, ValueError):  # incomplete: start again
             self.progress = _NOTHING
             return streams
@@ -93,12 +94,9 @@ class Store:
 
     def _write_hidden(self, layers: int, streams: Streams) -> None:
         partial = self.folder / "hidden.partial"
-        shape = 2, *streams.reference.shape
         with partial.open("wb") as file:  # written, not mapped: a full disk is then an error and not a signal
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
             for stream in (streams.reference, streams.quantized):
-                stream.astype("<f4", copy=False).tofile(file)
+                np.save(file, stream.astype("<f4", copy=False))
         partial.replace(self._hidden(layers))
 
     def _replace(self, name: str, data: bytes) -> None:

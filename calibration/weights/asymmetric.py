@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.weights.cholesky import Cholesky, cholesky
-from megrez.calibration.weights.gram import cross_gram_matrix, damped
+from megrez.calibration.weights.gram import cross_gram_matrix, damped, mean_diagonal
 
 Float32 = NDArray[np.float32]
 # Relative to the Gram matrix's mean diagonal. A hundredth overfits the calibration data and is worse on other text.
 RIDGE = 1.0
+ROWS_PER_PRODUCT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,11 @@ class AsymmetricCorrection:
         """W' [N, K] of W [N, K]; where there is a residual error, W must be the whole group."""
         residual_error = self.reference.residual_error
         if residual_error is None and len(weight) > weight.shape[1]:
-            return weight + weight @ self._input_term
+            corrected = np.empty_like(weight)
+            for start in range(0, len(weight), ROWS_PER_PRODUCT):  # an LM head has as many rows as the vocabulary
+                part = slice(start, start + ROWS_PER_PRODUCT)
+                np.add(weight[part], weight[part] @ self._input_term, out=corrected[part])
+            return corrected
         errors = self._input_errors @ weight.T  # [tokens, N]
         if residual_error is not None:
             errors += residual_error
@@ -74,12 +79,11 @@ class AsymmetricCorrection:
     @cached_property
     def _by_input(self) -> Cholesky:
         """Of the Gram matrix with its ridge, [K, K]."""
-        return cholesky(damped(self.gram, RIDGE))
+        return cholesky(damped(self.gram, RIDGE * mean_diagonal(self.gram)))
 
     @cached_property
     def _by_token(self) -> Cholesky:
         """Of the tokens' products with each other and the same ridge, [tokens, tokens]."""
-        k, tokens = self.inputs.shape[1], len(self.inputs)
         products = self.inputs @ self.inputs.T
-        products /= np.float32(tokens)
-        return cholesky(damped(products, RIDGE * tokens / k))
+        products /= np.float32(len(self.inputs))
+        return cholesky(damped(products, RIDGE * mean_diagonal(self.gram)))

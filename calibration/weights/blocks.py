@@ -1,5 +1,6 @@
 """Block-quantised matrices, which quantisers produce and graph passes pack; knows no engine's layout."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,16 @@ class BlockQuantized:
     zero_points: NDArray[np.uint8] | None = None
     offsets: NDArray[np.float32] | None = None
     floating: bool = False
+
+    def rows(self, part: slice) -> "BlockQuantized":
+        """Those rows of the matrix, without a copy."""
+        return dataclasses.replace(
+            self,
+            codes=self.codes[part],
+            scales=self.scales[part],
+            zero_points=None if self.zero_points is None else self.zero_points[part],
+            offsets=None if self.offsets is None else self.offsets[part],
+        )
 
     def dequantize(self) -> NDArray[np.float32]:
         """The dequantised matrix, float32 [N, K]."""

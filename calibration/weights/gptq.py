@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from megrez.calibration.activations.data_types import FLOAT_TYPES
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.cholesky import cholesky
-from megrez.calibration.weights.gram import damped
+from megrez.calibration.weights.gram import damped, mean_diagonal
 from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
-# Added to the Hessian's diagonal, relative to its mean: without it the Hessian may be singular.
-DAMPING = 0.01
+# Added to the Hessian's diagonal, relative to its median times the inputs per token: the fewer tokens there are, the
+# less they say about the directions in which inputs vary least. The mean would be that of a few outlier channels.
+DAMPING = 1.0
+# Relative to the diagonal's mean: what float32 needs at least.
+LEAST_DAMPING = 0.001
 # GPTQ's lazy batches: columns quantised before their errors are fed back to all later ones, and, within a batch, before
 # they are fed back to the rest of it; rows quantised at a time, so that a batch's errors stay in the cache.
 BATCH_COLUMNS, NEAR_COLUMNS, BATCH_ROWS = 128, 8, 2048
@@ -29,9 +32,10 @@ BATCH_COLUMNS, NEAR_COLUMNS, BATCH_ROWS = 128, 8, 2048
 
 @dataclass(frozen=True)
 class Gptq:
-    """For inputs with the Gram matrix `gram` [K, K], the mean of x x^T over the calibration data."""
+    """For inputs with the Gram matrix `gram` [K, K], the mean of x x^T over that many tokens of calibration data."""
 
     gram: Float32
+    tokens: int
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
@@ -42,9 +46,15 @@ class Gptq:
     def feedback(self) -> Float32:
         """A^T of H = (A + I) D (A + I)^T in act-order, strictly lower triangular [K, K]."""
         last_first = self.order[::-1]  # a Cholesky factor from the last row and column up
-        lower = cholesky(damped(self.gram[np.ix_(last_first, last_first)], DAMPING)).factor
+        lower = cholesky(damped(self.gram[np.ix_(last_first, last_first)], self._damping)).factor
         lower /= np.diag(lower).copy()
         return np.ascontiguousarray(np.tril(lower[::-1, ::-1].T, -1))
+
+    @property
+    def _damping(self) -> float:
+        diagonal = np.diag(self.gram)
+        median = float(np.median(diagonal[diagonal > 0])) if diagonal.any() else 0.0
+        return max(DAMPING * len(self.gram) / self.tokens * median, LEAST_DAMPING * mean_diagonal(self.gram))
 
     def quantize(self, weight: Float32, grid: BlockQuantized) -> BlockQuantized:
         """New codes for `weight` [N, K] with the scales and zero points of `grid`.

@@ -29,9 +29,12 @@ def cross_gram_matrix(y: Float32, x: Float32) -> Float32:
     return product
 
 
-def damped(gram: Float32, relative: float) -> Float32:
-    """A copy of `gram`, its diagonal raised by `relative` times its mean, and by more than zero in any case."""
+def mean_diagonal(gram: Float32) -> float:
+    return float(np.diag(gram).mean(dtype=np.float64))
+
+
+def damped(gram: Float32, damping: float) -> Float32:
+    """A copy of `gram` with `damping`, or the least positive number, added to its diagonal."""
     result = gram.copy()
-    mean = float(np.diag(gram).mean(dtype=np.float64))
-    result.flat[:: len(gram) + 1] += np.float32(max(relative * mean, TINY))
+    result.flat[:: len(gram) + 1] += np.float32(max(damping, TINY))
     return result

@@ -143,7 +143,8 @@ def test_weights_are_calibrated_on_quantised_inputs() -> None:
     def calibrated_on(inputs: Float64) -> BlockQuantized:
         hessian = inputs.T @ inputs / len(inputs)
         policy = WeightedSearch(np.diag(hessian).astype(np.float32))
-        return Gptq(hessian.astype(np.float32)).quantize(one.weight, quantize_nearest(one.weight, INT4, policy))
+        grid = quantize_nearest(one.weight, INT4, policy)
+        return Gptq(hessian.astype(np.float32), len(inputs)).quantize(one.weight, grid)
 
     made, expected, exact = found.matrices["p0"], calibrated_on(quantized_x), calibrated_on(x.astype(np.float64))
     assert (made.codes != expected.codes).mean() < 0.01 < (made.codes != exact.codes).mean()

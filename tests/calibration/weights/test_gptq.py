@@ -21,10 +21,11 @@ FORMATS = {
 }
 # More columns than a lazy batch has, the last block short.
 ROWS, COLUMNS = 12, 150
+TOKENS = 10 * COLUMNS
 
 
 def quantize_gptq(weight: NDArray[np.float32], grid: BlockQuantized, gram: NDArray[np.float64]) -> BlockQuantized:
-    return Gptq(gram.astype(np.float32)).quantize(weight, grid)
+    return Gptq(gram.astype(np.float32), TOKENS).quantize(weight, grid)
 
 
 def matrix(rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) -> NDArray[np.float32]:
@@ -61,8 +62,8 @@ def all_values(grid: BlockQuantized, column: int) -> NDArray[np.float64]:
 def gptq_of_the_paper(
     weight: NDArray[np.float32], grid: BlockQuantized, gram: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """GPTQ with act-order and 1 % damping: each column's error is taken from the columns after it at once."""
-    damped = gram + 0.01 * np.diag(gram).mean() * np.eye(len(gram))
+    """GPTQ with act-order, damped by 10 % of the median: each column's error is taken from later ones at once."""
+    damped = gram + 0.1 * np.median(np.diag(gram)) * np.eye(len(gram))
     order = np.argsort(-np.diag(gram), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(damped[order][:, order])).T  # U^T U is the inverse
     w = weight.astype(np.float64)[:, order]
