@@ -1,16 +1,16 @@
 """Writes a sharded bfloat16 checkpoint in Megrez-3B's full shape, with random weights, to measure compilation.
 
-python benchmarks/megrez_checkpoint.py FOLDER
+python benchmarks/megrez_checkpoint.py FOLDER [--layers N] [--tokenizer]
 /usr/bin/time -v megrez-compile FOLDER --target cpu-int4 -o BUNDLE
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import torch
-from random_checkpoint import SHAPE
+from random_checkpoint import SHAPE, write_tokenizer
 from safetensors.torch import save_file
 
 from megrez.compile.checkpoint import open_checkpoint
@@ -22,8 +22,8 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_act": "silu",
-    "num_hidden_layers": LAYERS,
     "tie_word_embeddings": False,
+    "eos_token_id": 120005,
     "torch_dtype": "bfloat16",
     **SHAPE,
 }
@@ -43,9 +43,17 @@ def shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
     yield names
 
 
-def main(folder: Path) -> None:
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--layers", default=LAYERS, show_default=True)
+@click.option("--tokenizer", is_flag=True, help="Write a tokenizer of bytes too: calibration and fidelity need one.")
+def main(folder: Path, layers: int, tokenizer: bool) -> None:
+    """Write the checkpoint to FOLDER."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2), encoding="utf-8")
+    config = {**CONFIG, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if tokenizer:
+        write_tokenizer(folder)
     checkpoint = open_checkpoint(str(folder), dummy_weights=True)
     parts = list(shards(expected_tensors(checkpoint.config)))
     weight_map = {}
@@ -59,4 +67,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

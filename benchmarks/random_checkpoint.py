@@ -72,6 +72,11 @@ def write_hugging_face(folder: Path, layers: int) -> None:
         **SHAPE,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of bytes: only its presence matters."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab={piece: n for n, piece in enumerate(alphabet)}, merges=[])

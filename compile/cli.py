@@ -95,10 +95,7 @@ SECTIONS = {
     metavar="FILE",
     help="Build from the scales that megrez calibrate wrote.  [default: calibrate now]",
 )
-@calibration_options(
-    "the target's; above a billion parameters rtn for cpu-int4, cpu-int4-b32 and cuda-int4, unless --calib or --max-kl "
-    "is given"
-)
+@calibration_options("the target's, or rtn for cpu-* and cuda-* without a tokenizer")
 @engine_options
 @click.option("--revision", metavar="NAME", help="Download this branch, tag or commit of a hub id.  [default: main]")
 @click.option("--dummy-weights", is_flag=True, help="Use random weights in the shape of MODEL's config.json.")

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megrez.compile.backends.backend import Lowered, Plan
@@ -18,7 +18,7 @@ from megrez.compile.calibrate.prepare import Prepared, prepare
 from megrez.compile.calibrate.request import CalibrationRequest, Job
 from megrez.compile.calibrate.space import estimate_weights
 from megrez.compile.calibrate.stage import discard
-from megrez.compile.calibrate.text import TextRequest
+from megrez.compile.calibrate.text import TextRequest, with_samples
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
 from megrez.compile.graph.dialects import check_shape
@@ -88,7 +88,7 @@ def check(request: Request) -> tuple[Job, Plan]:
     job = Job(
         checkpoint=request.checkpoint if dummy else rotate_for(request.checkpoint, target),
         target=target if plan.staged is None else target.staged(),
-        request=request.calibration,
+        request=replace(request.calibration, text=with_samples(request.calibration.text, request.checkpoint, target)),
         context=context,
         work=request.output.with_name(f"{request.output.name}.calibration.json"),
     )

@@ -15,10 +15,10 @@ Written by `make docs` from engines/targets.py; `megrez-compile --list-targets` 
 
 *Sensitive weights* are the projections that lose most by quantisation: the value projections, and the down projections
 of the first and the last eighth of the layers, unless `--max-kl` chooses them. *Algorithm* is the default one: `rtn`
-rounds to nearest, the others use calibration data. **Models of more than a billion parameters default to `rtn` for
-cpu-int4, cpu-int4-b32 and cuda-int4**, unless `--algorithm gptq`, `--calib` or `--max-kl` is given; models without a
-tokenizer do so wherever activations are not quantised per tensor. Block sizes are upper limits: rows that would need
-padding get smaller blocks.
+rounds to nearest, the others use calibration data. Models of more than a billion parameters are calibrated on 2,048
+tokens for cpu-int4, cpu-int4-b32 and cuda-int4, all others on 16,384 (`--calib-samples`, of 512 tokens each); models
+without a tokenizer default to `rtn` wherever activations are not quantised per tensor. Block sizes are upper limits:
+rows that would need padding get smaller blocks.
 
 ## The KV cache
 

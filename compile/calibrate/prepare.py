@@ -18,15 +18,12 @@ from megrez.compile.calibrate.text import CalibrationText, read_text
 from megrez.compile.calibrate.within_budget import calibrate_within, report_sensitivities
 from megrez.compile.checkpoint.calibrated import CalibratedCheckpoint
 from megrez.compile.checkpoint.protocol import Checkpoint
-from megrez.compile.checkpoint.tensors import parameter_count
 from megrez.compile.report import Report
 from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
 # The range of all inputs where weights are random: after a norm their standard deviation is 1.
 DUMMY_RANGE = 8.0
-# Parameters up to which a model is calibrated by default where RTN would do: half an hour on two cores.
-CALIBRATED_BY_DEFAULT = 1_000_000_000
 # Calibration samples on which the ranges of values are observed.
 OBSERVED = 4
 
@@ -58,8 +55,7 @@ class Prepared:
 def prepare(job: Job, report: Report) -> Prepared:
     """Calibrate where the target needs it; an interrupted calibration is resumed.
 
-    Where the target allows RTN, it is the default for checkpoints without a tokenizer, and on ONNX Runtime's targets
-    for models of more than CALIBRATED_BY_DEFAULT parameters.
+    Where the target allows RTN, it is the default for checkpoints without a tokenizer.
     Raises UsageError for a request that cannot be met, CheckpointError for weights that are not finite.
     """
     if job.request.weights == "dummy":
@@ -82,7 +78,7 @@ def _prepared(job: Job, report: Report) -> Prepared:
     if request.max_kl is None and not quantizes_anything(job.checkpoint, target):
         _refuse_calibration(job, f"{target.name} quantises nothing of {job.checkpoint.source}")
         return _rtn(job, report)
-    algorithm = _choose_algorithm(job, report)
+    algorithm = _choose_algorithm(job)
     if request.max_kl is not None:
         return _within_budget(job, algorithm, request.max_kl, report)
     if algorithm == "rtn" and target.input_type is None:
@@ -113,7 +109,16 @@ def _rtn(job: Job, report: Report) -> Prepared:
 def _calibrated(job: Job, algorithm: str, report: Report) -> Prepared:
     text = _text(job, algorithm, report)
     layers = report.layers(job.checkpoint.config.num_hidden_layers)
-    record, held_out = calibrate_checkpoint(job.checkpoint, job.target, algorithm, text, job.work, layers, reuse=True)
+    record, held_out = calibrate_checkpoint(
+        job.checkpoint,
+        job.target,
+        algorithm,
+        text,
+        job.work,
+        layers,
+        reuse=True,
+        simulate=job.target.fidelity_engine is None,
+    )
     return _of_record(job, job.target, record, held_out if held_out.tokens.size else None, report)
 
 
@@ -145,23 +150,14 @@ def _text(job: Job, algorithm: str, report: Report) -> CalibrationText:
     return text
 
 
-def _choose_algorithm(job: Job, report: Report) -> str:
+def _choose_algorithm(job: Job) -> str:
     request, target = job.request, job.target
     if request.algorithm is not None:
         return request.algorithm
     optional = target.input_type is None and target.algorithm != "rtn"
     if not optional or request.text.path is not None or request.max_kl is not None:
         return target.algorithm
-    if job.checkpoint.text is None:
-        return "rtn"
-    parameters = parameter_count(job.checkpoint.config)
-    if target.dialect != "ort" or parameters <= CALIBRATED_BY_DEFAULT:
-        return target.algorithm
-    report.stage(
-        f"quantising {parameters / 1e9:.1f} billion parameters to nearest (RTN), in minutes; "
-        f"--algorithm {target.algorithm} takes much longer and is closer to the checkpoint"
-    )
-    return "rtn"
+    return "rtn" if job.checkpoint.text is None else target.algorithm
 
 
 def _refuse_calibration(job: Job, reason: str) -> None:

@@ -34,6 +34,9 @@ SOURCE = "self-generated text"
 DRAFT = find_target("cpu-int4").with_block(32)
 # Samples that are generated in one batch: each has its own KV cache.
 BATCH = 32
+# Where there are fewer, each is joined from pieces of this length at least: the same number of tokens in fewer steps,
+# and of more kinds of text.
+LEAST_PIECE = 128
 
 
 def calibration_text(
@@ -73,15 +76,23 @@ def _generate(checkpoint: Checkpoint, samples: int, length: int, seed: int, fold
     assert checkpoint.text is not None
     tokens = checkpoint.text.tokens
     folder.mkdir(parents=True, exist_ok=True)
+    pieces = pieces_of_sample(samples, length)
+    rows, columns = samples * pieces, length // pieces
     with tempfile.TemporaryDirectory(prefix="draft-", dir=folder) as scratch:
-        draft = _write_draft(checkpoint, length, Path(scratch) / "bundle", report)
+        draft = _write_draft(checkpoint, columns, Path(scratch) / "bundle", report)
         bos = tokens.bos if tokens.add_bos else None
-        with closing(open_session(open_bundle(draft), threads=None, slots=min(samples, BATCH))) as session:
+        with closing(open_session(open_bundle(draft), threads=None, slots=min(rows, BATCH))) as session:
             parts = [
-                sample_tokens(session, length, bos=bos, stop=tokens.stop, seed=seed + number)
-                for number in range(-(-samples // session.slots))
+                sample_tokens(session, columns, bos=bos, stop=tokens.stop, seed=seed + number)
+                for number in range(-(-rows // session.slots))
             ]
-        return np.concatenate(parts)[:samples]
+        return np.concatenate(parts)[:rows].reshape(samples, length)
+
+
+def pieces_of_sample(samples: int, length: int) -> int:
+    """Of how many pieces, sampled in one batch, each of the samples is joined; their lengths are equal."""
+    most = min(BATCH // samples, length // LEAST_PIECE)
+    return next((pieces for pieces in range(most, 1, -1) if length % pieces == 0), 1)
 
 
 def _write_draft(checkpoint: Checkpoint, context: int, output: Path, report: Report) -> Path:

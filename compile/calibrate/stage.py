@@ -47,10 +47,12 @@ def calibrate_checkpoint(
     progress: Callable[[int], None],
     *,
     reuse: bool = False,
+    simulate: bool = True,
 ) -> tuple[Record, HeldOut]:
     """Calibrate, and write the scales to `path` and their matrices to a folder beside it.
 
-    An interrupted run of the same request is resumed; with `reuse`, a finished one is reused.
+    An interrupted run of the same request is resumed; with `reuse`, a finished one is reused. Without `simulate` the
+    record states no fidelity: it is to be measured on the bundle.
     Raises CheckpointError for weights that are not finite, MegrezError when the scales cannot be written.
     """
     smoothing, gptq = ALGORITHMS[algorithm]
@@ -60,7 +62,7 @@ def calibrate_checkpoint(
     samples, length = text.tokens.shape
     held_out = text.held_out.reshape(-1, length)
     tokens = np.concatenate([text.tokens, held_out])
-    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, samples)
+    digest = _digest(checkpoint, fingerprint, recipe, algorithm, tokens, samples, simulate)
     folder = path.with_name(f"{path.stem}.{digest[:12]}")
     if reuse and (record := _finished(path, folder)) is not None:
         return record, read_held_out(checkpoint, text, progress)
@@ -68,7 +70,7 @@ def calibrate_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
-        result = calibrate_layers(model, tokens, samples, recipe, store, progress)
+        result = calibrate_layers(model, tokens, samples, recipe, store, progress, simulate=simulate)
         record = _record(checkpoint, target, algorithm, fingerprint, text, result, store)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(record.to_json(), encoding="utf-8")
@@ -157,7 +159,13 @@ def quantizes_anything(checkpoint: Checkpoint, target: Target) -> bool:
 
 
 def _digest(
-    checkpoint: Checkpoint, fingerprint: str, recipe: Recipe, algorithm: str, tokens: NDArray[np.int64], samples: int
+    checkpoint: Checkpoint,
+    fingerprint: str,
+    recipe: Recipe,
+    algorithm: str,
+    tokens: NDArray[np.int64],
+    samples: int,
+    simulate: bool,
 ) -> str:
     """A hash of everything that the result depends on, which names the request's folder."""
     shapes = expected_tensors(checkpoint.config)
@@ -170,5 +178,6 @@ def _digest(
         "forms": weight_formats,
         "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
         "learn": samples,
+        "simulate": simulate,
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

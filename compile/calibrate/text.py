@@ -1,5 +1,6 @@
 """The text of the calibration data, and the held-out text for fidelity; knows no weights."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from megrez.compile.calibrate.text_records import Ids, Tokenizer, default_name, read_default, read_file
-from megrez.compile.checkpoint.protocol import TextAssets
+from megrez.compile.checkpoint.protocol import Checkpoint, TextAssets
+from megrez.compile.checkpoint.tensors import parameter_count
+from megrez.engines.targets import Target
 from megrez.runtime.errors import UsageError
 
 WINDOW = 512
+# Samples by default, and of models above LARGE parameters on ONNX Runtime's targets: minutes instead of an hour.
+SAMPLES, LARGE_SAMPLES = 32, 4
+LARGE = 1_000_000_000
 REMEDY = "lower --calib-samples or --calib-tokens, or give a longer text"
 
 
@@ -36,15 +42,24 @@ class CalibrationText:
 class TextRequest:
     """Which text; the fields are those of read_calibration_text.
 
+    samples: None takes SAMPLES or LARGE_SAMPLES, see `with_samples`.
     length: None takes WINDOW, or the context where that is shorter. fidelity_tokens: how many tokens to hold out,
     rounded up to whole samples; 0 for none.
     """
 
     path: Path | None = None
-    samples: int = 32
+    samples: int | None = None
     length: int | None = None
     seed: int | None = None
     fidelity_tokens: int = 2048
+
+
+def with_samples(request: TextRequest, checkpoint: Checkpoint, target: Target) -> TextRequest:
+    """`request` with its number of samples chosen."""
+    if request.samples is not None:
+        return request
+    is_large = target.dialect == "ort" and parameter_count(checkpoint.config) > LARGE
+    return dataclasses.replace(request, samples=LARGE_SAMPLES if is_large else SAMPLES)
 
 
 def sample_length(request: TextRequest, context: int) -> int:
@@ -67,7 +82,7 @@ def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> 
     return read_calibration_text(
         assets,
         request.path,
-        samples=request.samples,
+        samples=SAMPLES if request.samples is None else request.samples,
         length=length,
         held_out=-(-request.fidelity_tokens // max(length, 1)) * length,
         seed=request.seed,

@@ -9,6 +9,7 @@ from megrez.calibration.results.record import Record
 from megrez.compile.calibrate.self_generated import calibration_text, discard_generated
 from megrez.compile.calibrate.space import check_space_to_calibrate
 from megrez.compile.calibrate.stage import calibrate_checkpoint, quantizes_anything
+from megrez.compile.calibrate.text import with_samples
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.rotated import rotate_for
 from megrez.compile.commands.calibration_options import CALIBRATION, calibration_options, text_request
@@ -69,7 +70,7 @@ def calibrate_command(
         checkpoint.check()
         if row.weights is None or not quantizes_anything(checkpoint, row):
             raise UsageError(f"{row.name} quantises nothing of {checkpoint.source}: choose another target")
-        request = text_request(**text)
+        request = with_samples(text_request(**text), checkpoint, row)
         longest = checkpoint.config.max_position_embeddings
         check_space_to_calibrate(checkpoint, row, request, longest, output, bundle=False)
         ids = calibration_text(checkpoint, row, request, longest, output, report)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from megrez.compile.calibrate.stage import ALGORITHMS
-from megrez.compile.calibrate.text import WINDOW, TextRequest
+from megrez.compile.calibrate.text import LARGE_SAMPLES, SAMPLES, WINDOW, TextRequest
 from megrez.compile.commands.sections import Command, with_options
 
 DEFAULT = TextRequest()
@@ -42,9 +42,8 @@ def calibration_options(algorithm: str) -> Callable[[Command], Command]:
             "--calib-samples",
             type=int,
             metavar="N",
-            default=DEFAULT.samples,
-            show_default=True,
-            help="Calibrate on N samples.",
+            help=f"Calibrate on N samples.  [default: {SAMPLES}; for cpu-* and cuda-* {LARGE_SAMPLES} above a billion "
+            "parameters]",
         ),
         click.option(
             "--calib-tokens",
@@ -70,7 +69,11 @@ def calibration_options(algorithm: str) -> Callable[[Command], Command]:
 
 
 def text_request(
-    calib: Path | None, calib_samples: int, calib_tokens: int | None, calib_seed: int | None, fidelity_tokens: int
+    calib: Path | None,
+    calib_samples: int | None,
+    calib_tokens: int | None,
+    calib_seed: int | None,
+    fidelity_tokens: int,
 ) -> TextRequest:
     return TextRequest(
         path=calib, samples=calib_samples, length=calib_tokens, seed=calib_seed, fidelity_tokens=fidelity_tokens

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from megrez.calibration.results.record import read_record
-from megrez.compile.calibrate.self_generated import SOURCE, sample_tokens
+from megrez.compile.calibrate.self_generated import BATCH, LEAST_PIECE, SOURCE, pieces_of_sample, sample_tokens
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.session import FakeSession, Logits
 
@@ -72,6 +72,25 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 def test_a_row_does_not_stop() -> None:
     drawn = sample_tokens(Odds(vocab_size=5, slots=500), 6, bos=None, stop=(0, 3), seed=1)[:, 1:]
     assert set(drawn.reshape(-1)) == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "pieces"),
+    [(4, 512, 4), (1, 512, 4), (8, 256, 2), (16, 512, 2), (32, 512, 1), (17, 512, 1), (4, 511, 1), (4, 129, 1)],
+)
+def test_few_samples_are_joined_from_pieces(samples: int, length: int, pieces: int) -> None:
+    assert pieces_of_sample(samples, length) == pieces
+    assert pieces == 1 or (samples * pieces <= BATCH and length // pieces >= LEAST_PIECE)
+
+
+def test_joined_samples_have_the_length_that_was_asked_for(
+    checkpoint_of: Any, megrez: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megrez.compile.calibrate.self_generated.LEAST_PIECE", 8)
+    code, _, err = megrez("calibrate", checkpoint_of(), "--target", "cpu-int4", "-o", tmp_path / "scales.json", *TEXT)
+    assert code == 0, err
+    stated = read_record(tmp_path / "scales.json").text
+    assert (stated.samples, stated.tokens) == (3, 16)
 
 
 def test_a_cpu_target_is_calibrated_on_it_by_default(checkpoint_of: Any, megrez_compile: Any, tmp_path: Path) -> None:

@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 import transformers
 
 from megrez.compile.calibrate import text_records
-from megrez.compile.calibrate.text import CalibrationText, read_calibration_text
+from megrez.compile.calibrate.text import CalibrationText, TextRequest, read_calibration_text, with_samples
+from megrez.compile.checkpoint import open_checkpoint
 from megrez.compile.checkpoint.protocol import TextAssets
 from megrez.compile.checkpoint.text import read_text_assets
+from megrez.engines.targets import find_target
 from megrez.runtime.errors import BundleError, UsageError
+from tests.conftest import Make
 from tests.models import write_tokenizer
 
 WORDS = ["the hall", " and", " in the land", ".\n", " hello", "\n\n", " été 你好", " <|im_end|>"]
@@ -295,3 +299,20 @@ def test_the_default_text_itself_can_be_too_short(assets: TextAssets) -> None:
         read(assets, None, samples=10**4, length=1024)
     with pytest.raises(UsageError, match="too few left: lower"):
         read(assets, None, held_out=10**7)
+
+
+def test_a_large_model_is_calibrated_on_fewer_samples_where_rtn_would_do(
+    checkpoint_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint_of()
+    checkpoint = open_checkpoint(str(folder))
+    parameters = sum(tensor.size for tensor in safetensors.numpy.load_file(folder / "model.safetensors").values())
+
+    def samples(target: str, requested: int | None = None) -> int | None:
+        return with_samples(TextRequest(samples=requested), checkpoint, find_target(target)).samples
+
+    monkeypatch.setattr("megrez.compile.calibrate.text.LARGE", parameters)
+    assert [samples("cpu-int4"), samples("trt-fp8")] == [32, 32]
+    monkeypatch.setattr("megrez.compile.calibrate.text.LARGE", parameters - 1)
+    assert [samples("cpu-int4"), samples("cuda-int4"), samples("trt-fp8"), samples("qnn-w4a16")] == [4, 4, 32, 32]
+    assert [samples("cpu-int4", 7), samples("trt-fp8", 7)] == [7, 7]

@@ -264,32 +264,17 @@ def test_a_model_without_tokenizer(checkpoint_of: Any, run: Any, megrez_compile:
     assert (manifest.provenance.calibration, manifest.measured) == (None, None)
 
 
-def test_a_large_model_is_calibrated_when_asked(
+def test_a_large_model_is_calibrated_unless_rounded_to_nearest(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = safetensors.numpy.load_file(checkpoint_of() / "model.safetensors")
-    parameters = sum(tensor.size for tensor in weights.values())
-    mine = tmp_path / "mine.txt"
-    mine.write_text("one two three four " * 100)
-
-    def algorithm(bundle: str, *options: object) -> tuple[str, str]:
+    monkeypatch.setattr("megrez.compile.calibrate.text.LARGE", 1)
+    for bundle, options, expected in (("b", (), "gptq"), ("hurried", ("--algorithm", "rtn"), "rtn")):
         done = megrez_compile(checkpoint_of(), "--target", "cpu-int4", *TEXT, *options, "-o", tmp_path / bundle)
         assert done.code == 0
-        stated = open_bundle(tmp_path / bundle).manifest.provenance
-        assert stated.quantization is not None
-        assert (stated.calibration is None) == (stated.quantization.algorithm == "rtn")
-        return stated.quantization.algorithm, done.err
-
-    hint = "--algorithm gptq takes much longer and is closer to the checkpoint"
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters)
-    chosen, told = algorithm("small")
-    assert chosen == "gptq" and hint not in told
-    monkeypatch.setattr("megrez.compile.calibrate.prepare.CALIBRATED_BY_DEFAULT", parameters - 1)
-    chosen, told = algorithm("large")
-    assert chosen == "rtn" and hint in told
-    assert open_bundle(tmp_path / "large").manifest.measured is not None
-    assert algorithm("asked", "--algorithm", "gptq")[0] == "gptq"
-    assert algorithm("given", "--calib", mine)[0] == "gptq"
+        manifest = open_bundle(tmp_path / bundle).manifest
+        assert manifest.provenance.quantization is not None and manifest.measured is not None
+        assert (manifest.provenance.quantization.algorithm, manifest.measured.of) == (expected, "bundle")
+        assert (manifest.provenance.calibration is None) == (expected == "rtn")
 
 
 def test_scales_that_cannot_be_written(
