@@ -56,7 +56,7 @@ class Forked:
         return self.returncode is None and not select.select([self._told], [], [], timeout)[0]
 
     def wait(self, timeout: float = 60) -> int:
-        """The exit code, or a signal's number times -1. Kills the process and raises TimeoutExpired where it takes longer."""
+        """The exit code, or a signal's number times -1. Kills what takes longer, and raises TimeoutExpired."""
         if self.returncode is None:
             if self.runs(timeout):
                 self.kill()
@@ -105,11 +105,11 @@ class Forks:
     def start(self, program: str, args: Sequence[object], *, env: Mapping[str, str] | None = None) -> Forked:
         """As subprocess.Popen does, with nothing to read and two pipes to write to, in UTF-8."""
         pipes = [os.pipe(), os.pipe()]
-        with open(os.devnull) as nothing:  # noqa: PTH123
+        with Path(os.devnull).open() as nothing:
             told = self._send(program, args, [nothing.fileno(), *(end for _, end in pipes)], env or {})
         for _, end in pipes:
             os.close(end)
-        return Forked(told, *(open(end, encoding="utf-8") for end, _ in pipes))
+        return Forked(told, *(os.fdopen(end, encoding="utf-8") for end, _ in pipes))
 
     def run(
         self, program: str, args: Sequence[object], *, stdin: str = "", env: Mapping[str, str] | None = None
