@@ -2,7 +2,8 @@
 
 python long_megrez.py BUNDLE TOKENS CHUNK THREADS OUTPUT
 
-The stated budget is the files and the KV cache of the prompt; what is resident is Linux's count.
+The stated budget is the one of `megrez inspect`: the files, the KV cache and the process; what is resident is Linux's
+count.
 """
 
 import json
@@ -16,6 +17,7 @@ from turns import resident_bytes
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.huge_pages import restart_with_huge_pages
+from megrez.runtime.memory import working_bytes
 
 
 def resident_file_bytes() -> int:
@@ -42,13 +44,15 @@ def measure(path: str, tokens: int, chunk: int, threads: int, output: int) -> di
     decode = output / (time.perf_counter() - begun)
     after = resident_bytes()
     cache = bundle.manifest.kv_cache.bytes_per_token * tokens
+    shape = bundle.manifest.architecture
+    working = working_bytes(shape.hidden_size, shape.intermediate_size)
     return {
         "prefill_tokens_per_s": prefill,
         "decode_tokens_per_s": decode,
         "cache_bytes": after - before,
         "stated_cache_bytes": cache,
         "resident_bytes": after + resident_file_bytes(),
-        "stated_bytes": sum(file.size for file in bundle.manifest.files) + cache,
+        "stated_bytes": sum(file.size for file in bundle.manifest.files) + cache + working,
     }
 
 
