@@ -73,15 +73,15 @@ FAULTS = (
     Fault(
         "gptq-feedback-by-rows",
         "calibration/weights/gptq.py",
-        "upper / np.diag(upper), 1)",
-        "upper / np.diag(upper)[:, None], 1)",
+        "lower /= np.diag(lower).copy()",
+        "lower /= np.diag(lower).copy()[:, None]",
         GPTQ,
     ),
     Fault(
         "gptq-error-of-compensated",
         "calibration/weights/gptq.py",
-        "errors[k] = columns[k] - quantized",
-        "errors[k] = value - quantized",
+        "np.subtract(columns[k], grid",
+        "np.subtract(value.copy(), grid",
         GPTQ,
     ),
     Fault(
