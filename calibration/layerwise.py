@@ -60,7 +60,7 @@ def calibrate_layers(
         store.save(calibrated, streams)
         progress(layer + 1)
     head = model.lm_head()
-    quantized_head = _quantize_head(model.lm_head_weight, head, recipe, streams)
+    quantized_head = _quantize_head(model.lm_head_weight, head, recipe, streams, overwrite=not simulate)
     if store.progress.layers == model.layers and quantized_head is not None:
         groups = {LM_HEAD_GROUP: quantized_head.result(None)}
         store.save(Calibrated(groups=groups, matrices=quantized_head.matrices), streams)
@@ -70,8 +70,13 @@ def calibrate_layers(
     )
 
 
-def _quantize_head(name: str, head: LMHead, recipe: Recipe, streams: Streams) -> QuantizedGroup | None:
-    """None where it stays in float32. Its input is not smoothed: a tied embedding would have to be stored twice."""
+def _quantize_head(
+    name: str, head: LMHead, recipe: Recipe, streams: Streams, *, overwrite: bool
+) -> QuantizedGroup | None:
+    """None where it stays in float32. Its input is not smoothed: a tied embedding would have to be stored twice.
+
+    overwrite: the head's weight may be overwritten.
+    """
     weight_format = recipe.weight_format(name)
     if weight_format is None:
         return None
@@ -81,7 +86,7 @@ def _quantize_head(name: str, head: LMHead, recipe: Recipe, streams: Streams) ->
 
     projection = Projection(name=name, weight=head.weight, bias=None, weight_format=weight_format)
     reference = FullPrecision(inputs=inputs(streams.reference))
-    return quantize_group(inputs(streams.quantized), [projection], recipe, reference=reference)
+    return quantize_group(inputs(streams.quantized), [projection], recipe, reference=reference, overwrite=overwrite)
 
 
 def _fidelity(tokens: Tokens, streams: Streams, head: LMHead, quantized_head: QuantizedGroup | None) -> Fidelity | None:

@@ -90,12 +90,14 @@ def quantize_group(
     *,
     alignable: bool = False,
     reference: FullPrecision | None = None,
+    overwrite: bool = False,
 ) -> QuantizedGroup:
     """Scales and codes for the inputs x [tokens, K] that the quantised model computes on the calibration data.
 
     Where all projections stay in float32 the input does too; where only some do, they read the quantised input.
     alignable: whether the operator before can absorb per-channel factors; FP8 inputs are then aligned. reference: the
     full-precision model's values, for asymmetric calibration; relative_error does not include its correction.
+    overwrite: the projections' weights may be overwritten.
     """
     if all(one.weight_format is None for one in projections):
         return _group(projections, None, {}, recipe, None, x)
@@ -112,7 +114,9 @@ def quantize_group(
     if reference is not None and recipe.gptq:
         correct = AsymmetricCorrection(reference=reference, inputs=inputs, gram=gram)
         projections = [
-            one if one.weight_format is None else dataclasses.replace(one, weight=correct(one.weight))
+            one
+            if one.weight_format is None
+            else dataclasses.replace(one, weight=correct(one.weight, overwrite=overwrite))
             for one in projections
         ]
     search, gptq = WeightedSearch(np.diag(gram).copy()), Gptq(gram, len(inputs)) if recipe.gptq else None

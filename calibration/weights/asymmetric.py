@@ -51,11 +51,14 @@ class AsymmetricCorrection:
     inputs: Float32
     gram: Float32
 
-    def __call__(self, weight: Float32) -> Float32:
-        """W' [N, K] of W [N, K]; where there is a residual error, W must be the whole group."""
+    def __call__(self, weight: Float32, *, overwrite: bool = False) -> Float32:
+        """W' [N, K] of W [N, K]; where there is a residual error, W must be the whole group.
+
+        overwrite: W may be overwritten, which saves the memory of a large one.
+        """
         residual_error = self.reference.residual_error
         if residual_error is None and len(weight) > weight.shape[1]:
-            corrected = np.empty_like(weight)
+            corrected = weight if overwrite else np.empty_like(weight)
             for start in range(0, len(weight), ROWS_PER_PRODUCT):  # an LM head has as many rows as the vocabulary
                 part = slice(start, start + ROWS_PER_PRODUCT)
                 np.add(weight[part], weight[part] @ self._input_term, out=corrected[part])

@@ -72,6 +72,18 @@ def test_without_an_input_error_weights_stay_as_they_are() -> None:
     np.testing.assert_array_equal(found, weight)
 
 
+@pytest.mark.parametrize("rows", [N, K + 5])
+def test_a_weight_is_overwritten_only_where_it_may_be(rows: int) -> None:
+    weight, full_precision, quantized, _ = erroneous_inputs(rows=rows)
+    before = weight.copy()
+    reference = FullPrecision(inputs=full_precision)
+    correct = AsymmetricCorrection(reference=reference, inputs=quantized, gram=gram_matrix(quantized))
+    found = correct(weight)
+    np.testing.assert_array_equal(weight, before)
+    np.testing.assert_array_equal(correct(weight, overwrite=True), found)
+    assert np.shares_memory(correct(before, overwrite=True), before) == (rows > K)
+
+
 def test_inputs_of_zeros_change_nothing() -> None:
     weight, full_precision, quantized, residual_error = erroneous_inputs()
     quantized = np.zeros_like(quantized)
