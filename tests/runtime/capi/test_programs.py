@@ -236,12 +236,12 @@ def test_eight_threads_get_the_answers_of_one_from_onnxruntime_too(stress, ort_b
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.1 MiB a round stays with prompts of several lengths, in Python as in C: cause not found")
 def test_memory_of_onnxruntime_stays_flat_too(stress, ort_bundle, python):
-    done = run(stress, ort_bundle[1], 2, 4, 100, python=python)
+    """With prompts of several lengths from several threads; 6 MiB more after 60 rounds would be 0.1 MiB a round."""
+    done = run(stress, ort_bundle[1], 2, 4, 120, python=python)
     resident = [int(one) for one in done.stdout.split()]
-    assert len(resident) == 100
-    assert max(resident[50:]) - max(resident[20:50]) < 2048  # KiB
+    assert len(resident) == 120
+    assert max(resident[60:]) - max(resident[20:60]) < 1024  # KiB
 
 
 def leaks_of_ours(report: str) -> list[str]:
