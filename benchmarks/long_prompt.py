@@ -1,57 +1,107 @@
-"""One long prompt: prefill speed by chunk, decode after it, and resident memory against the stated budget.
+"""One long prompt: prefill, decode after it, and resident memory against the stated budget; ik_llama.cpp beside it.
 
-python benchmarks/long_prompt.py BUNDLE [--tokens 30000] [--chunk 512] [--threads 2] [--output 16]
+python benchmarks/long_prompt.py [--peers-python PATH] [--layers 2] [--tokens 30000] [--chunk 512] [--rounds 2]
 
-The stated budget is the files and the KV cache of the prompt; what is resident is Linux's count.
+cpu-int4 at Megrez-3B's shape of a few layers, with random weights and an int8 KV cache; ik_llama.cpp with a q8_0 cache
+and flash attention. They take turns, each in a process of its own that ends with its turn.
 """
 
-import time
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import artefacts
 import click
-import numpy as np
+from peers.turns import Line, opened_runtime
+from random_checkpoint import SHAPE
+from speed import prompt_ids
 
-from megrez.runtime.bundle import open_bundle
-from megrez.runtime.engines import open_session
-from megrez.runtime.huge_pages import restart_with_huge_pages
+PEERS = Path(__file__).parent / "peers"
+OUTPUT = 16
+SPEEDS = {"prefill_tokens_per_s": "prefill tok/s", "decode_tokens_per_s": "decode tok/s after it"}
+SIZES = {
+    "cache_bytes": "cache, MB",
+    "stated_cache_bytes": "as stated",
+    "resident_bytes": "resident in all, MB",
+    "stated_bytes": "as stated",
+}
 
 
-def resident(kind: str) -> int:
-    """Bytes of this process in memory: RssAnon, without what files back, or RssFile."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
+def our_turn(bundle: Path, tokens: int, chunk: int, threads: int) -> Line:
+    words = [sys.executable, PEERS / "long_megrez.py", bundle, tokens, chunk, threads, OUTPUT]
+    done = subprocess.run([str(word) for word in words], check=True, stdout=subprocess.PIPE, text=True)
+    found: Line = json.loads(done.stdout)
+    return found
+
+
+def ik_llama_turn(python: Path, file: Path, tokens: int, threads: int) -> Line:
+    command = [python, PEERS / "kv_ik_llama.py", file, threads, tokens, OUTPUT]
+    with opened_runtime(command, prompt_ids(SHAPE["vocab_size"], 500)) as runtime:
+        decode = runtime.generate()[f"decode_{tokens}"]
+    about = runtime.about
+    found = {"prefill_tokens_per_s": about[f"prefill_{tokens}"], "decode_tokens_per_s": decode}
+    return found | {"cache_bytes": about["cache_bytes"]}
+
+
+def row(name: str, figures: list[Line]) -> Line:
+    """Medians over rounds."""
+    medians = {key: statistics.median(one[key] for one in figures) for key in figures[0]}
+    return {"name": name, **medians, "rounds": figures}
+
+
+def table(rows: list[Line]) -> str:
+    columns = ["runtime", *SPEEDS.values(), *SIZES.values()]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for one in rows:
+        speeds = [f"{one[key]:.1f}" for key in SPEEDS]
+        sizes = [f"{one[key] / 1e6:.1f}" if key in one else "" for key in SIZES]
+        lines.append(f"| {' | '.join([one['name'], *speeds, *sizes])} |")
+    return "\n".join(lines)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("--peers-python", type=click.Path(path_type=Path, exists=True), help="A Python that has ik_llama_cpp.")
+@click.option("--layers", default=2, show_default=True)
 @click.option("--tokens", default=30000, show_default=True)
-@click.option("--chunk", default=512, show_default=True, help="Tokens of a step.")
+@click.option("--chunk", default=512, show_default=True, help="Tokens of a step of ours.")
 @click.option("--threads", default=2, show_default=True)
-@click.option("--output", default=16, show_default=True, help="Tokens decoded after the prompt.")
-def main(bundle: Path, tokens: int, chunk: int, threads: int, output: int) -> None:
-    opened = open_bundle(bundle)
-    session = open_session(opened, threads=threads)
-    prompt = np.random.default_rng(0).integers(session.vocab_size, size=tokens)
-    session.step(prompt[:chunk], [0], [0])  # buffers of a chunk
-    session.step(prompt[:1], [chunk], [0])
-    before = resident("RssAnon")
-    begun, used = time.perf_counter(), time.process_time()
-    for start in range(0, tokens, chunk):
-        piece = prompt[start : start + chunk]
-        session.step(piece, [start], [len(piece) - 1] if start + chunk >= tokens else [])
-    seconds, used = time.perf_counter() - begun, time.process_time() - used
-    print(f"prefill: {tokens / seconds:.1f} tokens/s, {tokens / used:.1f} per CPU second, chunks of {chunk}")
-    begun = time.perf_counter()
-    for at in range(output):
-        session.step([at], [tokens + at], [0])
-    print(f"decode at {tokens}: {output / (time.perf_counter() - begun):.1f} tokens/s")
-    cache = opened.manifest.kv_cache.bytes_per_token * tokens
-    files = sum(file.size for file in opened.manifest.files)
-    after, mapped = resident("RssAnon"), resident("RssFile")
-    print(f"KV cache: stated {cache / 1e6:.1f} MB, resident memory grew by {(after - before) / 1e6:.1f} MB")
-    print(f"in all: {(files + cache) / 1e6:.1f} MB of files and cache, resident {(after + mapped) / 1e6:.1f} MB")
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--reuse", is_flag=True, help="Use the bundle of an earlier run.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(
+    peers_python: Path | None,
+    layers: int,
+    tokens: int,
+    chunk: int,
+    threads: int,
+    rounds: int,
+    reuse: bool,
+    cache: Path,
+    json_file: Path | None,
+) -> None:
+    """Measure and print a table."""
+    source = artefacts.megrez_shape(cache, layers)
+    bundle = artefacts.bundle(cache, source, "cpu-int4", ("--kv", "int8", "--context", tokens + OUTPUT), reuse=reuse)
+    turns: dict[str, Callable[[], Line]] = {"megrez-compile": lambda: our_turn(bundle, tokens, chunk, threads)}
+    if peers_python is not None:
+        file = artefacts.ik_llama_file(cache, source, peers_python)
+        turns["ik_llama.cpp"] = lambda: ik_llama_turn(peers_python, file, tokens, threads)
+    figures: dict[str, list[Line]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            figures[name].append(turn())
+            click.echo(json.dumps({name: figures[name][-1]}), err=True)
+    rows = [row(name, found) for name, found in figures.items()]
+    click.echo(table(rows))
+    if json_file is not None:
+        settings = {"layers": layers, "tokens": tokens, "chunk": chunk, "threads": threads}
+        report = {"command": sys.argv[1:], "settings": settings, "results": rows}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     main()

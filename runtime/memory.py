@@ -1,7 +1,10 @@
-"""How much memory this machine lets a process have; knows no model."""
+"""How much memory this machine lets a process have, and what one takes beside its model."""
 
 import contextlib
 from pathlib import Path
+
+_PROCESS_BYTES = 96 << 20  # Python, numpy, ONNX Runtime and its kernels' buffers, as measured on x86-64
+_STEP_TOKENS = 512  # of the longest step that the decode loop takes
 
 
 def machine_memory(root: Path = Path("/")) -> int | None:
@@ -12,6 +15,13 @@ def machine_memory(root: Path = Path("/")) -> int | None:
     limits = [_total(root), _limit(root / "sys/fs/cgroup/memory.max")]
     limits.append(_limit(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def working_bytes(hidden_size: int, intermediate_size: int) -> int:
+    """About what a process on ONNX Runtime's CPU engine takes beside weights and KV cache: itself, and the float32
+    activations of one layer in its longest step.
+    """
+    return _PROCESS_BYTES + _STEP_TOKENS * 4 * (3 * intermediate_size + 2 * hidden_size)
 
 
 def _total(root: Path) -> int | None:

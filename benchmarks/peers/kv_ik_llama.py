@@ -1,6 +1,6 @@
-"""ik_llama.cpp with a q8_0 KV cache and flash attention: run by benchmarks/kv_cache.py with the peers' Python.
+"""ik_llama.cpp with a q8_0 KV cache and flash attention: run by benchmarks/kv_cache.py and long_prompt.py.
 
-python kv_ik_llama.py FILE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS is such as 4000,16000
+PEERS-PYTHON kv_ik_llama.py FILE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS is such as 4000,16000
 
 Each length has a context of its own, into which a prompt of that length is read first.
 """
@@ -60,8 +60,11 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     model = IkModel(path)
     before = resident_bytes()
     contexts = {int(length): Quantised(model, int(length) + 2 * steps, threads) for length in lengths}
+    prefill = {}
     for length, context in contexts.items():
+        start = time.perf_counter()
         context.read((prompt * (length // len(prompt) + 1))[:length], 0)
+        prefill[f"prefill_{length}"] = length / (time.perf_counter() - start)
 
     def generate() -> Line:
         found = {}
@@ -73,7 +76,8 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
             context.forget(length)
         return found
 
-    return {"version": version("ik-llama-cpp-python"), "cache_bytes": resident_bytes() - before}, generate
+    about = {"version": version("ik-llama-cpp-python"), "cache_bytes": resident_bytes() - before}
+    return about | prefill, generate
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def open_on_cpu(
     onnxruntime = load_library("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
+    options.enable_cpu_mem_arena = False  # it would keep up to four times what a step uses, and is no faster
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if own_kernels:

@@ -9,6 +9,7 @@ from megrez.runtime.commands.options import bundle_argument, json_file_option, j
 from megrez.runtime.errors import UsageError
 from megrez.runtime.fusion import FUSION_FILE, Fusion
 from megrez.runtime.manifest import CacheFidelity, Calibration, Device, Manifest, Measured, Quantization
+from megrez.runtime.memory import working_bytes
 
 
 @click.command("inspect")
@@ -88,10 +89,15 @@ def _cache(manifest: Manifest) -> str:
     files = sum(file.size for file in manifest.files)
     notes = [f"scales {cache.scales}"] if cache.scales else []
     notes += [f"keys {cache.keys}"] if cache.keys else []
-    return (
+    found = (
         f"{', '.join([cache.dtype, *notes])}; {cache.bytes_per_token:,} bytes a token, "
         f"{slot / 2**20:.1f} MiB a slot at full context, {(slot + files) / 2**20:.1f} MiB with the files"
     )
+    if manifest.engine != "ort":
+        return found
+    shape = manifest.architecture
+    all_of_it = slot + files + working_bytes(shape.hidden_size, shape.intermediate_size)
+    return f"{found}, about {all_of_it / 2**20:.0f} MiB with the process"
 
 
 def _cache_fidelity(measured: tuple[CacheFidelity, ...]) -> dict[str, str]:

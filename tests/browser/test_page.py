@@ -134,7 +134,7 @@ def test_system_prompt_and_temperature(start, page):
     server = start()
     asked = []
     submit = server.llm.submit
-    server.llm.submit = lambda ids, params, sink: asked.append(params.temperature) or submit(ids, params, sink)
+    server.llm.submit = lambda ids, params, *rest: asked.append(params.temperature) or submit(ids, params, *rest)
     page.open(server.url)
     page.ask("hi")
     page.wait_for_answers("heard: hi")

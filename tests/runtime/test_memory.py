@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megrez.runtime.memory import machine_memory
+from megrez.runtime.memory import machine_memory, working_bytes
 
 
 def test_the_least_of_the_limits_counts(tmp_path: Path) -> None:
@@ -16,3 +16,8 @@ def test_the_least_of_the_limits_counts(tmp_path: Path) -> None:
     assert machine_memory(tmp_path) == 2048 * 1024
     (group / "memory.max").write_text("1000000\n")
     assert machine_memory(tmp_path) == 1_000_000
+
+
+def test_what_a_process_takes_beside_its_model() -> None:
+    """At Megrez's shape: 512 rows of gate, up, their product, the hidden state and its copy, float32."""
+    assert working_bytes(2560, 7168) - working_bytes(0, 0) == 512 * (7168 + 7168 + 7168 + 2560 + 2560) * 4
