@@ -15,6 +15,7 @@ SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-cpu-int4
 PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
+SELDOM := /(tests?|testing|models|networkx|fontTools|mypy|mypyc|benchmarks)/
 COMPILED := $(wildcard engines/ort/kernels/*) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
@@ -90,8 +91,10 @@ $(VENV)/cpu: pyproject.toml $(COMPILED) | $(VENV)/python
 	$(BIN)/python -m pip install --editable '.[cpu,export]'
 	touch $@
 
+# pip compiles Python modules on one core, and all of them: what tests hardly import is left to who imports it.
 $(VENV)/dev: pyproject.toml $(COMPILED) | $(VENV)/python
-	$(BIN)/python -m pip install --editable '.[cpu,export,rtx,qnn,serve,dev]'
+	$(BIN)/python -m pip install --no-compile --editable '.[cpu,export,rtx,qnn,serve,dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' "$$(echo $(VENV)/lib/python3*/site-packages)" || true
 	touch $@
 
 $(VENV)/browser: pyproject.toml $(VENV)/dev

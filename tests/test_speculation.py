@@ -43,21 +43,32 @@ def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEGREZ_KERNELS", "1")
 
 
-@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int4"])
+DRAFTS = (("always", None), ("always", "small"), ("always", "large"), ("auto", "large"))
+
+
+@pytest.mark.parametrize(
+    ("target", "drafts"),
+    [
+        ("cpu-int4", DRAFTS),
+        ("cpu-fp32", DRAFTS[2:3]),
+        pytest.param("cpu-fp32", DRAFTS, marks=pytest.mark.slow),
+    ],
+    ids=["cpu-int4", "cpu-fp32", "cpu-fp32-every-draft"],
+)
 def test_answers_are_bit_for_bit_those_without_drafts(
-    target: str, checkpoint_of: Callable[..., Path], megrez_compile: Any, tmp_path: Path, own_kernels: None
+    target: str, drafts: Any, checkpoint_of: Callable[..., Path], megrez_compile: Any, tmp_path: Path, own_kernels: None
 ) -> None:
-    large, small = tmp_path / "large", tmp_path / "small"
+    large, small = (tmp_path / name for name in ("large", "small"))
     assert megrez_compile(checkpoint_of(), "--target", target, "-o", large, "--context", 160).code == 0
     other = checkpoint_of(layers=1, seed=1)
     assert megrez_compile(other, "--target", "cpu-fp32", "-o", small, "--context", 160).code == 0
     plain, _ = answers(large, "off")
-    for speculate, draft in (("always", None), ("always", small), ("always", large), ("auto", large)):
-        found, totals = answers(large, speculate, draft)
+    for speculate, draft in drafts:
+        found, totals = answers(large, speculate, draft and tmp_path / draft)
         assert told(found) == told(plain)
         if speculate == "always":
             assert totals.drafted > 100
-        if draft == large and speculate == "always":
+        if draft == "large" and speculate == "always":
             assert totals.accepted > 2 * 30  # of two greedy sequences nearly all tokens
     if target == "cpu-fp32":
         assert list(plain[0].outputs[0].token_ids) == greedy(checkpoint_of(), PROMPTS[0], 40)

@@ -1,12 +1,18 @@
-"""Builds libmegrez.so, and the kernels, as setuptools does; pyproject.toml names it. Needed by nothing that runs.
+"""Builds libmegrez.so, and the kernels, as setuptools does, with one compiler per core; pyproject.toml names it.
+
+Needed by nothing that runs.
 
 libmegrez is no Python module: it has the name of a plain library, is linked with no Python, and knows where the Python
 that it was built for is, in case nothing nearer is found.
 """
 
+import os
 import sys
 import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -31,6 +37,18 @@ def definitions(version: str) -> list[tuple[str, str]]:
 
 
 class BuildLibrary(build_ext):  # type: ignore[misc]
+    def build_extensions(self) -> None:
+        """One of the sources takes as long to compile as all others together."""
+        compile_all = self.compiler.compile
+
+        def compile_at_once(sources: Sequence[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: compile_all([source], **options), sources)
+                return [one for found in objects for one in found]
+
+        self.compiler.compile = compile_at_once
+        super().build_extensions()
+
     def build_extension(self, ext: Extension) -> None:
         if _is_library(ext.name):
             ext.define_macros += definitions(self.distribution.get_version())

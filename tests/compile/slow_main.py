@@ -6,10 +6,12 @@ The graph is the test run's own, traced before this process starts, which import
 import sys
 import time
 import types
+from pathlib import Path
 
 from megrez.compile import cli
 from megrez.compile.checkpoint.dummy import DummyCheckpoint
 
+sys.path.append(str(Path(__file__).parents[2]))
 read = DummyCheckpoint.read
 
 

@@ -52,7 +52,13 @@ def engine_of(checkpoint_of: Any, megrez_compile: Any, folder_of_engines: Path) 
     return make
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Engines of the others are built below and in tests/engines/tensorrt, their staged bundles in test_staged_bundles.py.
+QUICK = ("trt-fp16", "trt-int8", "trt-nvfp4")
+
+
+@pytest.mark.parametrize(
+    "target", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in TARGETS if name not in QUICK)]
+)
 def test_a_checkpoint_becomes_an_engine(engine_of: Callable[[str], Path], target: str) -> None:
     bundle = engine_of(target)
     open_bundle(bundle, verify=True)

@@ -1,10 +1,7 @@
 """A compilation that is killed in mid-write leaves nothing that opens; the next one sweeps up and works."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 from megrez.compile.checkpoint import open_checkpoint
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import BundleError
+from tests.forks import COMPILER, Forked, forks
 from tests.traces import traced
 
 # As much of a bundle as one has to be to be replaced.
@@ -34,19 +32,13 @@ def config(checkpoint_of: Any) -> Path:
 
 
 @pytest.fixture
-def writing(config: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def writing(config: Path, tmp_path: Path) -> Iterator[tuple[Forked, Path]]:
     """A compilation that has written some of its weights, and its output, over which an older bundle lies."""
     output = tmp_path / "b"
     output.mkdir()
     (output / "manifest.json").write_text(OLDER)
     traced(replace(open_checkpoint(str(config.parent)).config, num_hidden_layers=1, sliding_windows=(None,)))
-    process = subprocess.Popen(
-        [sys.executable, MAIN, *request(config, output)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    process = forks(COMPILER).start(MAIN, request(config, output))
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     (partial,) = (path for path in tmp_path.iterdir() if path not in (output, output.with_name(LOCK)))
     assert (partial / "model.onnx.data").stat().st_size > 0
@@ -55,7 +47,7 @@ def writing(config: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str
     process.wait()
 
 
-def test_killed(writing: tuple[subprocess.Popen[str], Path], config: Path, megrez_compile: Any) -> None:
+def test_killed(writing: tuple[Forked, Path], config: Path, megrez_compile: Any) -> None:
     process, output = writing
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
@@ -72,14 +64,14 @@ def test_killed(writing: tuple[subprocess.Popen[str], Path], config: Path, megre
 
 
 def test_a_second_build_of_the_same_output_is_refused_and_ctrl_c_leaves_the_older_bundle(
-    writing: tuple[subprocess.Popen[str], Path], config: Path, megrez_compile: Any
+    writing: tuple[Forked, Path], config: Path, megrez_compile: Any
 ) -> None:
     process, output = writing
     before = sorted(path.name for path in output.parent.iterdir())
     second = megrez_compile(*request(config, output))
     assert (second.code, second.out) == (2, "")
     assert second.err == f"error: {output} is being built by another process: wait for it or choose another -o\n"
-    assert process.poll() is None and sorted(path.name for path in output.parent.iterdir()) == before
+    assert process.runs() and sorted(path.name for path in output.parent.iterdir()) == before
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")

@@ -75,7 +75,13 @@ def compare(exact: Any, emulated: Any, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "target"), [*((one, "qnn-w8a16") for one in FAMILIES), ("qwen3-windows-biases", "qnn-w4a16")]
+    ("family", "target"),
+    [
+        ("mistral-window", "qnn-w8a16"),
+        ("qwen3-windows-biases", "qnn-w4a16"),
+        pytest.param("qwen3-windows-biases", "qnn-w8a16", marks=pytest.mark.slow),
+        pytest.param("llama-biases-tied", "qnn-w8a16", marks=pytest.mark.slow),
+    ],
 )
 def test_contexts_compute_what_their_graphs_say(
     checkpoint_of: Any, megrez_compile: Any, staged_of: Any, tmp_path: Path, family: str, target: str
@@ -94,7 +100,16 @@ def staged(checkpoint_of: Any, megrez_compile: Any, staged_of: Any) -> Path:
     return found
 
 
-@pytest.mark.parametrize("arch", ["snapdragon-8-gen-2", "v75", "snapdragon-8-elite", "v81"])
+# The other tests' contexts are for the two chips between these.
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "snapdragon-8-gen-2",
+        pytest.param("v75", marks=pytest.mark.slow),
+        pytest.param("snapdragon-8-elite", marks=pytest.mark.slow),
+        "v81",
+    ],
+)
 def test_an_answer_is_the_graphs_own_on_every_chip(
     staged: Path, megrez_compile: Any, tmp_path: Path, arch: str
 ) -> None:
@@ -143,7 +158,7 @@ def test_contexts_that_fail_leave_the_calibration_to_the_next_try(
     checkpoint_of: Any, megrez_compile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = ("--target", "qnn-w8a16", "--arch", "v75", "--context", 48, "--chunk", 16, "--algorithm", "gptq")
-    arguments = (checkpoint_of(), *build, "--calib-tokens", 48, "-o", tmp_path / "b")
+    arguments = (checkpoint_of(layers=1), *build, "--calib-tokens", 48, "-o", tmp_path / "b")
     with monkeypatch.context() as patched:
         patched.setattr("megrez.compile.backends.qnn.compile_contexts", crash)
         assert megrez_compile(*arguments).code == 1

@@ -12,20 +12,14 @@ import pytest
 
 from megrez.runtime.commands.inspect import quantization_line
 from megrez.runtime.manifest import Calibration, Quantization
+from tests.forks import RUNTIME, forks
 
 HEAVY = {"numpy", "jinja2", "tokenizers", "onnxruntime", "onnx", "onnx_ir", "torch", "transformers"}
 MAIN = str(Path(__file__).with_name("fake_main.py"))
 
 
 def megrez(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, MAIN, *map(str, args)],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, **env},
-        timeout=60,
-    )
+    return forks(RUNTIME).run(MAIN, args, stdin=stdin, env=env)
 
 
 @pytest.fixture
@@ -242,7 +236,8 @@ def test_bytes_that_are_no_utf8_are_misuse(bundle):
 
 
 def test_a_terminal_without_the_character_shows_a_question_mark(bundle):
-    done = megrez("run", bundle, "hi", SAYS="a你", PYTHONIOENCODING="latin-1")
+    env = {**os.environ, "SAYS": "a你", "PYTHONIOENCODING": "latin-1"}  # which Python reads as it starts
+    done = subprocess.run([sys.executable, MAIN, "run", str(bundle), "hi"], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stdout) == (0, "a?\n")
 
 

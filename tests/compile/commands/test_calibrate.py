@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from megrez.compile.checkpoint import open_checkpoint
 from megrez.runtime.bundle import open_bundle
 from tests.compile.test_cli import assert_one_error, names, poisoned
 from tests.conftest import Done
+from tests.forks import COMPILER, Forked, forks
 from tests.gguf_models import make_gguf
 from tests.models import make_checkpoint
 
@@ -146,15 +145,10 @@ def request(folder: Path, scales: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture
-def saving(checkpoint_of: Any, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def saving(checkpoint_of: Any, tmp_path: Path) -> Iterator[tuple[Forked, Path]]:
     """A calibration that has stored two of three layers and waits, and where its scales will be."""
     scales = tmp_path / "s" / "scales.json"
-    process = subprocess.Popen(
-        [sys.executable, SLOW, "calibrate", *map(str, request(checkpoint_of(layers=3), scales))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forks(COMPILER).start(SLOW, ["calibrate", *request(checkpoint_of(layers=3), scales)])
     assert process.stdout is not None and process.stdout.readline() == "saved\n"
     yield process, scales
     process.kill()
@@ -162,7 +156,7 @@ def saving(checkpoint_of: Any, tmp_path: Path) -> Iterator[tuple[subprocess.Pope
 
 
 def test_a_killed_calibration_goes_on_where_it_was(
-    saving: tuple[subprocess.Popen[str], Path], checkpoint_of: Any, run: Any, tmp_path: Path
+    saving: tuple[Forked, Path], checkpoint_of: Any, run: Any, tmp_path: Path
 ) -> None:
     process, scales = saving
     process.send_signal(signal.SIGKILL)
@@ -179,7 +173,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
     assert len(read_record(scales).files) == 3 == len(tree(scales.parent)) - 1
 
 
-def test_ctrl_c_keeps_what_is_done(saving: tuple[subprocess.Popen[str], Path]) -> None:
+def test_ctrl_c_keeps_what_is_done(saving: tuple[Forked, Path]) -> None:
     process, scales = saving
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

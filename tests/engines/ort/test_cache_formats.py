@@ -3,9 +3,11 @@
 Each runs with AVX2 and in portable C, which is chosen when the process registers the library: in one of its own.
 """
 
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -161,10 +163,19 @@ def check_all_shapes() -> None:
             check_stored(shape, before, given, form)
 
 
-CHUNKS = [(1,) * 300, (128, 128, 44), (3, 40, 1, 1, 17, 150, 88)]
+SINGLE = (1,) * 300
+CHUNKS = [(128, 128, 44), (3, 40, 1, 1, 17, 150, 88)]
 
 
 def check_that_a_sequence_alone_decides() -> None:
+    check_divisions(CHUNKS)
+
+
+def check_that_single_steps_are_a_prefill() -> None:
+    check_divisions([SINGLE])
+
+
+def check_divisions(divisions: Sequence[tuple[int, ...]]) -> None:
     """Bit for bit: whatever else is in the step, and however the sequence is divided into steps."""
     for form in FORMATS:
         for window in (-1, 150):
@@ -172,7 +183,7 @@ def check_that_a_sequence_alone_decides() -> None:
             whole = cached_feeds(shape, form, capacity=1024)
             expected = run_in_place(session(shape, form), whole, shape.heads)[0]
             opened = session(shape, form)
-            for chunks in CHUNKS:
+            for chunks in divisions:
                 for beside in (None, 900):
                     found = divided(opened, shape, form, chunks, beside)
                     np.testing.assert_array_equal(found, expected, err_msg=f"{form} {window} {chunks} {beside}")
@@ -208,8 +219,14 @@ def check_extremes() -> None:
 CHECKS = ("check_all_shapes", "check_that_a_sequence_alone_decides", "check_extremes")
 
 
-@pytest.mark.parametrize("setting", ["1", "portable"])
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("check", "setting"),
+    [
+        *itertools.product(CHECKS, ["1", "portable"]),
+        ("check_that_single_steps_are_a_prefill", "1"),
+        pytest.param("check_that_single_steps_are_a_prefill", "portable", marks=pytest.mark.slow),  # 2,400 steps
+    ],
+)
 def test_caches_of_other_formats(check: str, setting: str) -> None:
     code = f"import tests.engines.ort.test_cache_formats as t; t.{check}()"
     environment = {**os.environ, "MEGREZ_KERNELS": setting}

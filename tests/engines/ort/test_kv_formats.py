@@ -1,7 +1,9 @@
 """Sessions whose KV cache is float16 or int8: the contract of every session, and what lies in the buffers."""
 
 import dataclasses
+import itertools
 import mmap
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,14 @@ def soil(session: Any) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("kv", ROUNDING)
-@pytest.mark.parametrize("setting", ["", "0", "portable"])
+@pytest.mark.parametrize(
+    ("setting", "kv"),
+    [
+        *itertools.product(["", "portable"], ROUNDING),
+        ("0", "int8"),
+        pytest.param("0", "f16", marks=pytest.mark.slow),  # its attention is that of the first setting
+    ],
+)
 def test_the_contract_of_every_session(bundle_of: Any, monkeypatch: pytest.MonkeyPatch, kv: str, setting: str) -> None:
     """With our kernels, with ONNX Runtime's but for attention, and with attention in portable C."""
     monkeypatch.setenv(custom_ops.SETTING, setting)
@@ -109,9 +117,9 @@ def test_a_copy_takes_the_tokens_asked_for_and_their_scales(bundle_of: Any) -> N
 
 
 def test_what_exceeds_the_machines_memory_is_refused_before_anything_is_opened(
-    bundle_of: Any, monkeypatch: pytest.MonkeyPatch
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bundle = open_bundle(bundle_of()[1])
+    bundle = open_bundle(shutil.copytree(bundle_of()[1], tmp_path / "b"))
     (bundle.path / "model.onnx").unlink()  # nothing could be loaded
     size, token = sum(file.size for file in bundle.manifest.files), 2 * 2 * 2 * 32 * 4
     monkeypatch.setattr(memory, "machine_memory", lambda: size + 3 * 7 * token)

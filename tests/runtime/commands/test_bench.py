@@ -22,6 +22,7 @@ from megrez.runtime.commands.bench import bench_command
 from megrez.runtime.engines import MODULES
 from megrez.runtime.errors import MegrezError
 from megrez.runtime.session import FakeSession
+from tests.forks import RUNTIME, forks
 from tests.runtime.serving.http.servers import fake_llm, serving
 
 MAIN = str(Path(__file__).parents[1] / "fake_main.py")
@@ -29,13 +30,7 @@ SMALL = "--prompt-tokens", 3, "--output-tokens", 4
 
 
 def bench(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, MAIN, "bench", *map(str, args)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, **env},
-        timeout=60,
-    )
+    return forks(RUNTIME).run(MAIN, ["bench", *args], env=env)
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:

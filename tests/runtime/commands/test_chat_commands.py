@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from megrez.runtime.commands.chat_commands import COMMANDS
+from tests.forks import RUNTIME, forks
 
 MAIN = str(Path(__file__).parent.with_name("fake_main.py"))
 USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "hello"}
@@ -26,14 +27,7 @@ def bundle(make_bundle: Any, byte_level: Any, megrez_template: str) -> Path:
 
 
 def chat(bundle: Path, *lines: str, options: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, MAIN, "chat", str(bundle), *options],
-        input="".join(f"{line}\n" for line in lines),
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, **env},
-        timeout=60,
-    )
+    return forks(RUNTIME).run(MAIN, ["chat", bundle, *options], stdin="".join(f"{line}\n" for line in lines), env=env)
 
 
 def saved_by(bundle: Path, file: Path, *lines: str, options: tuple[str, ...] = ()) -> list[dict[str, str]]:
