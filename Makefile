@@ -58,7 +58,7 @@ wheel-check: $(VENV)/dev
 	$(BIN)/python -c 'import sys; print(*(one for one in sys.path if one.endswith("-packages")), sep="\n")' \
 		> "$$(echo $(WHEEL)/tested/lib/python3*/site-packages)/borrowed.pth"
 	$(WHEEL)/tested/bin/python -c 'from megrez.runtime import model; assert "$(WHEEL)" in model.__file__, model.__file__'
-	$(WHEEL)/tested/bin/python -m pytest -q -m "not slow and not gpu and not browser" $(TESTS)
+	$(WHEEL)/tested/bin/python -m pytest -q -m "not slow and not gpu and not browser" -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 
 check: $(VENV)/dev $(PACKAGES:%=$(TYPING)/%)
 	$(BIN)/python -m ruff check .

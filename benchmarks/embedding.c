@@ -27,7 +27,7 @@ static void told(const char *phase) {
     FILE *file = fopen("/proc/self/statm", "re");
     if (!file || fscanf(file, "%*d %ld", &pages) != 1) exit(1);
     fclose(file);
-    printf("%-28s %8.0f ms %8.0f ms of CPU %8.1f MiB\n", phase, now(CLOCK_MONOTONIC) - wall,
+    printf("%-28s %10.2f ms %10.2f ms of CPU %8.1f MiB\n", phase, now(CLOCK_MONOTONIC) - wall,
            now(CLOCK_PROCESS_CPUTIME_ID) - cpu, (double)(pages * sysconf(_SC_PAGESIZE)) / (1 << 20));
     wall = now(CLOCK_MONOTONIC);
     cpu = now(CLOCK_PROCESS_CPUTIME_ID);
@@ -63,6 +63,7 @@ int main(int argc, char **argv) {
     if (megrez_options_create(&options) != MEGREZ_OK) return fail();
     told("Python and its packages");
     if (megrez_options_set(options, "slots", "1") || megrez_options_set(options, "threads", argv[2])) return fail();
+    if (megrez_options_set(options, "speculate", "off")) return fail();
     if (megrez_open(argv[1], options, &model) != MEGREZ_OK) return fail();
     told("bundle opened");
     if (megrez_generate(model, NULL, argv[3], take, NULL, &text) != MEGREZ_OK) return fail();

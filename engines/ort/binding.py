@@ -52,6 +52,9 @@ class BoundModel:
         self._shared: tuple[dict[str, Buffer], Buffer] | None = None
         self._kept: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
         self._recorded: set[tuple[int, int]] = set()
+        # ONNX Runtime makes static objects when it first binds. Whoever stops the engine when the process exits, before
+        # those are destroyed, can only do so for objects that exist once the model is open.
+        self._decoding(0, 1)
 
     def run(self, group: Group) -> Logits:
         """The logits [w, vocab_size] of a group, valid until the next call. The graph computes logits of at least one

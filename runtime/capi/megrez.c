@@ -225,10 +225,13 @@ static void shut_down(void) {
     if (enter(&made, false) == MEGREZ_OK) leave(&made, ask(&made, "shut_down", "()"));
 }
 
-/* At exit, engines must have stopped before their libraries' own destructors run: those of what exists by now come
- * later. Whoever runs Python ends it, and host.py hears of that. registered: by this caller of the function. */
-static void shut_down_at_exit(int *registered) {
-    if (megrez_python_is_ours() && !__atomic_exchange_n(registered, 1, __ATOMIC_SEQ_CST)) atexit(shut_down);
+/* Whether a model was opened since the last poll. */
+static int opened;
+
+/* At exit, engines must have stopped before the destructors of their libraries' static objects run: those of objects
+ * that exist by now come later. Whoever runs Python ends it, and host.py hears of that. */
+static void shut_down_at_exit(void) {
+    if (megrez_python_is_ours()) atexit(shut_down);
 }
 
 megrez_status megrez_options_create(megrez_options **options) {
@@ -255,9 +258,10 @@ megrez_status megrez_open(const char *bundle, const megrez_options *options, meg
     if (!model) return fail_null(__func__, "model");
     *model = NULL;
     if (!bundle) return fail_null(__func__, "bundle");
-    static int registered;
     megrez_status status = open_model(bundle, options, model);
-    if (status == MEGREZ_OK) shut_down_at_exit(&registered);
+    if (status != MEGREZ_OK) return status;
+    shut_down_at_exit();
+    __atomic_store_n(&opened, 1, __ATOMIC_SEQ_CST);
     return status;
 }
 
@@ -376,9 +380,9 @@ megrez_status megrez_poll(megrez_request *handle, int64_t timeout_ms, megrez_pie
     call made;
     megrez_status status = enter(&made, false);
     if (status != MEGREZ_OK) return status;
-    static int registered; /* again: engines make some of their statics in their first step */
     status = ask(&made, "poll", "(KL)", NUMBER(handle), (long long)timeout_ms);
-    if (status == MEGREZ_OK) shut_down_at_exit(&registered);
+    /* Again: an engine may make static objects in its first step. */
+    if (status == MEGREZ_OK && __atomic_exchange_n(&opened, 0, __ATOMIC_SEQ_CST)) shut_down_at_exit();
     if (status == MEGREZ_OK && !(*piece = new_piece(made.value))) status = fail_memory();
     return leave(&made, status);
 }

@@ -1,4 +1,6 @@
+import ctypes
 import random
+import sys
 
 import pytest
 from tokenizers import Tokenizer
@@ -118,6 +120,28 @@ def test_truncation_and_padding_left_in_the_file_do_not_touch_a_prompt(byte_leve
     byte_level.enable_truncation(3)
     byte_level.enable_padding(length=20)
     assert len(Text(byte_level, NO_BOS).encode("abcdefg")) == 7
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="needs glibc's count of what is allocated",
+)
+def test_the_words_of_texts_that_are_gone_are_gone_too(byte_level):
+    """A tokenizer's own cache would keep 20 KB of these."""
+    saved, words = byte_level.to_str(), " ".join(f"word{at}" for at in range(100))
+    for rounds in (5, 50):  # some things are made only once
+        before = allocated_bytes()
+        for _ in range(rounds):
+            Text(Tokenizer.from_str(saved), NO_BOS).encode(words)
+    assert allocated_bytes() - before < 200_000
+
+
+def allocated_bytes() -> int:
+    """What malloc has handed out, of blocks below its threshold for mmap: `uordblks` of mallinfo2."""
+    fields = ctypes.c_size_t * 10
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [("fields", fields)]})
+    return int(mallinfo2().fields[7])
 
 
 def test_a_lone_surrogate_is_a_usage_error(byte_level):

@@ -8,6 +8,7 @@
 #include <megrez.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,8 @@
     } while (0)
 #define LONG_REQUEST "{\"max_tokens\": 900, \"ignore_eos\": true}"
 
+int __cxa_atexit(void (*destructor)(void *), void *object, void *image);
+
 static __typeof__(&megrez_last_error_message) last_error_message;
 static __typeof__(&megrez_open) open_model;
 static __typeof__(&megrez_close) close_model;
@@ -31,6 +34,18 @@ static __typeof__(&megrez_free) release;
 static void *library;
 static const char *bundle;
 static volatile sig_atomic_t interrupts;
+
+static bool counts_destructors;
+static int foreign_destructors;
+
+/* Every destructor of a static object goes through here on its way to the C library, and every atexit. */
+int __cxa_atexit(void (*destructor)(void *), void *object, void *image) {
+    static int (*next)(void (*)(void *), void *, void *);
+    Dl_info of;
+    if (!next) *(void **)&next = dlsym(RTLD_NEXT, "__cxa_atexit");
+    if (counts_destructors && dladdr(image, &of) && !strstr(of.dli_fname, "libmegrez")) foreign_destructors++;
+    return next(destructor, object, image);
+}
 
 static void on_interrupt(int number) { interrupts += number == SIGINT; }
 
@@ -142,6 +157,23 @@ static void exits_without_close(megrez_model *model) {
     pthread_create(&thread, NULL, wait_for_all, handle);
 }
 
+/* The engine is before, in or after its first step: MEGREZ_PROBE_US says how many microseconds after the submission. */
+static void exits_before_a_piece_is_taken(megrez_model *model) {
+    megrez_request *handle;
+    const char *delay = getenv("MEGREZ_PROBE_US");
+    CHECK(submit(model, "hello", LONG_REQUEST, &handle) == MEGREZ_OK);
+    usleep(delay ? (useconds_t)atoi(delay) : 0);
+}
+
+/* Destructors run at exit in reverse: those of objects that an engine makes as it runs would come before it is stopped. */
+static void registers_destructors_only_as_it_opens(megrez_model *model) {
+    foreign_destructors = 0;
+    counts_destructors = true;
+    answer(model);
+    counts_destructors = false;
+    CHECK(foreign_destructors == 0);
+}
+
 static int32_t leave(const megrez_piece *piece, void *unused) {
     (void)piece;
     (void)unused;
@@ -189,6 +221,8 @@ static void run_step(const char *name, megrez_model **model) {
         {"refuses_a_forked_child", refuses_a_forked_child, 1},
         {"survives_dlclose", survives_dlclose, 1},
         {"exits_without_close", exits_without_close, 1},
+        {"exits_before_a_piece_is_taken", exits_before_a_piece_is_taken, 1},
+        {"registers_destructors_only_as_it_opens", registers_destructors_only_as_it_opens, 1},
         {"exits_within_a_callback", exits_within_a_callback, 1},
         {"starts_in_many_threads", starts_in_many_threads, 0},
         {"fails_to_open", fails_to_open, 0},
