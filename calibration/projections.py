@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize, search_tokens
 from megrez.calibration.recipe import GroupResult, Recipe
-from megrez.calibration.weights.asymmetric import AsymmetricCorrection, FullPrecision
+from megrez.calibration.weights.asymmetric import ROWS_PER_PRODUCT, AsymmetricCorrection, FullPrecision
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.gptq import Gptq
 from megrez.calibration.weights.gram import gram_matrix
@@ -19,8 +19,6 @@ from megrez.engines.weight_formats import WeightFormat
 Float32 = NDArray[np.float32]
 # Elements of the outputs on which errors are measured: a small part of what a layer computes.
 LARGEST_PRODUCT = 1 << 20
-# Rows dequantised at a time: an LM head has as many as the vocabulary.
-ROWS_PER_PRODUCT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ count.
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from turns import resident_bytes
@@ -18,12 +17,6 @@ from megrez.runtime.bundle import open_bundle
 from megrez.runtime.engines import open_session
 from megrez.runtime.huge_pages import restart_with_huge_pages
 from megrez.runtime.memory import working_bytes
-
-
-def resident_file_bytes() -> int:
-    """Memory of this process that files back, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
 
 
 def measure(path: str, tokens: int, chunk: int, threads: int, output: int) -> dict[str, float]:
@@ -51,7 +44,7 @@ def measure(path: str, tokens: int, chunk: int, threads: int, output: int) -> di
         "decode_tokens_per_s": decode,
         "cache_bytes": after - before,
         "stated_cache_bytes": cache,
-        "resident_bytes": after + resident_file_bytes(),
+        "resident_bytes": after + resident_bytes("RssFile"),
         "stated_bytes": sum(file.size for file in bundle.manifest.files) + cache + working,
     }
 

@@ -55,10 +55,10 @@ def prompts_of(prompt: list[int], streams: int) -> list[list[int]]:
     return [prompt[at:] + prompt[:at] for at in range(streams)]
 
 
-def resident_bytes() -> int:
-    """Memory of this process that no file backs, as Linux counts it."""
+def resident_bytes(kind: str = "RssAnon") -> int:
+    """Memory of this process as Linux counts it: that no file backs, or with RssFile what files back."""
     with Path("/proc/self/status").open(encoding="ascii") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{kind}:"))
 
 
 def serve(opened: Callable[[list[int]], tuple[Line, Callable[[], Line]]]) -> None:

@@ -23,6 +23,7 @@ from megrez.calibration.weights.gram import cross_gram_matrix, damped, mean_diag
 Float32 = NDArray[np.float32]
 # Relative to the Gram matrix's mean diagonal. A hundredth overfits the calibration data and is worse on other text.
 RIDGE = 1.0
+# Rows of a matrix that are taken at a time: an LM head has as many as the vocabulary.
 ROWS_PER_PRODUCT = 8192
 
 
@@ -59,7 +60,7 @@ class AsymmetricCorrection:
         residual_error = self.reference.residual_error
         if residual_error is None and len(weight) > weight.shape[1]:
             corrected = weight if overwrite else np.empty_like(weight)
-            for start in range(0, len(weight), ROWS_PER_PRODUCT):  # an LM head has as many rows as the vocabulary
+            for start in range(0, len(weight), ROWS_PER_PRODUCT):
                 part = slice(start, start + ROWS_PER_PRODUCT)
                 np.add(weight[part], weight[part] @ self._input_term, out=corrected[part])
             return corrected

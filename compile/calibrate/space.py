@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megrez.compile.bundle.describe import BYTES
 from megrez.compile.bundle.output import check_space
-from megrez.compile.calibrate.text import SAMPLES, TextRequest, sample_length
+from megrez.compile.calibrate.text import TextRequest, sample_length
 from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.graph.precision import Precision
@@ -43,8 +43,7 @@ def check_space_to_calibrate(
     """Raise BundleError if the disk of `path` cannot hold the calibration's files, and with `bundle` the bundle too."""
     weights = estimate_weights(checkpoint, target)
     length = sample_length(request, context)
-    samples = SAMPLES if request.samples is None else request.samples
-    tokens = samples * length + request.fidelity_tokens
+    tokens = request.sample_count * length + request.fidelity_tokens
     hidden = STREAMS * COPIES * tokens * checkpoint.config.hidden_size * 4
     needed = "the bundle and its calibration need" if bundle else "the calibration needs"
     check_space(path, (2 if bundle else 1) * weights + hidden, needed)

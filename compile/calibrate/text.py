@@ -53,6 +53,11 @@ class TextRequest:
     seed: int | None = None
     fidelity_tokens: int = 2048
 
+    @property
+    def sample_count(self) -> int:
+        """`samples`, or the default of most models."""
+        return SAMPLES if self.samples is None else self.samples
+
 
 def with_samples(request: TextRequest, checkpoint: Checkpoint, target: Target) -> TextRequest:
     """`request` with its number of samples chosen."""
@@ -82,7 +87,7 @@ def read_text(assets: TextAssets | None, request: TextRequest, context: int) -> 
     return read_calibration_text(
         assets,
         request.path,
-        samples=SAMPLES if request.samples is None else request.samples,
+        samples=request.sample_count,
         length=length,
         held_out=-(-request.fidelity_tokens // max(length, 1)) * length,
         seed=request.seed,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megrez.runtime.memory import machine_memory, working_bytes
+from megrez.runtime.serving.engine import CHUNK
 
 
 def test_the_least_of_the_limits_counts(tmp_path: Path) -> None:
@@ -19,5 +20,5 @@ def test_the_least_of_the_limits_counts(tmp_path: Path) -> None:
 
 
 def test_what_a_process_takes_beside_its_model() -> None:
-    """At Megrez's shape: 512 rows of gate, up, their product, the hidden state and its copy, float32."""
-    assert working_bytes(2560, 7168) - working_bytes(0, 0) == 512 * (7168 + 7168 + 7168 + 2560 + 2560) * 4
+    """At Megrez's shape: a chunk of 512 rows of gate, up, their product, the hidden state and its copy, float32."""
+    assert working_bytes(2560, 7168) - working_bytes(0, 0) == CHUNK * (7168 + 7168 + 7168 + 2560 + 2560) * 4
