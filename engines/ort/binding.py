@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,12 @@ from megrez.runtime.session import Lengths, Logits
 
 # (starts [B], new tokens per sequence, capacity) → the inputs that state the sequence lengths in a dialect.
 LengthInputs = Callable[[Lengths, int, int], dict[str, Array]]
-# Most bindings of decode steps: one per first cache entry and number of entries.
+K = TypeVar("K", bound=tuple[int, ...])
+# Most bindings that are kept of decode steps, one per first cache entry and number of entries; and as many of steps of
+# several tokens per sequence, such as a draft's, one per shape.
 MAX_BINDINGS = 64
+# Most tokens of a step of several tokens per sequence whose binding is kept.
+KEPT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,8 @@ class Interface:
 class BoundModel:
     """session: an onnxruntime.InferenceSession. caches: [slots, kv_heads, capacity, …] by name.
 
-    All decode steps share input and logits buffers for `slots` sequences, and bind the part that they need.
+    All decode steps share input and logits buffers for `slots` sequences, and bind the part that they need; steps of
+    few tokens per sequence share a buffer for logits.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class BoundModel:
         self._interface, self._place = interface, place
         self._shared: tuple[dict[str, Buffer], Buffer] | None = None
         self._kept: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
+        self._kept_short: OrderedDict[tuple[int, int, int, int], _Binding] = OrderedDict()
+        self._short_logits: Buffer | None = None
         self._recorded: set[tuple[int, int]] = set()
         # ONNX Runtime makes static objects when it first binds. Whoever stops the engine when the process exits, before
         # those are destroyed, can only do so for objects that exist once the model is open.
@@ -65,7 +72,7 @@ class BoundModel:
         if width > 1:
             index = group.index if wanted else np.zeros(1, np.int64)
             inputs = self._inputs(group.tokens, group.starts, index)
-            found = self._bound(group.first, *self._buffers(inputs, len(index)), None).run(self._session, inputs)
+            found = self._several(group, inputs, len(index)).run(self._session, inputs)
         else:
             inputs = self._inputs(group.tokens, group.starts, np.arange(sequences))
             found = self._decoding(group.first, sequences).run(self._session, inputs)
@@ -75,37 +82,50 @@ class BoundModel:
 
     def close(self) -> None:
         self._kept.clear()
-        self._shared = self._session = None
+        self._kept_short.clear()
+        self._shared = self._session = self._short_logits = None
 
     def _inputs(self, tokens: Array, starts: Lengths, index: Array) -> dict[str, Array]:
         lengths = self._interface.length_inputs(starts, tokens.shape[1], self._shape.capacity)
         return {"input_ids": tokens, "logits_index": index, **lengths}
 
-    def _buffers(self, inputs: dict[str, Array], logits: int) -> tuple[dict[str, Buffer], Buffer]:
-        """Buffers for inputs of these shapes, and for the logits of this many tokens."""
-        fixed = {
+    def _input_buffers(self, inputs: dict[str, Array]) -> dict[str, Buffer]:
+        return {
             name: (HOST if name in self._interface.on_host else self._place).zeros(array.shape, array.dtype)
             for name, array in inputs.items()
         }
-        return fixed, self._place.zeros((logits, self._vocab_size), self._shape.float_dtype)
+
+    def _logits_buffer(self, tokens: int) -> Buffer:
+        return self._place.zeros((tokens, self._vocab_size), self._shape.float_dtype)
+
+    def _several(self, group: Group, inputs: dict[str, Array], logits: int) -> "_Binding":
+        """The binding of a step of several tokens per sequence; those of few tokens in all are kept."""
+        sequences, width = group.tokens.shape
+        if sequences * width > KEPT_TOKENS:
+            return self._bound(group.first, self._input_buffers(inputs), self._logits_buffer(logits), None)
+
+        def new() -> _Binding:
+            self._short_logits = self._short_logits or self._logits_buffer(KEPT_TOKENS)
+            buffer = self._short_logits.entries(0, logits)
+            return self._bound(group.first, self._input_buffers(inputs), buffer, None)
+
+        return _recent(self._kept_short, (group.first, sequences, width, logits), new)
 
     def _decoding(self, first: int, count: int) -> "_Binding":
         """The binding of a decode step on `count` cache entries from `first` on; the most recently used are kept."""
-        key = first, count
-        if key not in self._kept:
+
+        def new() -> _Binding:
             shared, logits = self._shared_buffers()
             inputs = {name: buffer.entries(0, count) if buffer.shape else buffer for name, buffer in shared.items()}
-            self._kept[key] = self._bound(first, inputs, logits.entries(0, count), self._recording(first, count))
-            if len(self._kept) > MAX_BINDINGS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+            return self._bound(first, inputs, logits.entries(0, count), self._recording(first, count))
+
+        return _recent(self._kept, (first, count), new)
 
     def _shared_buffers(self) -> tuple[dict[str, Buffer], Buffer]:
         if self._shared is None:
             every = np.zeros(self._shape.slots, np.int64)
             inputs = self._inputs(every[:, None], every.astype(np.int32), every)
-            self._shared = self._buffers(inputs, self._shape.slots)
+            self._shared = self._input_buffers(inputs), self._logits_buffer(self._shape.slots)
         return self._shared
 
     def _recording(self, first: int, count: int) -> int | None:
@@ -145,6 +165,16 @@ class _Binding:
         except Exception as error:
             width = self.inputs["input_ids"].shape[1]
             raise EngineError(f"ONNX Runtime failed in a step of {width} tokens: {first_line(error)}") from error
+
+
+def _recent(kept: "OrderedDict[K, _Binding]", key: K, new: Callable[[], _Binding]) -> _Binding:
+    """The binding of this key; of all, the most recently used ones are kept."""
+    if key not in kept:
+        kept[key] = new()
+        if len(kept) > MAX_BINDINGS:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
 
 
 def _bind(bind: Any, name: str, buffer: Buffer) -> None:

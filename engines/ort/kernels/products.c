@@ -12,7 +12,7 @@
 
 #include <cpuid.h>
 
-/* Bytes: the codes of blocks from which on up to four inputs are faster without a tile. */
+/* Bytes: the codes of blocks from which on four inputs, not only three, are faster without a tile. */
 enum { LARGE_BLOCK = 64 };
 
 bool megrez_takes(const megrez_weights *weights) {
@@ -36,9 +36,9 @@ KERNEL void multiply_shape(const megrez_weights *weights, const megrez_inputs *i
     const bool large = bits * block / 8 >= LARGE_BLOCK;
     if (inputs->count == 1)
         multiply_streamed(weights, inputs, bits, block, 1, first_row, last_row, outputs);
-    else if (large && inputs->count == 2)
+    else if (inputs->count == 2)
         multiply_streamed(weights, inputs, bits, block, 2, first_row, last_row, outputs);
-    else if (large && inputs->count == 3)
+    else if (inputs->count == 3)
         multiply_streamed(weights, inputs, bits, block, 3, first_row, last_row, outputs);
     else if (large && inputs->count == 4)
         multiply_streamed(weights, inputs, bits, block, 4, first_row, last_row, outputs);

@@ -9,6 +9,8 @@
 enum {
     TILED = 4,    /* inputs at once: with two vectors of rows, as many as the registers hold */
     CHUNK = 32,   /* inputs whose sums stay in the L1 cache, with the tile */
+    FEW = 8,      /* inputs of short blocks up to which half of what is next is fetched while a tile is unpacked */
+    SHORT = 16,   /* words: longer blocks are multiplied by few inputs without a tile, see products.c */
     SUMS = 8,     /* an output has, of blocks 8 apart: as in products_streamed.h, where they are a vector's lanes */
 };
 
@@ -18,7 +20,7 @@ typedef struct {
     int64_t stride, blocks, first;
     const float *scales, *sums; /* [inputs, blocks], from the tile's first block on */
     __m256 (*found)[SUMS][VECTORS];
-    const char *next; /* codes that are read later, of which `lines` cache lines are fetched for every block */
+    const char *next, *end; /* codes that are read later, of which `lines` cache lines are fetched for every step */
     int64_t lines;
 } tile_inputs;
 
@@ -50,12 +52,20 @@ KERNEL int64_t place_of_word(const int bits, int64_t word) {
     return bits == 4 ? word / 8 * 64 + word % 8 * 4 : word * 4;
 }
 
+/* Words that are added up in 16 bits: a step. */
+KERNEL int words_a_step(const int bits, const int words) {
+    const int most = bits == 4 ? 4 : 8; /* sums of 16 bits are of 8 pairs */
+    return words < most ? words : most;
+}
+
 /* The sums of a block that starts with the word `first`. */
 KERNEL void add_block(const weights_tile *tile, int64_t first, const int bits, const int words, const int count,
                       const tile_inputs *of, __m256i (*found)[VECTORS]) {
-    const int most = bits == 4 ? 4 : 8, at_once = words < most ? words : most; /* sums of 16 bits are of 8 pairs */
+    const int at_once = words_a_step(bits, words);
     ROLLED
     for (int w = 0; w < words; w += at_once) {
+        for (int64_t line = (first + w) / at_once * of->lines, end = line + of->lines; line < end; line++)
+            _mm_prefetch(of->next + line * 64, _MM_HINT_T0);
         __m256i sums[TILED][2][VECTORS];
         UNROLLED
         for (int i = 0; i < count; i++)
@@ -82,7 +92,6 @@ KERNEL void multiply_tile(const weights_tile *tile, const int bits, const int wo
                           const tile_inputs *of) {
     for (int64_t n = 0; n < blocks; n++) {
         __m256i whole[TILED][VECTORS];
-        for (int64_t l = 0; l < of->lines; l++) _mm_prefetch(of->next + (n * of->lines + l) * 64, _MM_HINT_T0);
         add_block(tile, n * words, bits, words, count, of, whole);
         UNROLLED
         for (int i = 0; i < count; i++) {
@@ -105,7 +114,8 @@ KERNEL void multiply_tile_by_chunk(const weights_tile *tile, const int bits, con
     for (; count >= most; count -= most) {
         multiply_tile(tile, bits, words, blocks, most, &of);
         of.codes += most * of.stride, of.scales += most * of.blocks, of.sums += most * of.blocks, of.found += most;
-        of.next += blocks * of.lines * 64;
+        of.next += blocks * words / words_a_step(bits, words) * of.lines * 64;
+        if (of.next >= of.end) of.lines = 0;
     }
     if (count == 1) multiply_tile(tile, bits, words, blocks, 1, &of);
     if (most > 2 && count == 2) multiply_tile(tile, bits, words, blocks, 2, &of);
@@ -136,26 +146,48 @@ KERNEL void write_sums(const megrez_weights *weights, int64_t row, int64_t count
     }
 }
 
+/* Where the next 16 rows have the blocks from `first` on. */
+KERNEL next_rows rows_after(const megrez_weights *weights, const int bits, const int words, int64_t row, int64_t first) {
+    const int64_t blocks = weights->blocks, length = (blocks * bits + 7) / 8, after = row + ROWS;
+    const uint8_t *points = weights->zero_points;
+    return (next_rows){
+        .codes = (const char *)weights->codes + (after * blocks + first * ROWS) * words * 4,
+        .scales = (const char *)(weights->scales + after * blocks + first * ROWS),
+        .points = points ? (const char *)points + after * length + first * bits / 8 * ROWS : NULL,
+    };
+}
+
+/* The columns of a tile, from the block `start` on, of 16 rows times the inputs `first` to `last`. */
+KERNEL void multiply_columns(const megrez_weights *weights, const megrez_inputs *all, const int bits, const int block,
+                             int64_t row, int64_t start, int64_t first, int64_t last,
+                             __m256 (*found)[SUMS][VECTORS]) {
+    const int words = block * bits / 32;
+    const int64_t blocks = weights->blocks, most = WORDS / words, count = start + most < blocks ? most : blocks - start;
+    const int64_t at = first * blocks + start, groups = (last - first + TILED - 1) / TILED;
+    const next_rows next = rows_after(weights, bits, words, row, start);
+    const bool early = words < SHORT && !first && last - first <= FEW;
+    const next_rows meanwhile = early ? next : (next_rows){0};
+    const int64_t lines = words_a_step(bits, words) / (early ? 2 : 1);
+    weights_tile tile;
+    unpack_tile(weights, bits, words, row, start, count, &meanwhile, &tile);
+    const tile_inputs of = {
+        .codes = all->codes + megrez_place(bits, all->count, first, start * block),
+        .stride = megrez_part(bits), .blocks = blocks, .first = start,
+        .scales = all->scales + at, .sums = all->sums + at, .found = found,
+        .next = next.codes + (early ? count * words * 32 : 0), .end = next.codes + count * words * 64,
+        .lines = first ? 0 : (lines + groups - 1) / groups,
+    };
+    multiply_tile_by_chunk(&tile, bits, words, count, last - first, of);
+}
+
 /* 16 rows from `row` on times the inputs `first` to `last`, at most CHUNK. */
 KERNEL void multiply_rows(const megrez_weights *weights, const megrez_inputs *all, const int bits, const int block,
                           int64_t row, int64_t first, int64_t last, float *outputs) {
-    const int words = block * bits / 32;
-    const int64_t blocks = weights->blocks, most = WORDS / words;
-    weights_tile tile;
+    const int64_t most = WORDS / (block * bits / 32);
     __m256 found[CHUNK][SUMS][VECTORS];
     memset(found, 0, (size_t)(last - first) * sizeof *found);
-    for (int64_t start = 0; start < blocks; start += most) {
-        const int64_t count = start + most < blocks ? most : blocks - start, at = first * blocks + start;
-        unpack_tile(weights, bits, words, row, start, count, &tile);
-        const tile_inputs of = {
-            .codes = all->codes + megrez_place(bits, all->count, first, start * block),
-            .stride = megrez_part(bits), .blocks = blocks, .first = start,
-            .scales = all->scales + at, .sums = all->sums + at, .found = found,
-            .next = (const char *)weights->codes + ((row + ROWS) * blocks + start * ROWS) * words * 4,
-            .lines = first ? 0 : words / ((last - first + TILED - 1) / TILED),
-        };
-        multiply_tile_by_chunk(&tile, bits, words, count, last - first, of);
-    }
+    for (int64_t start = 0; start < weights->blocks; start += most)
+        multiply_columns(weights, all, bits, block, row, start, first, last, found);
     write_sums(weights, row, last - first, (const __m256(*)[SUMS][VECTORS])found, outputs + first * weights->rows);
 }
 

@@ -34,6 +34,11 @@ typedef struct {
     int64_t codes_stride, scales_stride, points_stride;
 } tile_source;
 
+/* Where the same columns of the next 16 rows are, fetched while this tile is unpacked; each may be NULL. */
+typedef struct {
+    const char *codes, *scales, *points;
+} next_rows;
+
 /* A copy of the matrix's last rows: reading a few bytes beyond a row's end is possible for all others. */
 typedef struct {
     uint8_t codes[ROWS][4 * WORDS], scales[ROWS][4 * BLOCKS], points[ROWS][BLOCKS + 4];
@@ -51,9 +56,15 @@ KERNEL void transpose(const uint8_t *rows, int64_t stride, __m256i *found) {
     found[2] = _mm256_unpacklo_epi64(c, d), found[3] = _mm256_unpackhi_epi64(c, d);
 }
 
-KERNEL void unpack_codes(const tile_source *of, int64_t words, weights_tile *tile) {
+KERNEL void fetch(const char *from, int lines) {
+    for (int line = 0; from && line < lines; line++) _mm_prefetch(from + 64 * line, _MM_HINT_T0);
+}
+
+/* Fetches the first half of the next rows' codes. */
+KERNEL void unpack_codes(const tile_source *of, int64_t words, const char *next, weights_tile *tile) {
     const __m256i half = _mm256_set1_epi8(15);
-    for (int64_t w = 0; w < words; w += 4)
+    for (int64_t w = 0; w < words; w += 4) {
+        fetch(next ? next + 32 * w : NULL, 2);
         UNROLLED
         for (int v = 0; v < VECTORS; v++) {
             __m256i four[4];
@@ -64,6 +75,7 @@ KERNEL void unpack_codes(const tile_source *of, int64_t words, weights_tile *til
                 tile->codes[w + n][1][v] = _mm256_and_si256(_mm256_srli_epi16(four[n], 4), half);
             }
         }
+    }
 }
 
 /* At least four zero points of 8 rows, packed: a word of each. */
@@ -74,8 +86,11 @@ KERNEL __m256i packed_points(const uint8_t *rows, int64_t stride) {
     return _mm256_setr_epi32(words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]);
 }
 
-KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks, weights_tile *tile) {
-    for (int64_t n = 0; n < blocks; n += 4)
+KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks, const next_rows *next,
+                          weights_tile *tile) {
+    for (int64_t n = 0; n < blocks; n += 4) {
+        fetch(next->scales ? next->scales + n * 4 * ROWS : NULL, 4);
+        fetch(next->points ? next->points + n * bits / 8 * ROWS : NULL, bits / 4);
         UNROLLED
         for (int v = 0; v < VECTORS; v++) {
             __m256i four[4], point = _mm256_set1_epi32(bits == 4 ? 8 : 128), packed = point;
@@ -90,6 +105,7 @@ KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks,
                 tile->shifts[n + m][v] = _mm256_mul_ps(tile->scales[n + m][v], _mm256_cvtepi32_ps(point));
             }
         }
+    }
 }
 
 KERNEL void copy_last_rows(tile_source *of, int64_t rows, size_t codes, size_t scales, size_t points, last_rows *to) {
@@ -105,7 +121,7 @@ KERNEL void copy_last_rows(tile_source *of, int64_t rows, size_t codes, size_t s
 
 /* `blocks` blocks, from block `first` on, of the rows from `row` on; beyond the matrix's last row it is repeated. */
 KERNEL void unpack_tile(const megrez_weights *weights, const int bits, const int words, int64_t row, int64_t first,
-                        int64_t blocks, weights_tile *tile) {
+                        int64_t blocks, const next_rows *next, weights_tile *tile) {
     const int64_t all = weights->blocks, length = (all * bits + 7) / 8, rows = weights->rows - row;
     tile_source of = {
         .codes = weights->codes + (row * all + first) * words * 4, .codes_stride = all * words * 4,
@@ -117,8 +133,8 @@ KERNEL void unpack_tile(const megrez_weights *weights, const int bits, const int
     if (rows <= ROWS)
         copy_last_rows(&of, rows, (size_t)(blocks * words * 4), (size_t)(blocks * 4), (size_t)((blocks * bits + 7) / 8),
                        &copy);
-    unpack_codes(&of, blocks * words, tile);
-    unpack_scales(&of, bits, blocks, tile);
+    unpack_codes(&of, blocks * words, next->codes, tile);
+    unpack_scales(&of, bits, blocks, next, tile);
 }
 
 #endif

@@ -100,6 +100,24 @@ def test_idle_slots_are_not_run(bundle_of: Any, monkeypatch: pytest.MonkeyPatch)
     assert sorted(places[0]) == [0, 1, 2, 3] and set(session._model._kept) == {(0, 1), (0, 2), (1, 3)}
 
 
+def test_short_steps_are_bound_once_per_shape_and_bindings_are_bounded(
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, bundle = bundle_of()
+    session: Any = opened(bundle)
+    monkeypatch.setattr("megrez.engines.ort.binding.MAX_BINDINGS", 2)
+    made: list[int] = []
+    bound = session._model._bound
+    monkeypatch.setattr(session._model, "_bound", lambda first, *rest: made.append(first) or bound(first, *rest))
+    expected, start = logits(folder, IDS[0]), 0
+    for width, bindings in ((3, 1), (3, 1), (2, 2), (3, 2), (4, 3), (1, 3)):
+        rows = range(width) if width > 2 else [width - 1]
+        found = step(session, [IDS[0][start : start + width]], [start], list(rows))
+        np.testing.assert_allclose(found, expected[[start + row for row in rows]], rtol=0, atol=1e-4)
+        assert len(made) == bindings and len(session._model._kept_short) <= 2
+        start += width
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decoding_token_by_token_equals_reading_at_once(bundle_of: Any, name: str) -> None:
     folder, bundle = bundle_of(**FAMILIES[name])
