@@ -1,20 +1,9 @@
 """benchmarks/aiperf_agreement.py: which figures of both tools are the same quantity, and their ratios."""
 
-import importlib
-from pathlib import Path
-
-import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+import aiperf_agreement as agreement
 
 
-@pytest.fixture
-def agreement(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("aiperf_agreement")
-
-
-def test_both_tools_figures_are_in_the_same_units(agreement):
+def test_both_tools_figures_are_in_the_same_units():
     ours = {"aggregate_output_tokens_per_s": 40.0, "ttft_p50_s": 0.25, "tpot_p50_s": 0.02, "itl_p50_s": 0.5}
     theirs = {
         "output_token_throughput": {"avg": 40.0},
@@ -25,7 +14,7 @@ def test_both_tools_figures_are_in_the_same_units(agreement):
     assert agreement.bench_figures(ours) == {"output_tokens_per_s": 40.0, "ttft_p50_ms": 250.0, "itl_p50_ms": 20.0}
 
 
-def test_ratios_are_of_medians_over_turns(agreement):
+def test_ratios_are_of_medians_over_turns():
     def turn(client: str, value: float) -> dict:
         return {"client": client, "figures": dict.fromkeys(agreement.KEYS, value)}
 
@@ -37,6 +26,6 @@ def test_ratios_are_of_medians_over_turns(agreement):
     assert lines[4] == "| aiperf over megrez bench | 8 | 0.250 | 0.250 | 0.250 |"
 
 
-def test_a_report_names_no_folder_of_the_run(agreement, tmp_path):
+def test_a_report_names_no_folder_of_the_run(tmp_path):
     (tmp_path / "x.json").write_text(f'{{"file": "{tmp_path}/aiperf-1/x"}}')
     assert agreement.read(tmp_path / "x.json", tmp_path) == {"file": "aiperf-1/x"}
