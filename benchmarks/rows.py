@@ -71,7 +71,10 @@ def peer_rows(peer: Peer, python: Path, cache: Path, source: Source, work: Workl
     lengths = artefacts.CONTEXT, work.output_tokens, work.streams
     script = PEERS / peer.script
     each, on_cpu = read // work.streams, work.device == "cpu"
-    return {name: Row([python, script, path, used, *lengths], each, on_cpu) for name, used in threads.items()}
+    rows = {name: Row([python, script, path, used, *lengths], each, on_cpu) for name, used in threads.items()}
+    if peer.artefact == "ik":
+        rows[f"{peer.name} {kind}, repacked"] = Row([python, script, path, work.threads, *lengths, "--repack"], each)
+    return rows
 
 
 def peer_model(peer: Peer, python: Path, cache: Path, source: Source, work: Workload) -> tuple[Path, str, int]:
