@@ -144,7 +144,7 @@ def onnx_bytes_per_token(folder: Path) -> int:
     read = {
         value.name: value.const_value.nbytes
         for node in model.graph
-        if node.op_type in ("MatMul", "MatMulNBits", "Gemm")
+        if node.op_type in ("MatMul", "Gemm") or node.op_type.endswith("MatMulNBits")
         for value in node.inputs
         if value is not None and value.const_value is not None
     }
