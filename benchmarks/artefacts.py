@@ -4,17 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import gguf
 import numpy as np
 import onnx_ir as ir
-from random_checkpoint import write_gguf, write_hugging_face
+from random_checkpoint import write_gguf, write_hugging_face, write_of_config
 from safetensors import safe_open
 
-CONTEXT = 1024
+CONTEXT = 2048
+# What the peers call weights of 4 and of 8 bits.
+GGUF_TYPES = {4: "Q4_0", 8: "Q8_0"}
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:
@@ -37,11 +41,15 @@ def run(*command: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint in a Hugging Face folder; name: of the files that are made of it."""
+    """A checkpoint, a Hugging Face folder or a GGUF file; name: of the files that are made of it."""
 
     name: str
-    folder: Path
+    path: Path
     is_random: bool = False
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == ".gguf"
 
 
 def megrez_shape(cache: Path, layers: int) -> Source:
@@ -52,8 +60,17 @@ def megrez_shape(cache: Path, layers: int) -> Source:
     )
 
 
+def random_weights(cache: Path, config: Path) -> Source:
+    """Of a config.json."""
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = made(cache / f"hf-{config.stem}", lambda part: write_of_config(part, config))
+    return Source(config.stem, folder, is_random=True)
+
+
 def vocab_size(source: Source) -> int:
-    found: int = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    if source.is_gguf:
+        return len(gguf.GGUFReader(source.path).fields["tokenizer.ggml.tokens"].data)
+    found: int = json.loads((source.path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     return found
 
 
@@ -67,44 +84,58 @@ def bundle(cache: Path, source: Source, target: str, options: tuple[object, ...]
     if not reuse:
         shutil.rmtree(path, ignore_errors=True)
     compiler = Path(sys.executable).with_name("megrez-compile")
-    command = compiler, source.folder, "--target", target, "--algorithm", "rtn", "--context", CONTEXT, *options
+    command = compiler, source.path, "--target", target, "--algorithm", "rtn", "--context", CONTEXT, *options
     return made(path, lambda part: run(*command, "--fidelity-tokens", 0, "-o", part))
 
 
-def genai_folder(cache: Path, source: Source, python: Path, device: str = "cpu") -> Path:
+def genai_folder(cache: Path, source: Source, python: Path, device: str = "cpu", bits: int = 4) -> Path:
     """Built with the defaults of onnxruntime-genai's builder, which needs 10 GB of memory for 8 layers."""
     builder = python, "-m", "onnxruntime_genai.models.builder"
-    options = "-p", "int4", "-e", device, "-c", cache / "genai-cache"
-    name = f"genai-int4-{source.name}" if device == "cpu" else f"genai-{device}-int4-{source.name}"
-    return made(cache / name, lambda part: run(*builder, "-i", source.folder, "-o", part, *options))
+    options = "-p", f"int{bits}", "-e", device, "-c", cache / "genai-cache"
+    name = f"genai-int{bits}-{source.name}" if device == "cpu" else f"genai-{device}-int{bits}-{source.name}"
+    return made(cache / name, lambda part: run(*builder, "-i", source.path, "-o", part, *options))
+
+
+def openvino_folder(cache: Path, source: Source, python: Path, bits: int = 4) -> Path:
+    """Exported by optimum-intel with its defaults, 4 bits in groups of 128, or of 64 where 128 do not divide a row."""
+    command = python, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--task", "text-generation-with-past"
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    group = 64 if config["hidden_size"] % 128 or config["intermediate_size"] % 128 else 128
+    options = ("--weight-format", "int4", "--group-size", group) if bits == 4 else ("--weight-format", "int8")
+    return made(
+        cache / f"openvino-int{bits}-{source.name}",
+        lambda part: run(*command, "--model", source.path, *options, part),
+    )
 
 
 def _full_gguf(cache: Path, source: Source) -> Path:
-    return made(cache / f"full-{source.name}.gguf", lambda part: write_gguf(source.folder, part))
+    return made(cache / f"full-{source.name}.gguf", lambda part: write_gguf(source.path, part))
 
 
-def ik_llama_file(cache: Path, source: Source, python: Path) -> Path:
-    """Q4_0 by ik_llama.cpp's quantiser, which chooses another type for lm_head."""
-    full = _full_gguf(cache, source)
+def ik_llama_file(cache: Path, source: Source, python: Path, bits: int = 4) -> Path:
+    """The GGUF file itself, or Q4_0 or Q8_0 by ik_llama.cpp's quantiser, which may choose another type for lm_head."""
+    if source.is_gguf:
+        return source.path
+    full, kind = _full_gguf(cache, source), GGUF_TYPES[bits]
     return made(
-        cache / f"ik-llama-q4_0-{source.name}.gguf",
-        lambda part: run(python, "-m", "ik_llama_cpp.quantize", "quantize", full, part, "Q4_0"),
+        cache / f"ik-llama-{kind.lower()}-{source.name}.gguf",
+        lambda part: run(python, "-m", "ik_llama_cpp.quantize", "quantize", full, part, kind),
     )
 
 
-def llama_cpp_file(cache: Path, source: Source, python: Path) -> Path:
-    """Q4_0 by llama.cpp's."""
-    full, script = _full_gguf(cache, source), Path(__file__).parent / "peers" / "run_llama_cpp.py"
-    return made(
-        cache / f"llama-q4_0-{source.name}.gguf",
-        lambda part: run(python, script, "--quantize", full, part),
+def llama_cpp_file(cache: Path, source: Source, python: Path, bits: int = 4) -> Path:
+    """The same by llama.cpp's."""
+    if source.is_gguf:
+        return source.path
+    full, script, kind = (
+        _full_gguf(cache, source),
+        Path(__file__).parent / "peers" / "run_llama_cpp.py",
+        GGUF_TYPES[bits],
     )
-
-
-def any_gguf(cache: Path, source: Source) -> Path | None:
-    """A Q4_0 file that one of the two has made, llama.cpp's first."""
-    names = (f"llama-q4_0-{source.name}.gguf", f"ik-llama-q4_0-{source.name}.gguf")
-    return next((cache / name for name in names if (cache / name).exists()), None)
+    return made(
+        cache / f"llama-{kind.lower()}-{source.name}.gguf",
+        lambda part: run(python, script, "--quantize", full, part, kind),
+    )
 
 
 def onnx_bytes_per_token(folder: Path) -> int:
@@ -113,7 +144,7 @@ def onnx_bytes_per_token(folder: Path) -> int:
     read = {
         value.name: value.const_value.nbytes
         for node in model.graph
-        if node.op_type in ("MatMul", "MatMulNBits", "Gemm")
+        if node.op_type in ("MatMul", "Gemm") or node.op_type.endswith("MatMulNBits")
         for value in node.inputs
         if value is not None and value.const_value is not None
     }
@@ -127,9 +158,21 @@ def gguf_bytes_per_token(file: Path) -> int:
     return sum(int(tensor.n_bytes) for tensor in tensors if not untied or tensor.name != "token_embd.weight")
 
 
-def gguf_head_type(file: Path) -> str:
+def gguf_types(file: Path) -> str:
+    """The commonest type of the matrices, and that of the LM head."""
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
-    return types.get("output.weight") or types["token_embd.weight"]
+    commonest = Counter(kind for name, kind in types.items() if name.startswith("blk.") and kind != "F32")
+    return f"{commonest.most_common(1)[0][0]}, lm_head {types.get('output.weight') or types['token_embd.weight']}"
+
+
+def openvino_bytes_per_token(folder: Path) -> int:
+    """Of the constants: all but the embedding's table, unless it is the LM head too."""
+    layers = [
+        one for one in ElementTree.parse(folder / "openvino_model.xml").iter("layer") if one.get("type") == "Const"
+    ]
+    untied = any("lm_head" in one.get("name", "") for one in layers)
+    read = [one for one in layers if not untied or "embed_tokens" not in one.get("name", "")]
+    return sum(int(data.get("size", 0)) for one in read if (data := one.find("data")) is not None)
 
 
 def checkpoint_bytes_per_token(folder: Path, bytes_per_weight: int) -> int:

@@ -1,6 +1,7 @@
 """The speed table of Megrez-3B-Instruct's model card, measured here: its models by their config.json, random weights.
 
-python benchmarks/card_table.py [--model Megrez-3B-Instruct ...] [--target cpu-int4] [--requests 1000] [--layers N]
+python benchmarks/card_table.py [--model Megrez-3B-Instruct ...] [--target cpu-int4] [--requests 1000] [--warmup N]
+    [--layers N] [--compile-only]
 
 Each model is compiled with --dummy-weights and measured with `megrez bench --preset megrez-card`. The card's "decode
 speed" counts prompt and output tokens; README_SPEED of the same repository has the output tokens of three models. Both
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from report import command_line
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -45,15 +47,23 @@ def run(*command: object) -> None:
         raise Failed(lines[-1].removeprefix("error: ") if lines else f"exit code {done.returncode}")
 
 
-def measure(model: str, target: str, requests: int, layers: int | None, cache: Path) -> Row:
+def compiled(model: str, target: str, layers: int | None, cache: Path) -> Path:
+    """The bundle, which an earlier run may have kept."""
+    bundle = cache / f"{model}-{target}"
+    if not (bundle / "manifest.json").exists():
+        dummy = "--dummy-weights", "--algorithm", "rtn", "--context", CONTEXT
+        cut = () if layers is None else ("--layers", layers)
+        run(BIN / "megrez-compile", HERE / "card" / f"{model}.json", *dummy, "--target", target, *cut, "-o", bundle)
+    return bundle
+
+
+def measure(model: str, target: str, requests: int, warmup: int | None, layers: int | None, cache: Path) -> Row:
     """A model's result of `megrez bench`, or its error."""
-    bundle, file = cache / f"{model}-{target}", cache / f"{model}-{target}.json"
-    cut = () if layers is None else ("--layers", layers)
+    file = cache / f"{model}-{target}.json"
     try:
-        if not (bundle / "manifest.json").exists():
-            dummy = "--dummy-weights", "--algorithm", "rtn", "--context", CONTEXT
-            run(BIN / "megrez-compile", HERE / "card" / f"{model}.json", *dummy, "--target", target, *cut, "-o", bundle)
-        options = "--preset", "megrez-card", "--requests", requests, "--json-file", file
+        bundle = compiled(model, target, layers, cache)
+        warm = () if warmup is None else ("--warmup", warmup)
+        options = "--preset", "megrez-card", "--requests", requests, *warm, "--json-file", file
         run(BIN / "megrez", "bench", bundle, *options)
     except Failed as failed:
         return {"model": model, "error": str(failed)}
@@ -90,19 +100,35 @@ def _cell(value: float | None, digits: int = 1) -> str:
 @click.option("--model", "models", type=click.Choice(tuple(CARD)), multiple=True, default=tuple(CARD))
 @click.option("--target", default="cpu-int4", show_default=True)
 @click.option("--requests", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=0), help="Requests before them.  [default: the preset's 8]")
 @click.option("--layers", type=click.IntRange(min=1), help="Cut all models.  [default: whole models]")
+@click.option("--compile-only", is_flag=True, help="Compile and keep the bundles for a later run.")
 @click.option("--keep", is_flag=True, help="Keep the bundles for another run.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/card"), show_default=True)
-def main(models: tuple[str, ...], target: str, requests: int, layers: int | None, keep: bool, cache: Path) -> None:
+def main(
+    models: tuple[str, ...],
+    target: str,
+    requests: int,
+    warmup: int | None,
+    layers: int | None,
+    compile_only: bool,
+    keep: bool,
+    cache: Path,
+) -> None:
     """Print the table; results.json in the cache has every model's result."""
     cache.mkdir(parents=True, exist_ok=True)
+    for model in models if compile_only else ():
+        click.echo(compiled(model, target, layers, cache))
+    if compile_only:
+        return
     rows = []
     for model in models:
         click.echo(f"measuring {model}", err=True)
-        rows.append(measure(model, target, requests, layers, cache))
+        rows.append(measure(model, target, requests, warmup, layers, cache))
         if not keep:
             shutil.rmtree(cache / f"{model}-{target}", ignore_errors=True)
-        content = {"target": target, "layers": layers, "requests": requests, "rows": rows}
+        settings = {"target": target, "layers": layers, "requests": requests, "warmup": warmup}
+        content = {"command": command_line("benchmarks/card_table.py", sys.argv[1:]), **settings, "rows": rows}
         (cache / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     click.echo(table(rows))
 

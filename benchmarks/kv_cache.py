@@ -18,6 +18,7 @@ import artefacts
 import click
 from peers.turns import Line, Runtime, opened_runtime
 from random_checkpoint import SHAPE
+from report import command_line
 from speed import prompt_ids
 
 HERE = Path(__file__).parent
@@ -100,7 +101,12 @@ def main(
     click.echo(table(rounds, about, lengths.split(",")))
     if json_file is not None:
         settings = {"threads": threads, "layers": layers, "steps": steps}
-        report = {"command": sys.argv[1:], "settings": settings, "about": about, "rounds": rounds}
+        report = {
+            "command": command_line("benchmarks/kv_cache.py", sys.argv[1:]),
+            "settings": settings,
+            "about": about,
+            "rounds": rounds,
+        }
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ import artefacts
 import click
 from peers.turns import Line, opened_runtime
 from random_checkpoint import SHAPE
+from report import command_line
 from speed import prompt_ids
 
 PEERS = Path(__file__).parent / "peers"
@@ -99,7 +100,11 @@ def main(
     click.echo(table(rows))
     if json_file is not None:
         settings = {"layers": layers, "tokens": tokens, "chunk": chunk, "threads": threads}
-        report = {"command": sys.argv[1:], "settings": settings, "results": rows}
+        report = {
+            "command": command_line("benchmarks/long_prompt.py", sys.argv[1:]),
+            "settings": settings,
+            "results": rows,
+        }
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

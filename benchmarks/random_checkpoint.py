@@ -1,6 +1,10 @@
-"""One set of random weights in Megrez-3B's shape as a Hugging Face folder, and such a folder as a float16 GGUF."""
+"""Random weights in Megrez-3B's shape or of a config.json as a Hugging Face folder; such a folder as a float16 GGUF.
+
+The GGUF's architecture is "llama" or "qwen2".
+"""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,9 @@ import tokenizers
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from megrez.compile.checkpoint import open_checkpoint
+from megrez.compile.checkpoint.tensors import expected_tensors
 
 SHAPE = {
     "hidden_size": 2560,
@@ -75,6 +82,17 @@ def write_hugging_face(folder: Path, layers: int) -> None:
     write_tokenizer(folder)
 
 
+def write_of_config(folder: Path, config: Path) -> None:
+    """Seeded float16 weights of the shape of a config.json, with a tokenizer of bytes."""
+    folder.mkdir(parents=True)
+    shutil.copy(config, folder / "config.json")
+    checkpoint = open_checkpoint(str(folder), dummy_weights=True)
+    names = expected_tensors(checkpoint.config)
+    weights = {name: checkpoint.read(name).astype(np.float16) for name in names}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(folder)
+
+
 def write_tokenizer(folder: Path) -> None:
     """A tokenizer of bytes: only its presence matters."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -99,26 +117,28 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
 def write_gguf(folder: Path, file: Path) -> None:
     """The weights of `folder`, a Llama in one file, in llama.cpp's names and row order, with its BPE tokenizer."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(file, "llama")
+    writer = gguf.GGUFWriter(file, config["model_type"])
+    heads = config["num_attention_heads"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count(heads)
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
     writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")), config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    # llama's rotary pairs are neighbours in a GGUF; Hugging Face's, and qwen2's in both, are half a head apart.
+    paired = {"q_proj": heads, "k_proj": config["num_key_value_heads"]} if config["model_type"] == "llama" else {}
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
         for name in tensors.keys():  # noqa: SIM118
             weight = tensors.get_tensor(name)
             projection = name.split(".")[-2]
-            if projection in heads:  # GGUF's rotary pairs are neighbours; Hugging Face's are half a head apart
-                halves = weight.reshape(heads[projection], 2, -1, weight.shape[1])
+            if projection in paired:
+                halves = weight.reshape(paired[projection], 2, -1, weight.shape[1])
                 weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
             writer.add_tensor(_gguf_name(name), weight.astype(np.float32) if weight.ndim == 1 else weight)
     writer.write_header_to_file()
@@ -149,4 +169,5 @@ def _gguf_name(name: str) -> str:
     if name in GGUF_NAMES:
         return GGUF_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{GGUF_NAMES[module]}.{kind}"

@@ -2,9 +2,11 @@
 
 import json
 import platform
+import re
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,11 @@ def fidelity_table(found: dict[str, Figures], peers: dict[str, tuple[str, ...]])
     return "\n".join(lines), ratios
 
 
+def command_line(script: str, arguments: Sequence[str]) -> str:
+    """The command without the folders of this machine: the last name of each absolute path."""
+    return shlex.join(["python", script, *(re.sub(r"(^|=)/(?:[^/]+/)*", r"\1", one) for one in arguments)])
+
+
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -75,7 +82,7 @@ def cpu_name() -> str:
 
 def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandwidths: list[list[float]]) -> str:
     """Write path.md and path.json; returns the former's text. bandwidths: bytes per second, by round."""
-    command = shlex.join(["python", script, *sys.argv[1:]])
+    command = command_line(script, sys.argv[1:])
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     lowest, middle, highest = (
         f(value for read in bandwidths for value in read) / 1e9 for f in (min, statistics.median, max)

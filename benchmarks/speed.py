@@ -1,129 +1,42 @@
 """Speed side by side: megrez-compile and other runtimes (peers/runtimes.py), one workload, interleaved in one run.
 
-python benchmarks/speed.py [--peer NAME ...] [--install] [--python NAME=PATH ...] [--model FOLDER | --layers 8]
-    [--device cpu] [--threads 2] [--rounds 40] [--streams 1] [--prompt-tokens 128]
+python benchmarks/speed.py [--peer NAME ...] [--install] [--python NAME=PATH ...]
+    [--model FOLDER-OR-GGUF | --config FILE | --layers 8] [--bits 4] [--device cpu] [--threads 2] [--rounds 40]
+    [--streams 1] [--prompt-tokens 128] [--few] [--wait FILE]
 
-The model is a checkpoint, or random weights in Megrez-3B's shape, cut to a few layers with its whole lm_head. Each peer
-runs in an environment of its own, which --install makes in the cache; one that cannot run here is skipped and named.
-All runtimes stay open and alternate, every other round in the opposite order, so that changes of the machine's speed
-affect all; on CPUs memory bandwidth is measured between all turns. onnxruntime-genai has a second row with its default
-number of threads, half of the processors, and ours one with ONNX Runtime's kernels or, where those are the default (see
-custom_ops.py), rows with ours. Prefill is the prompt's tokens over the time to the first token, decode the other tokens
-over the remaining time. With several streams, each with a prompt of its own, speeds are sums, and one stream of ours is
-a row too.
+The model is a checkpoint, a GGUF file, or random weights: of a config.json (shapes/), or in Megrez-3B's shape, cut to a
+few layers with its whole lm_head. Each peer runs in an environment of its own, which --install makes in the cache; one
+that cannot run here is skipped and named. All runtimes stay open and alternate, every other round in the opposite
+order, so that changes of the machine's speed affect all; on CPUs memory bandwidth is measured between all turns.
+onnxruntime-genai has a second row with its default number of threads, half of the processors, and ours one with ONNX
+Runtime's kernels or, where those are the default (see custom_ops.py), rows with ours; --few leaves these out. Prefill
+is the prompt's tokens over the time to the first token, decode the other tokens over the remaining time. With several
+streams, each with a prompt of its own, speeds are sums, and one stream of ours is a row too.
 """
 
 import contextlib
 import statistics
-import sys
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import artefacts
 import click
 import numpy as np
 from artefacts import Source
-from onnxruntime import SessionOptions
 from peers.runtimes import Peer, UnavailableError, environment_of, find_peers
 from peers.turns import Runtime, opened_runtime
 from report import Figures, summarise, write
+from rows import TARGETS, Row, Workload, our_rows, peer_rows
 
 from megrez.engines.cuda_runtime import Cuda
-from megrez.engines.ort import custom_ops
 from megrez.runtime.bench.bandwidth import Reader
 from megrez.runtime.errors import MegrezError
-
-PEERS = Path(__file__).parent / "peers"
-TARGETS = {"cpu": "cpu-int4", "cuda": "cuda-int4"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """Of every runtime; tokens are per stream."""
-
-    device: str
-    threads: int
-    prompt_tokens: int
-    output_tokens: int
-    streams: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The command that starts a runtime, and the bytes of weights that it reads per token, of all streams together."""
-
-    command: list[object]
-    bytes_per_token: int
-    on_cpu: bool = True
 
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
     """The random ids of `megrez bench`."""
     return [int(token) for token in np.random.default_rng(0).integers(vocab_size, size=count)]
-
-
-def our_rows(cache: Path, source: Source, work: Workload, *, reuse: bool) -> dict[str, Row]:
-    """The first one is what others are compared with."""
-    target, streams, rows = TARGETS[work.device], work.streams, dict[str, Row]()
-    options: tuple[object, ...]
-    for options in ((), ("--block-size", 128)) if source.is_random and work.device == "cpu" else ((),):
-        bundle = artefacts.bundle(cache, source, target, options, reuse=reuse)
-        rows[" ".join([f"megrez-compile {target}", *map(str, options)])] = Row(
-            [sys.executable, PEERS / "run_megrez.py", bundle, work.threads, work.output_tokens, streams],
-            artefacts.onnx_bytes_per_token(bundle) // streams,
-            on_cpu=work.device == "cpu",
-        )
-    name, ours = next(iter(rows.items()))
-    if streams > 1:
-        rows[f"{name}, one stream"] = Row([*ours.command[:-1], 1], ours.bytes_per_token * streams, ours.on_cpu)
-    for kernels, setting in other_kernels().items() if work.device == "cpu" else ():
-        command = ["env", f"{custom_ops.SETTING}={setting}", *ours.command]
-        rows[f"{name}, {kernels}"] = Row(command, ours.bytes_per_token)
-    return rows
-
-
-def peer_rows(peer: Peer, python: Path, cache: Path, source: Source, work: Workload) -> dict[str, Row]:
-    """Usually one; raises UnavailableError where what the peer reads cannot be made."""
-    threads = {peer.name: work.threads}
-    if peer.artefact in ("genai", "genai-cuda"):
-        path = artefacts.genai_folder(cache, source, python, work.device)
-        read = artefacts.onnx_bytes_per_token(path)
-        threads = {f"{peer.name} int4": work.threads}
-        threads |= {f"{peer.name} int4, its default threads": 0} if work.device == "cpu" else {}
-    elif peer.artefact == "hf":
-        path = source.folder
-        name, size = ("bfloat16", 2) if work.device == "cuda" else ("float32", 4)
-        read, threads = artefacts.checkpoint_bytes_per_token(path, size), {f"{peer.name} {name}": work.threads}
-    else:
-        path = gguf_file(peer, python, cache, source)
-        read = artefacts.gguf_bytes_per_token(path)
-        threads = {f"{peer.name} Q4_0, lm_head {artefacts.gguf_head_type(path)}": work.threads}
-    lengths = artefacts.CONTEXT, work.output_tokens, work.streams
-    script = PEERS / peer.script
-    each, on_cpu = read // work.streams, work.device == "cpu"
-    return {name: Row([python, script, path, used, *lengths], each, on_cpu) for name, used in threads.items()}
-
-
-def gguf_file(peer: Peer, python: Path, cache: Path, source: Source) -> Path:
-    if peer.artefact == "ik":
-        return artefacts.ik_llama_file(cache, source, python)
-    if peer.artefact == "llama":
-        return artefacts.llama_cpp_file(cache, source, python)
-    found = artefacts.any_gguf(cache, source)
-    if found is None:
-        raise UnavailableError("it reads the GGUF file of llama.cpp or ik_llama.cpp: run with one of them first")
-    return found
-
-
-def other_kernels() -> dict[str, str]:
-    """Values of MEGREZ_KERNELS for kernels other than this processor's default."""
-    if custom_ops.register(SessionOptions()):
-        return {"ONNX Runtime's kernels": "0"}
-    library = custom_ops.find_library()
-    if library is None or not custom_ops.judge(library):
-        return {}
-    return {"our kernels": "1", "our kernels but MatMulNBits": "attention"}
 
 
 def all_rows(
@@ -198,8 +111,27 @@ def read_pythons(given: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError where there is no such device."""
+def find_source(cache: Path, model: Path | None, config: Path | None, layers: int) -> tuple[Source, str]:
+    """What is measured, and its name in the report."""
+    if model is not None:
+        return Source(model.absolute().name.removesuffix(".gguf"), model), model.absolute().name
+    if config is not None:
+        return artefacts.random_weights(cache, config), f"{config.stem}'s shape"
+    return artefacts.megrez_shape(cache, layers), f"Megrez-3B's shape, {layers} layers"
+
+
+def wait_for(file: Path | None) -> None:
+    """Where opening disturbs others: whoever makes the machine quiet then makes the file."""
+    if file is not None:
+        click.echo(f"all are open, waiting for {file}", err=True)
+    while file is not None and not file.exists():
+        time.sleep(0.2)
+
+
+def check_device(device: str, bits: int) -> None:
+    """Raise UsageError where there is no such device, or nothing of ours with these weights on it."""
+    if (device, bits) not in TARGETS:
+        raise click.UsageError(f"--device {device} has no weights of {bits} bits here: leave --bits out")
     try:
         if device == "cuda":
             Cuda("cuda")
@@ -212,13 +144,17 @@ def check_device(device: str) -> None:
 @click.option("--install", is_flag=True, help="Make the environments that are missing.")
 @click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="A Python that has this peer.")
 @click.option("--reuse", is_flag=True, help="Take our bundles from the cache where they are there.")
-@click.option("--device", type=click.Choice(tuple(TARGETS)), default="cpu", show_default=True)
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Llama's Hugging Face folder.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--bits", type=click.Choice([4, 8]), default=4, show_default=True, help="Of the weights.")
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Hugging Face folder or a GGUF file.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True), help="Random weights of this config.json.")
 @click.option("--layers", default=8, show_default=True, help="Of Megrez-3B's shape, without --model.")
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--streams", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
+@click.option("--few", is_flag=True, help="One row for each runtime: no other kernels, blocks and threads.")
+@click.option("--wait", type=click.Path(path_type=Path), help="Once all is open, wait until this file exists.")
 @click.option("--rounds", "count", type=click.IntRange(min=2), default=40, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option(
@@ -230,12 +166,16 @@ def main(
     pythons: tuple[str, ...],
     reuse: bool,
     device: str,
+    bits: int,
     model: Path | None,
+    config: Path | None,
     layers: int,
     prompt_tokens: int,
     output_tokens: int,
     threads: int,
     streams: int,
+    few: bool,
+    wait: Path | None,
     count: int,
     cache: Path,
     output: Path,
@@ -247,21 +187,28 @@ def main(
         raise click.UsageError(str(error)) from error
     if prompt_tokens + output_tokens > artefacts.CONTEXT:
         raise click.UsageError(f"prompt and output are at most {artefacts.CONTEXT} tokens together")
-    check_device(device)
+    check_device(device, bits)
     cache.mkdir(parents=True, exist_ok=True)
-    source = artefacts.megrez_shape(cache, layers) if model is None else Source(model.absolute().name, model)
+    source, named = find_source(cache, model, config, layers)
     work = Workload(
-        device=device, threads=threads, prompt_tokens=prompt_tokens, output_tokens=output_tokens, streams=streams
+        device=device,
+        bits=bits,
+        threads=threads,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        streams=streams,
+        variants=not few,
     )
     ours = our_rows(cache, source, work, reuse=reuse)
     found = all_rows(ours, peers, read_pythons(pythons), cache, source, work, install=install)
-    settings = {"model": source.name if model else f"Megrez-3B's shape, {layers} layers", "device": device}
+    settings = {"model": named, "device": device, "bits": bits}
     settings |= {"threads": threads, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "streams": streams}
     prompt = prompt_ids(artefacts.vocab_size(source), prompt_tokens)
     rounds, bandwidths, text = list[dict[str, Figures]](), list[list[float]](), ""
     with contextlib.ExitStack() as stack:
         runtimes = opened_rows(found, prompt, stack)
         about = {name: runtime.about for name, runtime in runtimes.items()}
+        wait_for(wait)
         for figures, read in alternate(runtimes, Reader(threads), count):
             rounds.append(figures)
             bandwidths.append(read)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.layer_smoothing import smooth_layer
+from megrez.calibration.parallel import one_blas_thread
 from megrez.calibration.projections import Projection, quantize_group
 from megrez.calibration.recipe import Calibrated, Recipe
-from megrez.calibration.reference.decoder import GROUPS, NORMS, DecoderShape, forward, linear_of
+from megrez.calibration.reference.decoder import ADDED, GROUPS, NORMS, DecoderShape, forward, linear_of
 from megrez.calibration.weights.asymmetric import FullPrecision
 from megrez.runtime.errors import CheckpointError
 
@@ -33,30 +34,42 @@ class Streams:
 
 
 class _References:
-    """The full-precision model's values at each projection group, on the calibration tokens; see FullPrecision."""
+    """The full-precision model's values at each projection group, on the calibration tokens; see FullPrecision.
 
-    def __init__(self, streams: Streams) -> None:
+    inputs: by group, of those that `keep_inputs` or whose outputs are not added to the residual stream.
+    """
+
+    def __init__(self, streams: Streams, *, keep_inputs: bool) -> None:
         samples = streams.calibration_samples
         self.tokens = samples * streams.reference.shape[1]
-        self.inputs: dict[str, Float32] = {}  # by group, until `pop`
+        self.inputs: dict[str, Float32] = {}
+        self._keep_inputs = keep_inputs
         error = streams.reference[:samples] - streams.quantized[:samples]
-        self._residual_errors = {"o": error.reshape(self.tokens, -1)}
+        self._outputs = {"o": error.reshape(self.tokens, -1)}
 
     def record(self, group: str, x: Float32, y: Float32) -> None:
-        """The full-precision model's input x and output y of a group; o's y joins the residual stream before down's."""
-        self.inputs[group] = x[: self.tokens]
+        """The full-precision model's input x and output y of a group."""
+        if group in ADDED:
+            self._outputs[group] = y[: self.tokens] + self._outputs.get(group, 0)
+        if group not in ADDED or self._keep_inputs:
+            self.inputs[group] = x[: self.tokens]
+
+    def add(self, group: str, y: Float32) -> None:
+        """The quantised model's output y of a group: o's is in the residual stream that down's is added to."""
         if group == "o":
-            self._residual_errors["down"] = self._residual_errors["o"] + y[: self.tokens]
+            self._outputs["down"] += self._outputs.pop("o")
+            self._outputs["down"] -= y[: self.tokens]
 
-    def subtract(self, group: str, y: Float32) -> None:
-        """The quantised model's output y of a group."""
-        if group == "o":
-            self._residual_errors["down"] -= y[: self.tokens]
+    def of(self, group: str, bias: Float32 | None) -> FullPrecision:
+        """bias: of the group, where its outputs are added to the residual stream."""
+        inputs = self.inputs.pop(group, None)
+        if group not in ADDED:
+            return FullPrecision(inputs=inputs)
+        outputs = self._outputs[group]
+        return FullPrecision(outputs=outputs if bias is None else outputs - bias)
 
-    def pop(self, group: str) -> FullPrecision:
-        return FullPrecision(inputs=self.inputs.pop(group), residual_error=self._residual_errors.get(group))
 
-
+@one_blas_thread()
 def calibrate_layer(
     prefix: str, layer: dict[str, Float32], shape: DecoderShape, window: int | None, recipe: Recipe, streams: Streams
 ) -> tuple[Streams, Calibrated]:
@@ -64,7 +77,8 @@ def calibrate_layer(
 
     Raises CheckpointError where the full-precision model's hidden states overflow.
     """
-    references, calibrated = _References(streams), Calibrated()
+    references = _References(streams, keep_inputs=recipe.smoothing is not None)
+    calibrated = Calibrated()
     reference_linear = linear_of(layer)
 
     def record(group: str, x: Float32) -> Float32:
@@ -82,7 +96,11 @@ def calibrate_layer(
         projections = [projection_of(prefix, smoothed, name, recipe) for name in GROUPS[group]]
         calibration_inputs = x[: references.tokens]
         quantized = quantize_group(
-            calibration_inputs, projections, recipe, alignable=group in NORMS, reference=references.pop(group)
+            calibration_inputs,
+            projections,
+            recipe,
+            alignable=group in NORMS,
+            reference=references.of(group, projections[0].bias),
         )
         if quantized.factors is not None:
             norm = f"{NORMS[group]}.weight"
@@ -92,7 +110,7 @@ def calibrate_layer(
         calibrated.matrices |= quantized.matrices
         calibrated.groups[prefix + group] = quantized.result(exponents.get(group))
         y = quantized(x)
-        references.subtract(group, y)
+        references.add(group, y)
         return y
 
     quantized = forward(streams.quantized, smoothed, shape, window, quantize)

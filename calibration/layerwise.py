@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.layer import Streams, calibrate_layer
+from megrez.calibration.parallel import one_blas_thread
 from megrez.calibration.projections import Projection, QuantizedGroup, quantize_group
 from megrez.calibration.recipe import Calibrated, Recipe
 from megrez.calibration.reference.decoder import LM_HEAD_GROUP, forward, linear_of
@@ -70,6 +71,7 @@ def calibrate_layers(
     )
 
 
+@one_blas_thread()
 def _quantize_head(
     name: str, head: LMHead, recipe: Recipe, streams: Streams, *, overwrite: bool
 ) -> QuantizedGroup | None:
@@ -108,6 +110,7 @@ def _fidelity(tokens: Tokens, streams: Streams, head: LMHead, quantized_head: Qu
     )
 
 
+@one_blas_thread()
 def reference_hidden_states(
     model: Model, tokens: Tokens, progress: Callable[[int], None] = lambda layers: None
 ) -> Float32:

@@ -1,6 +1,7 @@
 """Quantise a projection group, the projections that read one input; knows no layer."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize, search_tokens
 from megrez.calibration.recipe import GroupResult, Recipe
+from megrez.calibration.reference.decoder import project
 from megrez.calibration.weights.asymmetric import ROWS_PER_PRODUCT, AsymmetricCorrection, FullPrecision
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.gptq import Gptq
-from megrez.calibration.weights.gram import gram_matrix
+from megrez.calibration.weights.gram import gram_matrix, mean_squares
 from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.ranges import WeightedSearch
 from megrez.engines.weight_formats import WeightFormat
@@ -51,7 +53,7 @@ class QuantizedGroup:
         inputs = x if self.factors is None else x * self.factors
         if self.input_type is not None and self.input_scale is not None:
             inputs = fake_quantize(inputs, self.input_scale, self.input_type)
-        return np.concatenate([self._product(inputs, one) for one in self.projections], axis=1)
+        return project(inputs, sum(len(one.weight) for one in self.projections), self._weights())
 
     def dequantized(self) -> "QuantizedGroup":
         """The same with the matrices dequantised once, for many calls."""
@@ -69,16 +71,14 @@ class QuantizedGroup:
             zero_channels=self.zero_channels,
         )
 
-    def _product(self, inputs: Float32, one: Projection) -> Float32:
-        matrix = self.matrices.get(one.name)
-        if matrix is None:
-            y = inputs @ one.weight.T
-        else:
-            y = np.empty((len(inputs), len(one.weight)), np.float32)
+    def _weights(self) -> Iterator[tuple[Float32, Float32 | None]]:
+        """The weights as they are stored, and their biases, in parts."""
+        for one in self.projections:
+            matrix = self.matrices.get(one.name)
             for start in range(0, len(one.weight), ROWS_PER_PRODUCT):
                 part = slice(start, start + ROWS_PER_PRODUCT)
-                y[:, part] = inputs @ matrix.rows(part).dequantize().T
-        return y if one.bias is None else y + one.bias
+                weight = one.weight[part] if matrix is None else matrix.rows(part).dequantize()
+                yield weight, None if one.bias is None else one.bias[part]
 
 
 def quantize_group(
@@ -106,18 +106,20 @@ def quantize_group(
             factors = align_channels(x, scale, recipe.input_type)
             projections = [dataclasses.replace(one, weight=one.weight / factors) for one in projections]
             inputs = x * factors
-            reference = reference and dataclasses.replace(reference, inputs=reference.inputs * factors)
+            if reference is not None and reference.inputs is not None:
+                reference = dataclasses.replace(reference, inputs=reference.inputs * factors)
         inputs = fake_quantize(inputs, scale, recipe.input_type)
-    gram = gram_matrix(inputs)
-    if reference is not None and recipe.gptq:
-        correct = AsymmetricCorrection(reference=reference, inputs=inputs, gram=gram)
-        projections = [
-            one
-            if one.weight_format is None
-            else dataclasses.replace(one, weight=correct(one.weight, overwrite=overwrite))
-            for one in projections
-        ]
-    search, gptq = WeightedSearch(np.diag(gram).copy()), Gptq(gram, len(inputs)) if recipe.gptq else None
+    gptq, search = None, WeightedSearch(mean_squares(inputs))
+    if recipe.gptq:
+        gptq = Gptq(gram_matrix(inputs), len(inputs))
+        if reference is not None:
+            correct = AsymmetricCorrection(reference=reference, inputs=inputs, gram=gptq.gram)
+            projections = [
+                one
+                if one.weight_format is None
+                else dataclasses.replace(one, weight=correct(one.weight, overwrite=overwrite))
+                for one in projections
+            ]
     matrices = {}
     for one in projections:
         if one.weight_format is not None:

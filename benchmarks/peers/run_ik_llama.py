@@ -1,6 +1,8 @@
 """ik_llama.cpp, through its C interface: run by benchmarks/speed.py with its own Python.
 
-python run_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
+python run_ik_llama.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS [--repack], then as turns.py says
+
+--repack reads the weights into memory in ik_llama.cpp's interleaved layout (its -rtr), in place of mapping the file.
 """
 
 import sys
@@ -12,6 +14,20 @@ import numpy as np
 from ik_llama_cpp import _ctypes_api as api
 from ik_llama_cpp._internals import IkContext, IkModel
 from turns import Line, prompts_of, serve, timed
+
+
+class Repacked(IkModel):
+    """IkModel has no option for the layout."""
+
+    def __init__(self, path: str) -> None:
+        api.llama_backend_init()
+        params = api.llama_model_default_params()
+        params.use_mmap, params.repack_tensors, params.n_gpu_layers = False, True, 0
+        self._model = api.llama_model_load_from_file(path.encode(), params)
+        if not self._model:
+            raise RuntimeError(f"llama_model_load_from_file failed on {path}")
+        self._vocab = api.llama_model_get_vocab(self._model)
+        self.n_vocab = api.llama_vocab_n_tokens(self._vocab)
 
 
 def step(context: IkContext, tokens: list[list[int]], start: int) -> list[list[int]]:
@@ -33,8 +49,9 @@ def step(context: IkContext, tokens: list[list[int]], start: int) -> list[list[i
 
 
 def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
-    path, threads, length, output_tokens, streams = sys.argv[1], *map(int, sys.argv[2:])
-    context = IkContext(IkModel(path), n_ctx=length * streams, n_threads=threads, n_seq_max=streams)
+    path, threads, length, output_tokens, streams = sys.argv[1], *map(int, sys.argv[2:6])
+    model = Repacked(path) if "--repack" in sys.argv else IkModel(path)
+    context = IkContext(model, n_ctx=length * streams, n_threads=threads, n_seq_max=streams)
     prompts = prompts_of(prompt, streams)
 
     def generate() -> Line:

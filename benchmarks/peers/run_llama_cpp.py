@@ -1,7 +1,7 @@
 """llama.cpp, through the C interface of llama-cpp-python: run by benchmarks/speed.py with its own Python.
 
 python run_llama_cpp.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
-python run_llama_cpp.py --quantize FROM TO: Q4_0 by llama.cpp's own quantiser
+python run_llama_cpp.py --quantize FROM TO TYPE: Q4_0 or Q8_0 by llama.cpp's own quantiser
 """
 
 import ctypes
@@ -64,9 +64,9 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     return {"version": version("llama-cpp-python"), "bytes": Path(path).stat().st_size}, generate
 
 
-def quantize(source: str, target: str) -> None:
+def quantize(source: str, target: str, kind: str) -> None:
     params = api.llama_model_quantize_default_params()
-    params.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}")
     if api.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
         raise RuntimeError(f"llama_model_quantize failed on {source}")
 

@@ -1,6 +1,6 @@
-"""OpenVINO GenAI, which reads GGUF files: run by benchmarks/speed.py with its own Python.
+"""OpenVINO GenAI, from a folder of optimum-intel or a GGUF file: run by benchmarks/speed.py with its own Python.
 
-python run_openvino.py FILE THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
+python run_openvino.py PATH THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
 
 Its own clock: time to the first token, and time per step after it. Prefix caching is off, since every turn has the same
 prompts.
@@ -34,7 +34,8 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
         first, step = metrics.get_ttft().mean / 1e3, metrics.get_tpot().mean / 1e3
         return {"prefill_tokens_per_s": ids.size / first, "decode_tokens_per_s": streams / step}
 
-    return {"version": version("openvino-genai"), "bytes": Path(path).stat().st_size}, generate
+    file = Path(path) / "openvino_model.bin" if Path(path).is_dir() else Path(path)
+    return {"version": version("openvino-genai"), "bytes": file.stat().st_size}, generate
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""transformers with a static KV cache: run by benchmarks/speed.py with its own Python.
+"""transformers: run by benchmarks/speed.py with its own Python.
 
 python run_transformers.py FOLDER THREADS CONTEXT OUTPUT_TOKENS STREAMS, then as turns.py says
 
-On a CPU in float32, since it has no 4-bit kernels there; on a GPU in bfloat16, each step replayed as a CUDA graph by
-torch.compile. The latter has not been run yet.
+On a CPU in float32, since it has no 4-bit kernels there, with its default KV cache; on a GPU in bfloat16 with a static
+one, each step replayed as a CUDA graph by torch.compile. The latter has not been run yet.
 """
 
 import sys
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from turns import Line, prompts_of, serve, timed
 
 
@@ -25,12 +25,14 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
         torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True) if on_gpu else model.forward
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    static = StaticCache(config=model.config, max_cache_len=length) if on_gpu else None
     prompts = torch.tensor(prompts_of(prompt, streams), device=device)
 
     @torch.inference_mode()
     def generate() -> Line:
-        cache.reset()
+        if static is not None:
+            static.reset()
+        cache = DynamicCache(config=model.config) if static is None else static
         ids = prompts
         position = 0
 

@@ -14,7 +14,7 @@ class Peer:
     """module: what its environment must import. requirements: for pip. script: beside this file. device: "cpu", "cuda".
 
     artefact: what it reads: "genai" and "genai-cuda" (folders of onnxruntime-genai's builder), "ik" and "llama" (GGUF
-    files that each quantised itself), "gguf" (whichever of these there is), "hf" (the checkpoint).
+    files that each quantised itself), "openvino" (optimum-intel's folder, or a GGUF file), "hf" (the checkpoint).
     """
 
     name: str
@@ -51,9 +51,9 @@ PEERS = (
     Peer(
         name="OpenVINO GenAI",
         module="openvino_genai",
-        requirements=("openvino-genai==2026.4.1.0",),
+        requirements=("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0", "torch==2.13.0"),
         script="run_openvino.py",
-        artefact="gguf",
+        artefact="openvino",
     ),
     Peer(
         name="transformers",

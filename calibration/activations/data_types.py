@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+# The bits of a float32's exponent.
+FLOAT32_EXPONENT = 0x7F800000
 
 
 class DataType(Protocol):
@@ -47,8 +49,21 @@ class E4M3:
     def largest(self) -> float:
         return 448.0
 
+    @property
+    def smallest_normal(self) -> float:
+        return 2.0**-6
+
     def round(self, x: Float32) -> Float32:
-        return self.decode(self.encode(x))
+        """See DataType. Much faster than a cast to bit patterns and back."""
+        top = np.float32(self.largest)
+        y: Float32 = np.clip(x, -top, top)
+        # A float32 of 1.5 * 2**(e + 20) has steps of 2**(e - 3), those of E4M3 from 2**e on: adding it rounds.
+        rounding = (y.view(np.uint32) & np.uint32(FLOAT32_EXPONENT)).view(np.float32)
+        np.maximum(rounding, np.float32(self.smallest_normal), out=rounding)
+        rounding *= np.float32(1.5 * 2**20)
+        y += rounding
+        y -= rounding
+        return y
 
     def encode(self, x: Float32) -> NDArray[np.uint8]:
         """The bit patterns of round(x)."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.inputs import choose_scale, fake_quantize, search_tokens
+from megrez.calibration.parallel import in_parts
 from megrez.calibration.weights.nearest import quantize_nearest
 from megrez.calibration.weights.ranges import AbsMax, WeightedSearch
 from megrez.engines.weight_formats import WeightFormat
@@ -21,9 +22,9 @@ EXPONENTS = {
     "awq": tuple(step / 10 for step in range(1, 11)),
 }
 # Rows of weights on which exponents are compared.
-SEARCH_ROWS = 1024
+SEARCH_ROWS = 512
 # Every so many tokens are used to choose a candidate's input scale; all are quantised with it.
-SCALE_STRIDE = 4
+SCALE_STRIDE = 2
 SMALLEST = np.float32(1e-6)
 
 
@@ -58,20 +59,20 @@ def search_smoothing(x: Float32, weight: Float32, search: SmoothingSearch) -> Sm
     x = search_tokens(x)
     rows = weight[:: -(-len(weight) // SEARCH_ROWS)]
     expected = x @ rows.T
-    best = Smoothing(factors=np.ones(x.shape[1], np.float32), exponent=None)
-    least = _error(x, rows, expected, best.factors, search)
+    candidates = [Smoothing(factors=np.ones(x.shape[1], np.float32), exponent=None)]
     for exponent in EXPONENTS[search.method]:
         factors = _factors(input_size, weight_size, exponent, search.method)
-        error = _error(x, rows, expected, factors, search)
-        if error < least:
-            best, least = Smoothing(factors=factors, exponent=exponent), error
-    return best
+        candidates.append(Smoothing(factors=factors, exponent=exponent))
+
+    def error_of(part: slice) -> float:
+        return _error(x, rows, expected, candidates[part.start].factors, search)
+
+    return candidates[int(np.argmin(in_parts(len(candidates), 1, error_of)))]
 
 
 def _channel_sizes(x: Float32, weight: Float32, search: SmoothingSearch) -> tuple[Float32, Float32]:
     """The mean (AWQ) or largest magnitude of each input channel, and the largest of its weights, [K] each."""
-    magnitudes = np.abs(x)
-    input_size = magnitudes.mean(axis=0) if search.method == "awq" else magnitudes.max(axis=0)
+    input_size = np.abs(x).mean(axis=0) if search.method == "awq" else np.maximum(x.max(axis=0), -x.min(axis=0))
     weight_size = np.abs(weight).max(axis=0)
     if search.shared is not None:
         input_size, weight_size = (_largest_of_group(size, search.shared) for size in (input_size, weight_size))

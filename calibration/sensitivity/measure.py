@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megrez.calibration.activations.layer_smoothing import smooth_layer
 from megrez.calibration.layer import projection_of
+from megrez.calibration.parallel import one_blas_thread
 from megrez.calibration.projections import QuantizedGroup, quantize_group
 from megrez.calibration.recipe import Recipe
 from megrez.calibration.reference.decoder import GROUPS, NORMS, Linear, forward, linear_of
@@ -22,6 +23,7 @@ Float32 = NDArray[np.float32]
 STEP_POSITIONS = 128
 
 
+@one_blas_thread()
 def measure_sensitivity(
     model: Model,
     tokens: NDArray[np.int64],

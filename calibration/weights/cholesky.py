@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.parallel import in_parts, multiply
+
 Float32 = NDArray[np.float32]
 BLOCK = 256
 
@@ -22,12 +24,15 @@ class Cholesky:
 
     def solve(self, b: Float32) -> Float32:
         """x [n, m] of L L^T x = b, in the memory of b [n, m]."""
+        in_parts(b.shape[1], BLOCK, lambda columns: self._solve(b[:, columns]))
+        return b
+
+    def _solve(self, b: Float32) -> None:
         blocks = [slice(start, start + BLOCK) for start in range(0, len(b), BLOCK)]
         for part, inverse in zip(blocks, self.inverses, strict=True):
             b[part] = inverse @ (b[part] - self.factor[part, : part.start] @ b[: part.start])
         for part, inverse in zip(reversed(blocks), reversed(self.inverses), strict=True):
             b[part] = inverse.T @ (b[part] - self.factor[part.stop :, part].T @ b[part.stop :])
-        return b
 
 
 def cholesky(a: Float32) -> Cholesky:
@@ -40,11 +45,11 @@ def cholesky(a: Float32) -> Cholesky:
     for start in range(0, len(a), BLOCK):
         stop = min(start + BLOCK, len(a))
         panel = a[start:, start:stop]
-        panel -= a[start:, :start] @ a[start:stop, :start].T
+        panel -= multiply(a[start:, :start], a[start:stop, :start].T)
         block = np.linalg.cholesky(panel[: stop - start].astype(np.float64))
         inverse = np.linalg.inv(block).astype(np.float32)
         panel[: stop - start] = block
-        panel[stop - start :] = panel[stop - start :] @ inverse.T
+        panel[stop - start :] = multiply(panel[stop - start :], inverse.T)
         a[start:stop, stop:] = 0
         inverses.append(inverse)
     return Cholesky(a, inverses)

@@ -3,9 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.parallel import in_parts, multiply
+
 Float32 = NDArray[np.float32]
 # Columns of a Gram matrix computed at once: what lies above its diagonal is mirrored.
-COLUMNS_PER_PRODUCT = 1024
+COLUMNS_PER_PRODUCT = 256
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -13,18 +15,26 @@ def gram_matrix(x: Float32) -> Float32:
     """The mean of x x^T over x [tokens, K]: [K, K], symmetric to the bit."""
     k = x.shape[1]
     gram = np.empty((k, k), np.float32)
-    for start in range(0, k, COLUMNS_PER_PRODUCT):
-        part = slice(start, start + COLUMNS_PER_PRODUCT)
-        product = x[:, start:].T @ x[:, part]
-        product /= np.float32(len(x))
-        gram[start:, part] = product
-        gram[part, start:] = product.T
+
+    def compute(part: slice) -> None:
+        gram[part, part] = x[:, part].T @ x[:, part]
+        gram[part, : part.start] = x[:, part].T @ x[:, : part.start]
+        gram[part, : part.stop] /= np.float32(len(x))
+        gram[: part.start, part] = gram[part, : part.start].T
+
+    in_parts(k, COLUMNS_PER_PRODUCT, compute)
     return gram
+
+
+def mean_squares(x: Float32) -> Float32:
+    """The Gram matrix's diagonal, [K]."""
+    squares: Float32 = np.einsum("tk,tk->k", x, x) / np.float32(len(x))
+    return squares
 
 
 def cross_gram_matrix(y: Float32, x: Float32) -> Float32:
     """The mean of y x^T over the pairs of y [tokens, N] and x [tokens, K]: [N, K]."""
-    product: Float32 = y.T @ x
+    product = multiply(y.T, x)
     product /= np.float32(len(x))
     return product
 

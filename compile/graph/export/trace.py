@@ -1,6 +1,7 @@
 """Trace the decoder into the canonical ONNX graph: opset 24, standard ops, KV cache in and out, no weight read."""
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.export.module import ONNX_OPSET, CausalLm
 from megrez.compile.graph.export.optimum_config import TASK, LlamaExporterConfig
+from megrez.compile.graph.export.repeat import repeat_layers
 from megrez.compile.graph.passes.tidy import tidy
 
 
@@ -24,6 +26,17 @@ def trace(config: ModelConfig, context: int) -> ir.Model:
     Outputs: logits float32 [num_logits, vocab_size]; present.N.key|value, the caches with the new tokens written.
     Initializers have names, types and shapes but no values: `bind` makes them lazy tensors.
     """
+    *windows, last = config.sliding_windows
+    distinct = list(dict.fromkeys(windows))
+    model = trace_every_layer(
+        dataclasses.replace(config, num_hidden_layers=len(distinct) + 1, sliding_windows=(*distinct, last)), context
+    )
+    repeat_layers(model, [distinct.index(window) for window in windows])
+    return model
+
+
+def trace_every_layer(config: ModelConfig, context: int) -> ir.Model:
+    """What `trace` returns, traced by torch layer by layer."""
     exporter = LlamaExporterConfig(config, TASK)
     with FakeTensorMode(), _quiet():
         module = CausalLm(config, context).eval()
