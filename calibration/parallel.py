@@ -21,6 +21,9 @@ T = TypeVar("T")
 Float32 = NDArray[np.float32]
 # Rows of a product that a thread computes at a time: BLAS copies the other factor for each of them.
 ROWS = 1024
+# Parts are whole multiples of this: BLAS sums a part's odd last rows in another order, so what a row gives would depend on
+# how many others there are.
+WHOLE_ROWS = 64
 # Symbols of OpenBLAS in numpy's wheels, and as Linux distributions build it.
 OPENBLAS = "scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"
 
@@ -41,7 +44,8 @@ def multiply(a: Float32, b: Float32, out: Float32 | None = None) -> Float32:
     def compute(part: slice) -> None:
         np.matmul(a[part], b, out=product[part])
 
-    in_parts(len(a), max(1, min(ROWS, -(-len(a) // default_threads()))), compute)
+    share = -(-len(a) // (default_threads() * WHOLE_ROWS)) * WHOLE_ROWS
+    in_parts(len(a), max(1, min(ROWS, share)), compute)
     return product
 
 
