@@ -21,7 +21,7 @@ T = TypeVar("T")
 Float32 = NDArray[np.float32]
 # Rows of a product that a thread computes at a time: BLAS copies the other factor for each of them.
 ROWS = 1024
-# Parts are whole multiples of this: BLAS sums a part's odd last rows in another order, so what a row gives would depend on
+# Parts are multiples of this: BLAS sums a part's odd last rows in another order, and a row's product would depend on
 # how many others there are.
 WHOLE_ROWS = 64
 # Symbols of OpenBLAS in numpy's wheels, and as Linux distributions build it.
