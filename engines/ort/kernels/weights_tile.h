@@ -18,6 +18,7 @@ enum {
     ROWS = VECTORS * LANES,
     WORDS = MEGREZ_WORDS,   /* of 32 bits of each row */
     BLOCKS = WORDS / 2,     /* at most: the shortest have 16 codes of 4 bits */
+    BEYOND = 3,             /* rows after a tile's, of which bytes may be read */
 };
 
 /* codes: bytes below 16; of each word first the lower halves of its bytes, then the upper ones. shifts: of a block,
@@ -39,7 +40,9 @@ typedef struct {
     const char *codes, *scales, *points;
 } next_rows;
 
-/* A copy of the matrix's last rows: reading a few bytes beyond a row's end is possible for all others. */
+/* A copy of the matrix's last rows. 16 bytes are read from all others where less is left of a row: of the shortest,
+ * which have one scale each, that reaches BEYOND rows further.
+ */
 typedef struct {
     uint8_t codes[ROWS][4 * WORDS], scales[ROWS][4 * BLOCKS], points[ROWS][BLOCKS + 4];
 } last_rows;
@@ -130,7 +133,7 @@ KERNEL void unpack_tile(const megrez_weights *weights, const int bits, const int
     };
     if (of.points) of.points += row * length + first * bits / 8;
     last_rows copy;
-    if (rows <= ROWS)
+    if (rows < ROWS + BEYOND)
         copy_last_rows(&of, rows, (size_t)(blocks * words * 4), (size_t)(blocks * 4), (size_t)((blocks * bits + 7) / 8),
                        &copy);
     unpack_codes(&of, blocks * words, next->codes, tile);
