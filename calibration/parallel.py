@@ -19,11 +19,9 @@ from megrez.runtime.threads import default_threads
 
 T = TypeVar("T")
 Float32 = NDArray[np.float32]
-# Rows of a product that a thread computes at a time: BLAS copies the other factor for each of them.
-ROWS = 1024
-# Parts are multiples of this: BLAS sums a part's odd last rows in another order, and a row's product would depend on
-# how many others there are.
-WHOLE_ROWS = 64
+# A thread computes a multiple of this many of a product's columns. Rows are not divided: BLAS sums the last ones in
+# another order, and a row's product would depend on how many others there are.
+COLUMNS = 64
 # Symbols of OpenBLAS in numpy's wheels, and as Linux distributions build it.
 OPENBLAS = "scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"
 
@@ -42,10 +40,10 @@ def multiply(a: Float32, b: Float32, out: Float32 | None = None) -> Float32:
     product = np.empty((len(a), b.shape[1]), np.float32) if out is None else out
 
     def compute(part: slice) -> None:
-        np.matmul(a[part], b, out=product[part])
+        np.matmul(a, b[:, part], out=product[:, part])
 
-    share = -(-len(a) // (default_threads() * WHOLE_ROWS)) * WHOLE_ROWS
-    in_parts(len(a), max(1, min(ROWS, share)), compute)
+    share = -(-b.shape[1] // (default_threads() * COLUMNS)) * COLUMNS
+    in_parts(b.shape[1], max(COLUMNS, share), compute)
     return product
 
 

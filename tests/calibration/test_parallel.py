@@ -24,7 +24,7 @@ def test_parts_run_in_threads_and_their_errors_are_raised(monkeypatch: pytest.Mo
 
 
 def test_a_product_is_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "ROWS", 5)
+    monkeypatch.setattr(parallel, "COLUMNS", 1)
     random = np.random.default_rng(0)
     a, b = random.integers(-9, 10, (13, 7)).astype(np.float32), random.integers(-9, 10, (7, 4)).astype(np.float32)
     expected = np.einsum("mk,kn->mn", a.astype(np.int64), b.astype(np.int64))
