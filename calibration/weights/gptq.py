@@ -6,7 +6,6 @@ w_k + sum_j<k A_jk (w_j - q_j). It needs one Cholesky factor and no inverse.
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.data_types import FLOAT_TYPES
+from megrez.calibration.parallel import in_parts
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.cholesky import cholesky
 from megrez.calibration.weights.gram import damped, mean_diagonal
-from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
 # Added to the Hessian's diagonal, relative to its median times the inputs per token: the fewer tokens there are, the
@@ -64,14 +63,11 @@ class Gptq:
         codes = np.empty(weight.shape, np.uint8)
         order, original, feedback = self.order, np.argsort(self.order), self.feedback
 
-        def quantize_rows(start: int) -> None:
-            part = slice(start, start + BATCH_ROWS)
+        def quantize_rows(part: slice) -> None:
             columns = np.ascontiguousarray(weight[part].T)[order]  # [K, rows]
             codes[part] = _codes(columns, feedback, _Columns(grid, part, order))[original].T
 
-        with ThreadPoolExecutor(default_threads()) as pool:
-            for _ in pool.map(quantize_rows, range(0, len(weight), BATCH_ROWS)):
-                pass
+        in_parts(len(weight), BATCH_ROWS, quantize_rows)
         return dataclasses.replace(grid, codes=codes)
 
 

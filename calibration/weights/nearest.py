@@ -3,12 +3,11 @@
 A policy chooses the range of each block, which gives its scale and zero point: see ranges.py.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.data_types import FLOAT_TYPES, tensor_scale
+from megrez.calibration.parallel import in_parts
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.ranges import (
     LARGEST_NVFP4_RATIO,
@@ -19,7 +18,6 @@ from megrez.calibration.weights.ranges import (
 )
 from megrez.engines.weight_formats import WeightFormat
 from megrez.runtime.errors import CheckpointError
-from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
 # Weights that a thread quantises at a time: temporaries of 1 MB, and the interpreter lock is held for short times.
@@ -41,8 +39,7 @@ def quantize_nearest(weight: Float32, weight_format: WeightFormat, policy: Range
     unit = _tensor_scale(weight, weight_format)
     step = max(1, TILE // columns)
 
-    def quantize_rows(start: int) -> None:
-        part = slice(start, start + step)
+    def quantize_rows(part: slice) -> None:
         x = block_view(weight[part], block)  # [rows, blocks, block]
         if not np.isfinite(x).all():
             raise CheckpointError("a matrix to quantise holds a weight that is not finite: repair the checkpoint")
@@ -53,9 +50,7 @@ def quantize_nearest(weight: Float32, weight_format: WeightFormat, policy: Range
         codes[part] = code.reshape(len(x), -1)[:, :columns]
         scales[part], zero_points[part] = scale, zero
 
-    with ThreadPoolExecutor(default_threads()) as pool:
-        for _ in pool.map(quantize_rows, range(0, rows, step)):
-            pass
+    in_parts(rows, step, quantize_rows)
     return BlockQuantized(
         bits=weight_format.bits,
         block=block,

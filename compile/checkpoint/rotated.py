@@ -9,11 +9,11 @@ Source: Ashkboos et al., QuaRot (arXiv 2404.00456), its offline part.
 import dataclasses
 import hashlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.parallel import in_parts
 from megrez.calibration.reference.decoder import GROUPS, NORMS
 from megrez.calibration.reference.model import EMBED_TOKENS, FINAL_NORM, LM_HEAD
 from megrez.calibration.weights.blocks import BlockFormat, BlockQuantized
@@ -22,7 +22,6 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.checkpoint.tensors import expected_tensors
 from megrez.compile.families.config import ModelConfig
 from megrez.engines.targets import Target
-from megrez.runtime.threads import default_threads
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -95,17 +94,15 @@ def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
     scale = signs if scale is None else scale * signs
     step = max(1, TILE // n)
 
-    def rotate_part(start: int) -> None:
-        part = x[start : start + step] * scale
+    def rotate_rows(rows_of_part: slice) -> None:
+        part = x[rows_of_part] * scale
         for factor in factors:  # each moves its axis to the end: after the last the order is the original one
             size = len(factor)
             moved = part.reshape(len(part), size, n // size).swapaxes(1, 2)
             part = (moved.reshape(-1, size) @ factor).reshape(len(part), n)
-        x[start : start + step] = part
+        x[rows_of_part] = part
 
-    with ThreadPoolExecutor(default_threads()) as pool:
-        for _ in pool.map(rotate_part, range(0, rows, step)):
-            pass
+    in_parts(rows, step, rotate_rows)
     return x
 
 
