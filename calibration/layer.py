@@ -5,6 +5,7 @@ the layer reads at run time. Smoothing is chosen on the first, scales and weight
 brings the second closer to the first.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,8 +120,7 @@ def calibrate_layer(
         for name, tensor in smoothed.items()
         if tensor is not layer[name] and prefix + name not in calibrated.matrices
     }
-    samples = streams.calibration_samples
-    return Streams(reference=reference, quantized=quantized, calibration_samples=samples), calibrated
+    return dataclasses.replace(streams, reference=reference, quantized=quantized), calibrated
 
 
 def projection_of(prefix: str, layer: dict[str, Float32], name: str, recipe: Recipe) -> Projection:

@@ -25,13 +25,13 @@ def repeat_layers(model: ir.Model, order: Sequence[int]) -> None:
     parts = [nodes[start:stop] for start, stop in itertools.pairwise(bounds)]
     _renumber(graph, {layer: (*order, traced - 1).index(layer) for layer in range(traced)})
     stream = streams[0]
-    for number, layer in enumerate((*order, traced - 1)):
+    for number, layer in enumerate(order):
         if layer in order[:number]:
             stream = _copy(parts[layer], number, {streams[layer]: stream}, norms[-1])[streams[layer + 1]]
-            continue
-        for node in parts[layer]:
-            _exchange(node, streams[layer], stream)
-        stream = streams[min(layer + 1, traced - 1)]
+        else:
+            _read_instead(parts[layer], streams[layer], stream)
+            stream = streams[layer + 1]
+    _read_instead(parts[-1], streams[-1], stream)
     graph.sort()
     _sort_by_layer(graph)
 
@@ -42,10 +42,11 @@ def _stream(norm: ir.Node) -> ir.Value:
     return value
 
 
-def _exchange(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
-    for index, value in enumerate(node.inputs):
-        if value is old:
-            node.replace_input_with(index, new)
+def _read_instead(nodes: Sequence[ir.Node], old: ir.Value, new: ir.Value) -> None:
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is old:
+                node.replace_input_with(index, new)
 
 
 def _copy(
@@ -59,7 +60,10 @@ def _copy(
             if value is None or value in copies or value.producer() is not None or not OF_LAYER.search(str(value.name)):
                 continue
             copies[value] = _copied(value, number)
-            graph.initializers.add(copies[value]) if value.is_initializer() else graph.inputs.append(copies[value])
+            if value.is_initializer():
+                graph.initializers.add(copies[value])
+            else:
+                graph.inputs.append(copies[value])
         copies |= {value: _copied(value, number) for value in node.outputs}
         inputs = [None if value is None else copies.get(value, value) for value in node.inputs]
         outputs = [copies[value] for value in node.outputs]
