@@ -114,28 +114,22 @@ def _full_gguf(cache: Path, source: Source) -> Path:
 
 def ik_llama_file(cache: Path, source: Source, python: Path, bits: int = 4) -> Path:
     """The GGUF file itself, or Q4_0 or Q8_0 by ik_llama.cpp's quantiser, which may choose another type for lm_head."""
-    if source.is_gguf:
-        return source.path
-    full, kind = _full_gguf(cache, source), GGUF_TYPES[bits]
-    return made(
-        cache / f"ik-llama-{kind.lower()}-{source.name}.gguf",
-        lambda part: run(python, "-m", "ik_llama_cpp.quantize", "quantize", full, part, kind),
-    )
+    return _quantized_gguf(cache, source, bits, "ik-llama", python, "-m", "ik_llama_cpp.quantize", "quantize")
 
 
 def llama_cpp_file(cache: Path, source: Source, python: Path, bits: int = 4) -> Path:
     """The same by llama.cpp's."""
+    script = Path(__file__).parent / "peers" / "run_llama_cpp.py"
+    return _quantized_gguf(cache, source, bits, "llama", python, script, "--quantize")
+
+
+def _quantized_gguf(cache: Path, source: Source, bits: int, quantiser: str, *command: object) -> Path:
+    """command: the quantiser's, which is followed by a file, that which it makes, and the latter's type."""
     if source.is_gguf:
         return source.path
-    full, script, kind = (
-        _full_gguf(cache, source),
-        Path(__file__).parent / "peers" / "run_llama_cpp.py",
-        GGUF_TYPES[bits],
-    )
-    return made(
-        cache / f"llama-{kind.lower()}-{source.name}.gguf",
-        lambda part: run(python, script, "--quantize", full, part, kind),
-    )
+    full, kind = _full_gguf(cache, source), GGUF_TYPES[bits]
+    path = cache / f"{quantiser}-{kind.lower()}-{source.name}.gguf"
+    return made(path, lambda part: run(*command, full, part, kind))
 
 
 def onnx_bytes_per_token(folder: Path) -> int:

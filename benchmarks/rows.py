@@ -1,5 +1,6 @@
 """The commands of a comparison: a row for each runtime and setting, with the model in the runtime's format."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ class Workload:
     @property
     def target(self) -> str:
         return TARGETS[self.device, self.bits]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a report states."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "variants"}
 
 
 @dataclass(frozen=True, slots=True)

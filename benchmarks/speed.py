@@ -102,6 +102,19 @@ def summary(
     return list(rows.values())
 
 
+def measure(runtimes: dict[str, Runtime], found: dict[str, Row], count: int, settings: Figures, output: Path) -> str:
+    """The report, written anew after every round but the first: an interrupted run keeps its rounds."""
+    about = {name: runtime.about for name, runtime in runtimes.items()}
+    rounds, bandwidths, text = list[dict[str, Figures]](), list[list[float]](), ""
+    for figures, read in alternate(runtimes, Reader(settings["threads"]), count):
+        rounds.append(figures)
+        bandwidths.append(read)
+        if len(rounds) > 1:
+            rows = summary(rounds, bandwidths, found, about)
+            text = write(output, "benchmarks/speed.py", settings | {"rounds": len(rounds)}, rows, bandwidths)
+    return text
+
+
 def read_pythons(given: tuple[str, ...]) -> dict[str, Path]:
     """Of NAME=PATH."""
     found = {name: Path(path) for name, _, path in (one.partition("=") for one in given)}
@@ -201,21 +214,11 @@ def main(
     )
     ours = our_rows(cache, source, work, reuse=reuse)
     found = all_rows(ours, peers, read_pythons(pythons), cache, source, work, install=install)
-    settings = {"model": named, "device": device, "bits": bits}
-    settings |= {"threads": threads, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "streams": streams}
     prompt = prompt_ids(artefacts.vocab_size(source), prompt_tokens)
-    rounds, bandwidths, text = list[dict[str, Figures]](), list[list[float]](), ""
     with contextlib.ExitStack() as stack:
         runtimes = opened_rows(found, prompt, stack)
-        about = {name: runtime.about for name, runtime in runtimes.items()}
         wait_for(wait)
-        for figures, read in alternate(runtimes, Reader(threads), count):
-            rounds.append(figures)
-            bandwidths.append(read)
-            if len(rounds) > 1:  # an interrupted run keeps its rounds
-                rows = summary(rounds, bandwidths, found, about)
-                text = write(output, "benchmarks/speed.py", settings | {"rounds": len(rounds)}, rows, bandwidths)
-    click.echo(text)
+        click.echo(measure(runtimes, found, count, {"model": named, **work.settings}, output))
 
 
 if __name__ == "__main__":
