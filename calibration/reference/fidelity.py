@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.parallel import in_parts
 from megrez.runtime.manifest import Fidelity
 from megrez.runtime.session import Session
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# Positions compared at a time: at vocabulary 122880, 32 of two models take 63 MB in float64.
-STEP_POSITIONS = 32
+# Positions in a step: at vocabulary 122880, the logits of 128 take 63 MB a model.
+STEP_POSITIONS = 128
+# Positions that a thread compares at a time: at vocabulary 122880, 8 of two models take 16 MB in float64.
+COMPARED_POSITIONS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +70,47 @@ def measure_perplexity(
         own = tokens[first : first + window]
         for start in range(0, len(own), STEP_POSITIONS):
             piece, next_tokens = own[start : start + STEP_POSITIONS], own[start + 1 : start + 1 + STEP_POSITIONS]
-            model = log_softmax(session.step(piece, [start], np.arange(len(piece))))
-            losses.append(-model[np.arange(len(next_tokens)), next_tokens])
+            losses += _losses(session.step(piece, [start], np.arange(len(piece))), next_tokens)
             progress(len(piece))
     return float(np.exp(np.concatenate(losses).mean()))
+
+
+def _losses(logits: Float32, next_tokens: NDArray[np.int64]) -> list[Float64]:
+    """Negative log-likelihoods of next_tokens [N] by logits [N or more, vocab_size], in parts."""
+
+    def compute(part: slice) -> Float64:
+        expected = next_tokens[part]
+        return -log_softmax(logits[part])[np.arange(len(expected)), expected]
+
+    return in_parts(len(next_tokens), COMPARED_POSITIONS, compute)
 
 
 def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int64]) -> Iterator[_Position]:
     for start in range(0, len(tokens), STEP_POSITIONS):
         piece = tokens[start : start + STEP_POSITIONS]
         logits_index = np.arange(len(piece))
-        model, truth = (log_softmax(one.step(piece, [start], logits_index)) for one in (session, reference))
-        next_tokens = tokens[start + 1 : start + 1 + STEP_POSITIONS]
-        positions = np.arange(len(next_tokens))
-        yield _Position(
-            kl=(np.exp(truth) * (truth - model)).sum(axis=-1),
-            agree=truth.argmax(axis=-1) == model.argmax(axis=-1),
-            loss=-model[positions, next_tokens],
-            reference_loss=-truth[positions, next_tokens],
+        model, truth = (one.step(piece, [start], logits_index) for one in (session, reference))
+        yield from _compare(model, truth, tokens[start + 1 : start + 1 + STEP_POSITIONS])
+
+
+def _compare(model: Float32, truth: Float32, next_tokens: NDArray[np.int64]) -> list[_Position]:
+    """Of logits [N, vocab_size] each, in parts. next_tokens: [N], or [N - 1] at the end of the text."""
+
+    def compute(part: slice) -> _Position:
+        own, expected = log_softmax(model[part]), log_softmax(truth[part])
+        following = next_tokens[part]
+        positions = np.arange(len(following))
+        return _Position(
+            kl=(np.exp(expected) * (expected - own)).sum(axis=-1),
+            agree=expected.argmax(axis=-1) == own.argmax(axis=-1),
+            loss=-own[positions, following],
+            reference_loss=-expected[positions, following],
         )
 
+    return in_parts(len(model), COMPARED_POSITIONS, compute)
 
-def log_softmax(logits: NDArray[np.float32]) -> Float64:
+
+def log_softmax(logits: Float32) -> Float64:
     """Over the last axis, in float64."""
     x = logits.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)

@@ -57,7 +57,7 @@ def tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("window", [20, 32, 64, 150, 1000])
-@pytest.mark.parametrize("positions", [1, 7, 32])
+@pytest.mark.parametrize("positions", [1, 7, 40])
 def test_every_figure(window: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "STEP_POSITIONS", positions)
     model, truth = tables()
