@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.inputs import align_channels, choose_scale, fake_quantize, search_tokens
+from megrez.calibration.parallel import multiply
 from megrez.calibration.recipe import GroupResult, Recipe
 from megrez.calibration.reference.decoder import project
 from megrez.calibration.weights.asymmetric import ROWS_PER_PRODUCT, AsymmetricCorrection, FullPrecision
@@ -161,7 +162,7 @@ def _relative_error(group: QuantizedGroup, x: Float32) -> float:
     width = sum(len(one.weight) for one in group.projections)
     x = x[:: -(-len(x) * width // LARGEST_PRODUCT)]
     aligned = x if group.factors is None else x * group.factors
-    expected = np.concatenate([aligned @ one.weight.T for one in group.projections], axis=1)
+    expected = np.concatenate([multiply(aligned, one.weight.T) for one in group.projections], axis=1)
     biases = [np.zeros(len(one.weight), np.float32) if one.bias is None else one.bias for one in group.projections]
     total = float(np.square(expected).sum(dtype=np.float64))
     error = float(np.square(group(x) - np.concatenate(biases) - expected).sum(dtype=np.float64))

@@ -12,8 +12,8 @@ from megrez.runtime.session import Session
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# Positions in a step: at vocabulary 122880, the logits of 128 take 63 MB a model.
-STEP_POSITIONS = 128
+# Logits of a step, 64 MB a model: graphs for other engines dequantise their weights in each.
+STEP_LOGITS = 1 << 24
 # Positions that a thread compares at a time: at vocabulary 122880, 8 of two models take 16 MB in float64.
 COMPARED_POSITIONS = 8
 
@@ -66,13 +66,18 @@ def measure_perplexity(
 ) -> float:
     """Of `tokens` [N], in the same windows as measure_fidelity; no reference is needed."""
     losses: list[Float64] = []
+    step = _step_positions(session)
     for first in range(0, len(tokens), window):
         own = tokens[first : first + window]
-        for start in range(0, len(own), STEP_POSITIONS):
-            piece, next_tokens = own[start : start + STEP_POSITIONS], own[start + 1 : start + 1 + STEP_POSITIONS]
+        for start in range(0, len(own), step):
+            piece, next_tokens = own[start : start + step], own[start + 1 : start + 1 + step]
             losses += _losses(session.step(piece, [start], np.arange(len(piece))), next_tokens)
             progress(len(piece))
     return float(np.exp(np.concatenate(losses).mean()))
+
+
+def _step_positions(session: Session) -> int:
+    return max(1, STEP_LOGITS // session.vocab_size)
 
 
 def _losses(logits: Float32, next_tokens: NDArray[np.int64]) -> list[Float64]:
@@ -86,11 +91,12 @@ def _losses(logits: Float32, next_tokens: NDArray[np.int64]) -> list[Float64]:
 
 
 def _compare_window(session: Session, reference: Session, tokens: NDArray[np.int64]) -> Iterator[_Position]:
-    for start in range(0, len(tokens), STEP_POSITIONS):
-        piece = tokens[start : start + STEP_POSITIONS]
+    step = _step_positions(session)
+    for start in range(0, len(tokens), step):
+        piece = tokens[start : start + step]
         logits_index = np.arange(len(piece))
         model, truth = (one.step(piece, [start], logits_index) for one in (session, reference))
-        yield from _compare(model, truth, tokens[start + 1 : start + 1 + STEP_POSITIONS])
+        yield from _compare(model, truth, tokens[start + 1 : start + 1 + step])
 
 
 def _compare(model: Float32, truth: Float32, next_tokens: NDArray[np.int64]) -> list[_Position]:

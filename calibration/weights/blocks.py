@@ -7,6 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megrez.calibration.activations.data_types import FLOAT_TYPES
+from megrez.calibration.parallel import in_parts
+
+# Weights that a thread dequantises at a time: 1 MB.
+TILE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,16 @@ class BlockQuantized:
 
     def dequantize(self) -> NDArray[np.float32]:
         """The dequantised matrix, float32 [N, K]."""
+        rows, columns = self.codes.shape
+        values = np.empty((rows, columns), np.float32)
+
+        def write(part: slice) -> None:
+            values[part] = self.rows(part)._dequantized()
+
+        in_parts(rows, max(1, TILE // columns), write)
+        return values
+
+    def _dequantized(self) -> NDArray[np.float32]:
         rows, columns = self.codes.shape
         padding = (0, 0), (0, -columns % self.block)
         codes = np.pad(self.codes, padding) if padding[1][1] else self.codes

@@ -1,6 +1,6 @@
 """Ranges for RTN, from the weights alone: a few clipping ratios per block, each with a fitted scale; knows no text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from megrez.calibration.weights.ranges import (
     SMALLEST_SCALE,
+    BestGrid,
     Grid,
     extremes,
     nearest_steps,
-    neighbours,
     positive_scale,
 )
 from megrez.engines.weight_formats import WeightFormat
@@ -23,7 +23,7 @@ FITTED_RATIOS = {4: (1.0, 0.96, 0.92), 8: (128 / 127, 1.0, 0.99)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedSearch:
-    """Of a few clipping ratios the one with the least squared error.
+    """Of a few clipping ratios the one with the least squared error, and then of its zero point and the next two.
 
     Each candidate's scale is fitted to its codes by least squares. A symmetric range maps the largest magnitude to the
     most negative code, so a scale may be negative, and zero for a block of zeros; with `positive`, every scale is
@@ -36,14 +36,14 @@ class FittedSearch:
         assert not weight_format.floating and not weight_format.nested
         # [block, rows * blocks]: reductions over a block run along rows of memory, many blocks at once.
         columns = np.ascontiguousarray(x.reshape(-1, x.shape[2]).T)
-        bits = weight_format.bits
+        bits, best = weight_format.bits, BestGrid(columns.shape[1:])
         if weight_format.symmetric:
-            grids = _symmetric_for_fit(columns, bits, self.positive)
+            _fit(columns, bits, _symmetric_for_fit(columns, bits, self.positive), best)
         else:
-            grids = _asymmetric_for_fit(columns, bits)
-        scale, zero = _best_fit(columns, bits, grids)
-        scale = positive_scale(scale) if self.positive else scale
-        return scale.reshape(x.shape[:2]), zero.reshape(x.shape[:2])
+            _fit(columns, bits, _asymmetric_for_fit(columns, bits), best)
+            _fit(columns, bits, best.neighbours(bits), best)
+        scale = positive_scale(best.scale) if self.positive else best.scale
+        return scale.reshape(x.shape[:2]), best.zero.reshape(x.shape[:2])
 
     def divide(self, x: Float32, scale: Float32) -> Float32:
         return x * _reciprocal(scale)[..., None]
@@ -60,30 +60,23 @@ def _symmetric_for_fit(x: Float32, bits: int, positive: bool) -> Iterator[Grid]:
 
 
 def _asymmetric_for_fit(x: Float32, bits: int) -> Iterator[Grid]:
-    """x [block, blocks]; scales and zero points [blocks], the zero points those next to the full range's."""
-    top = np.float32(2**bits - 1)
+    """x [block, blocks]; scales and zero points [blocks], the zero points the full range's."""
     low, high = extremes(x, axis=0)
-    scale = (high - low) / top
+    scale = (high - low) / np.float32(2**bits - 1)
     zero = np.rint(-low * _reciprocal(scale))
     for ratio in FITTED_RATIOS[bits]:
-        yield from neighbours(scale * np.float32(ratio), zero, top)
+        yield scale * np.float32(ratio), zero
 
 
-def _best_fit(x: Float32, bits: int, grids: Iterator[Grid]) -> Grid:
-    """Per block of x [block, blocks], the grid with the least squared error after its scale is fitted."""
-    best_scale, best_zero = (np.zeros(x.shape[1], np.float32) for _ in range(2))
-    least = np.full(x.shape[1], np.inf, np.float32)
+def _fit(x: Float32, bits: int, grids: Iterable[Grid], best: BestGrid) -> None:
+    """Fit the scale of each grid to x [block, blocks] by least squares, and keep the best."""
     for scale, zero in grids:
         steps = nearest_steps(x * _reciprocal(scale), zero, bits)
         power = np.einsum("kb,kb->b", steps, steps)
         fitted = np.divide(np.einsum("kb,kb->b", x, steps), power, out=np.zeros_like(power), where=power > 0)
         steps *= fitted
         steps -= x
-        error = np.einsum("kb,kb->b", steps, steps)
-        better = error < least
-        for best, new in ((best_scale, fitted), (best_zero, zero), (least, error)):
-            np.copyto(best, new, where=better)
-    return best_scale, best_zero
+        best.keep(fitted, zero, np.einsum("kb,kb->b", steps, steps))
 
 
 def _reciprocal(scale: Float32) -> Float32:

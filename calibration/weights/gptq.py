@@ -16,7 +16,7 @@ from megrez.calibration.activations.data_types import FLOAT_TYPES
 from megrez.calibration.parallel import in_parts
 from megrez.calibration.weights.blocks import BlockQuantized
 from megrez.calibration.weights.cholesky import cholesky
-from megrez.calibration.weights.gram import damped, mean_diagonal
+from megrez.calibration.weights.gram import add_damping, mean_diagonal
 
 Float32 = NDArray[np.float32]
 # Added to the Hessian's diagonal, relative to its median times the inputs per token: the fewer tokens there are, the
@@ -24,6 +24,8 @@ Float32 = NDArray[np.float32]
 DAMPING = 1.0
 # Relative to the diagonal's mean: what float32 needs at least.
 LEAST_DAMPING = 0.001
+# Rows of the Hessian that a thread moves at a time.
+HESSIAN_ROWS = 256
 # GPTQ's lazy batches: columns quantised before their errors are fed back to all later ones, and, within a batch, before
 # they are fed back to the rest of it; rows quantised at a time, so that a batch's errors stay in the cache.
 BATCH_COLUMNS, NEAR_COLUMNS, BATCH_ROWS = 128, 8, 2048
@@ -44,10 +46,25 @@ class Gptq:
     @cached_property
     def feedback(self) -> Float32:
         """A^T of H = (A + I) D (A + I)^T in act-order, strictly lower triangular [K, K]."""
+        size = len(self.gram)
         last_first = self.order[::-1]  # a Cholesky factor from the last row and column up
-        lower = cholesky(damped(self.gram[np.ix_(last_first, last_first)], self._damping)).factor
-        lower /= np.diag(lower).copy()
-        return np.ascontiguousarray(np.tril(lower[::-1, ::-1].T, -1))
+        hessian, feedback = np.empty_like(self.gram), np.empty_like(self.gram)
+
+        def gather(rows: slice) -> None:
+            hessian[rows] = self.gram[last_first[rows]][:, last_first]
+
+        in_parts(size, HESSIAN_ROWS, gather)
+        add_damping(hessian, self._damping)
+        lower = cholesky(hessian).factor
+        diagonal = np.diag(lower).copy()
+
+        def transpose(rows: slice) -> None:
+            columns = slice(size - rows.stop, size - rows.start)
+            feedback[rows] = (lower[::-1, columns] / diagonal[columns]).T[::-1]
+
+        in_parts(size, HESSIAN_ROWS, transpose)
+        np.fill_diagonal(feedback, 0)
+        return feedback
 
     @property
     def _damping(self) -> float:

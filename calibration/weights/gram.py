@@ -43,8 +43,13 @@ def mean_diagonal(gram: Float32) -> float:
     return float(np.diag(gram).mean(dtype=np.float64))
 
 
+def add_damping(gram: Float32, damping: float) -> None:
+    """Add `damping`, or the least positive number, to the diagonal."""
+    gram.flat[:: len(gram) + 1] += np.float32(max(damping, TINY))
+
+
 def damped(gram: Float32, damping: float) -> Float32:
-    """A copy of `gram` with `damping`, or the least positive number, added to its diagonal."""
+    """A copy of `gram` with add_damping."""
     result = gram.copy()
-    result.flat[:: len(gram) + 1] += np.float32(max(damping, TINY))
+    add_damping(result, damping)
     return result

@@ -52,6 +52,7 @@ class AbsMax:
 class WeightedSearch:
     """Clipping-ratio search: the range with the least squared error, each column's weighted by its importance.
 
+    Of the ratios the best, with the zero point nearest to zero's place in the range; then that zero point's neighbours.
     importance: float32 [K], the mean square of each input on the calibration data. Scales are positive.
     """
 
@@ -59,16 +60,38 @@ class WeightedSearch:
 
     def choose(self, x: Float32, weight_format: WeightFormat, unit: np.float32 | None) -> Grid:
         importance = block_view(self.importance[None], x.shape[2])[0]
-        best_scale, best_zero, least = np.ones(x.shape[:2], np.float32), np.zeros(x.shape[:2], np.float32), None
+        best = BestGrid(x.shape[:2])
         for scale, zero in _clipped(x, weight_format, unit):
-            error = _weighted_error(x, scale, zero, weight_format, importance)
-            better = np.ones(error.shape, np.bool_) if least is None else error < least
-            best_scale, best_zero = np.where(better, scale, best_scale), np.where(better, zero, best_zero)
-            least = error if least is None else np.minimum(error, least)
-        return best_scale, best_zero
+            best.keep(scale, zero, _weighted_error(x, scale, zero, weight_format, importance))
+        if not weight_format.symmetric:
+            for scale, zero in best.neighbours(weight_format.bits):
+                best.keep(scale, zero, _weighted_error(x, scale, zero, weight_format, importance))
+        return best.scale, best.zero
 
     def divide(self, x: Float32, scale: Float32) -> Float32:
         return x / scale[..., None]
+
+
+class BestGrid:
+    """For each block the scale and zero point with the least error so far, in arrays of any shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.scale, self.zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+        self._error: Float32 | None = None
+
+    def keep(self, scale: Float32, zero: Float32, error: Float32) -> None:
+        """Where `error` is less than the least so far; everywhere at first."""
+        if self._error is None:
+            self.scale[...], self.zero[...], self._error = scale, zero, error
+            return
+        better = error < self._error
+        for kept, new in ((self.scale, scale), (self.zero, zero), (self._error, error)):
+            np.copyto(kept, new, where=better)
+
+    def neighbours(self, bits: int) -> list[Grid]:
+        """The best grid with the next lower and the next higher zero point."""
+        top = np.float32(2**bits - 1)
+        return [(self.scale.copy(), np.clip(self.zero + np.float32(shift), 0, top)) for shift in (-1, 1)]
 
 
 def block_view(rows: Float32, block: int) -> Float32:
@@ -119,12 +142,12 @@ def _symmetric(x: Float32, weight_format: WeightFormat) -> Iterator[Grid]:
 
 
 def _asymmetric(x: Float32, bits: int) -> Iterator[Grid]:
-    """At every ratio, the zero point nearest to zero's place in the range, then its two neighbours."""
+    """At every ratio, with the zero point nearest to zero's place in the range."""
     top = np.float32(2**bits - 1)
     low, high = extremes(x, axis=2)
     for ratio in SEARCH_RATIOS[bits]:
         scale = positive_scale((high - low) * np.float32(ratio) / top)
-        yield from neighbours(scale, np.rint(-low * np.float32(ratio) / scale), top)
+        yield scale, np.clip(np.rint(-low * np.float32(ratio) / scale), 0, top)
 
 
 def _weighted_error(
@@ -146,8 +169,3 @@ def _weighted_error(
 def extremes(x: Float32, axis: int) -> tuple[Float32, Float32]:
     """The smallest and the largest weight of each block, with zero in the range."""
     return np.minimum(x.min(axis=axis), 0), np.maximum(x.max(axis=axis), 0)
-
-
-def neighbours(scale: Float32, zero: Float32, top: np.float32) -> Iterator[Grid]:
-    for shift in (0, -1, 1):
-        yield scale, np.clip(zero + np.float32(shift), 0, top)

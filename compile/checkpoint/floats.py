@@ -1,4 +1,4 @@
-"""Reads stored floats at a position as float32, piece by piece; knows no file format and does not map the file."""
+"""Reads stored floats at a position as float32, in pieces; knows no file format and does not map the file."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megrez.calibration.parallel import in_parts
 from megrez.runtime.errors import CheckpointError
 
 BFLOAT16 = np.dtype("<u2")  # numpy has no such float: its bits are the upper half of a float32's
@@ -15,7 +16,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": BFLOAT16,
 }
-PIECE = 1 << 21  # values converted at a time, the only memory besides the result
+PIECE = 1 << 20  # values that a thread converts at a time, the only memory besides the result
 
 
 def read_floats(path: Path, *, tensor: str, dtype: str, start: int, count: int) -> NDArray[np.float32]:
@@ -23,17 +24,17 @@ def read_floats(path: Path, *, tensor: str, dtype: str, start: int, count: int) 
 
     Raises CheckpointError, naming `tensor` and the file, on a NaN, an infinity or an early end.
     """
-    values = np.empty(count, np.float32)
-    stored = DTYPES[dtype]
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        for at in range(0, count, PIECE):
-            piece = values[at : at + PIECE]
-            raw = np.fromfile(file, stored, piece.size)
-            if raw.size < piece.size:
-                raise CheckpointError(f"{path.name} ends inside {tensor}: download it again")
-            _convert(raw, piece)
-            refuse_non_finite(piece, tensor=tensor, path=path)
+    values, stored = np.empty(count, np.float32), DTYPES[dtype]
+
+    def read_piece(part: slice) -> None:
+        piece = values[part]
+        raw = np.fromfile(path, stored, piece.size, offset=start + part.start * stored.itemsize)
+        if raw.size < piece.size:
+            raise CheckpointError(f"{path.name} ends inside {tensor}: download it again")
+        _convert(raw, piece)
+        refuse_non_finite(piece, tensor=tensor, path=path)
+
+    in_parts(count, PIECE, read_piece)
     return values
 
 

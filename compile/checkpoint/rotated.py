@@ -29,8 +29,8 @@ NORM_OF = {name: norm for group, norm in NORMS.items() for name in GROUPS[group]
 NORM_WEIGHTS = (FINAL_NORM, *(f"{norm}.weight" for norm in NORMS.values()))
 # The largest Hadamard matrix that is a factor of a rotation.
 LARGEST_FACTOR = 64
-# Weights that a thread rotates at a time.
-TILE = 1 << 20
+# Weights that a thread rotates at a time: temporaries of 1 MB.
+TILE = 1 << 18
 # Fixed: other signs would change every bundle of a rotated target.
 SIGNS_LABEL = "megrez Hadamard rotation"
 
@@ -89,20 +89,13 @@ def rotate(x: Float32, scale: Float32 | None = None) -> Float32:
     the odd part of n.
     """
     rows, n = x.shape
-    signs = random_signs(n)
-    factors = [_factor(size).astype(np.float32) for size in _sizes(n)]
+    signs, factors = random_signs(n), _factors(n)
     scale = signs if scale is None else scale * signs
-    step = max(1, TILE // n)
 
-    def rotate_rows(rows_of_part: slice) -> None:
-        part = x[rows_of_part] * scale
-        for factor in factors:  # each moves its axis to the end: after the last the order is the original one
-            size = len(factor)
-            moved = part.reshape(len(part), size, n // size).swapaxes(1, 2)
-            part = (moved.reshape(-1, size) @ factor).reshape(len(part), n)
-        x[rows_of_part] = part
+    def rotate_rows(part: slice) -> None:
+        x[part] = _multiply(factors, x[part] * scale)
 
-    in_parts(rows, step, rotate_rows)
+    in_parts(rows, max(1, TILE // n), rotate_rows)
     return x
 
 
@@ -118,31 +111,59 @@ def random_signs(n: int) -> Float32:
 
 
 def _rotate_rows(x: Float32, width: int) -> Float32:
-    """x [N, K] or [N] with each group of `width` rows multiplied by R transposed."""
-    groups = x.reshape(len(x) // width, width, -1)
-    moved = groups.swapaxes(1, 2)
-    rotated = rotate(moved.reshape(-1, width)).reshape(moved.shape).swapaxes(1, 2)
-    return np.ascontiguousarray(rotated).reshape(x.shape)
+    """x [N, K] or [N], overwritten with each group of `width` rows multiplied by R transposed."""
+    groups, factors = x.reshape(len(x) // width, width, -1), _factors(width)
+    signs = random_signs(width)[:, None]
+
+    def rotate_columns(part: slice) -> None:
+        columns = groups[..., part] * signs
+        groups[..., part] = _multiply(factors, columns).reshape(columns.shape)
+
+    in_parts(groups.shape[2], max(1, TILE // len(x)), rotate_columns)
+    return groups.reshape(x.shape)
+
+
+def _multiply(factors: list[Float32], x: Float32) -> Float32:
+    """The Kronecker product of `factors`, transposed, times vectors: x [rows, n], or matrices: x [groups, n, K]."""
+    shape, after = x.shape, x.size // len(x)
+    for factor in factors:
+        size = len(factor)
+        after //= size
+        x = x.reshape(-1, size) @ factor if after == 1 else factor.T @ x.reshape(-1, size, after)
+    return x.reshape(shape)
+
+
+def _factors(n: int) -> list[Float32]:
+    return [_factor(size).astype(np.float32) for size in _sizes(n)]
 
 
 def _sizes(n: int) -> list[int]:
-    """Factors of n: its odd part, and powers of two no larger than LARGEST_FACTOR."""
+    """Factors of n no larger than LARGEST_FACTOR, but for its odd part, which is in the first. Few are fastest."""
     power = n & -n
-    sizes = [n // power] if n != power else []
+    odd = n // power
+    sizes: list[int] = []
     while power > 1:
-        sizes.append(min(power, LARGEST_FACTOR))
-        power //= sizes[-1]
+        sizes.insert(0, min(power, LARGEST_FACTOR))
+        power //= sizes[0]
+    if odd > 1 and sizes and odd * sizes[0] <= LARGEST_FACTOR:
+        sizes[0] *= odd
+    elif odd > 1:
+        sizes.insert(0, odd)
     return sizes
 
 
 def _factor(n: int) -> Float64:
-    """An orthogonal [n, n]: the Hadamard matrix for a power of two, else that of the DCT-II."""
-    if n & (n - 1) == 0:
-        matrix = np.ones((1, 1))
-        while len(matrix) < n:
-            matrix = np.kron(matrix, np.array([[1.0, 1.0], [1.0, -1.0]]))
-        return matrix / math.sqrt(n)
+    """An orthogonal [n, n]: the DCT-II of n's odd part, in a Kronecker product with a Hadamard matrix."""
+    power = n & -n
+    matrix: Float64 = _cosines(n // power)
+    while len(matrix) < n:
+        matrix = np.asarray(np.kron(matrix, [[1, 1], [1, -1]]) / math.sqrt(2), np.float64)
+    return matrix
+
+
+def _cosines(n: int) -> Float64:
+    """The matrix of the DCT-II, [n, n]."""
     angles = np.outer(np.arange(n) + 0.5, np.arange(n)) * (math.pi / n)
-    matrix = np.cos(angles) * math.sqrt(2 / n)
+    matrix: Float64 = np.cos(angles) * math.sqrt(2 / n)
     matrix[:, 0] /= math.sqrt(2)
     return matrix

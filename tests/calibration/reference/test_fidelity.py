@@ -59,7 +59,7 @@ def tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 @pytest.mark.parametrize("window", [20, 32, 64, 150, 1000])
 @pytest.mark.parametrize("positions", [1, 7, 40])
 def test_every_figure(window: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "STEP_POSITIONS", positions)
+    monkeypatch.setattr(fidelity, "STEP_LOGITS", positions * VOCAB)
     model, truth = tables()
     sessions = TableSession(model, window), TableSession(truth, window)
     done: list[int] = []

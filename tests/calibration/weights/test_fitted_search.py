@@ -62,24 +62,26 @@ def test_every_code_is_the_nearest(bits: int, symmetric: bool, positive: bool) -
         assert found == best or (abs(found - best) == 1 and tie)
 
 
+def fit(x: Float64, scale: float, zero: float, bits: int) -> tuple[float, float, float]:
+    """Squared error, scale and zero point after a least-squares fit of the scale."""
+    steps = np.clip(np.rint(x / scale), -zero, 2**bits - 1 - zero)
+    fitted = float(x @ steps / (steps @ steps))
+    return float(((fitted * steps - x) ** 2).sum()), fitted, zero
+
+
 def candidates(x: Float64, bits: int, symmetric: bool, positive: bool) -> list[tuple[float, float, float]]:
     """Squared error, scale and zero point of every candidate for one block x, its scale fitted by least squares."""
     top, half = 2**bits - 1, 2 ** (bits - 1)
     low, high = x.min(), x.max()
     if symmetric:
         full = max(high / (half - 1), low / -half) if positive else (high if high > -low else low) / -half
-        zeros = [float(half)]
-    else:
-        low, high = min(low, 0.0), max(high, 0.0)
-        full = (high - low) / top
-        zeros = [float(np.clip(np.rint(-low / full) + shift, 0, top)) for shift in (-1, 0, 1)]
-    found = []
-    for zero in zeros:
-        for ratio in RATIOS[bits]:
-            steps = np.clip(np.rint(x / (full * ratio)), -zero, top - zero)
-            scale = x @ steps / (steps @ steps)
-            found.append((float(((scale * steps - x) ** 2).sum()), float(scale), zero))
-    return found
+        return [fit(x, full * ratio, float(half), bits) for ratio in RATIOS[bits]]
+    low, high = min(low, 0.0), max(high, 0.0)
+    full = (high - low) / top
+    zero = float(np.rint(-low / full))
+    found = [fit(x, full * ratio, zero, bits) for ratio in RATIOS[bits]]
+    _, scale, _ = min(found, key=lambda one: one[0])
+    return found + [fit(x, scale, float(np.clip(zero + shift, 0, top)), bits) for shift in (-1, 1)]
 
 
 @every_case

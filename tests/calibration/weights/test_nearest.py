@@ -121,12 +121,10 @@ def test_with_importance_the_best_candidate_is_taken(weight_format: WeightFormat
         ) -> float:
             return float(w @ least_error(x, scale, zero, weight_format) ** 2)
 
-        shifts = (0,) if weight_format.symmetric else (-1, 0, 1)
-        candidates = [
-            error(full * ratio, np.clip(zero + shift, 0, 2**weight_format.bits - 1))
-            for ratio in (OCTAVE if weight_format.floating else RATIOS[weight_format.bits])
-            for shift in shifts
-        ]
+        ratios = OCTAVE if weight_format.floating else RATIOS[weight_format.bits]
+        scale = full * min(ratios, key=lambda ratio: error(full * ratio, zero))
+        top, shifts = 2**weight_format.bits - 1, (0,) if weight_format.symmetric else (-1, 0, 1)
+        candidates = [error(scale, np.clip(zero + shift, 0, top)) for shift in shifts]
         found = error(float(made.scales[row, block]), zero_of(made, weight_format, row, block))
         assert found == pytest.approx(min(candidates), rel=1e-3, abs=1e-30)
         smaller += made.scales[row, block] < 0.99 * full
