@@ -33,14 +33,22 @@ def arrange(batch: Batch, order: SlotOrder, swap: Callable[[list[Swap]], None], 
     several sequences with both cached tokens and several new ones; otherwise each of these is a group. Run a group
     before the next is generated.
     """
-    order.hold(batch.slots, batch.starts.astype(np.int64))
+    order.hold(batch.slots, batch.starts)
+    for sequences in _alike(batch, order, ragged):
+        if swaps := order.bring_together(batch.slots[sequences]):
+            swap(swaps)
+        yield _group(batch, order, sequences)
+        order.hold(batch.slots[sequences], batch.starts[sequences] + batch.counts[sequences])
+
+
+def _alike(batch: Batch, order: SlotOrder, ragged: bool) -> Iterator[Indices]:
+    """The sequences of each group."""
+    if len(batch.slots) == 1:
+        yield np.zeros(1, np.int64)
+        return
     for count in np.unique(batch.counts):
         alike = np.flatnonzero(batch.counts == count)
-        for sequences in [alike] if count == 1 else _parts(batch, order, alike, ragged):
-            if swaps := order.bring_together(batch.slots[sequences]):
-                swap(swaps)
-            yield _group(batch, order, sequences)
-            order.hold(batch.slots[sequences], batch.starts[sequences] + count)
+        yield from [alike] if count == 1 else _parts(batch, order, alike, ragged)
 
 
 def _parts(batch: Batch, order: SlotOrder, sequences: Indices, ragged: bool) -> list[Indices]:
@@ -51,6 +59,14 @@ def _parts(batch: Batch, order: SlotOrder, sequences: Indices, ragged: bool) -> 
 
 
 def _group(batch: Batch, order: SlotOrder, sequences: Indices) -> Group:
+    if len(batch.slots) == 1:
+        return Group(
+            first=int(order.entries_of(batch.slots)[0]),
+            tokens=batch.tokens[None],
+            starts=batch.starts,
+            index=batch.logits_index,
+            wanted=np.arange(len(batch.logits_index)),
+        )
     sequences = sequences[np.argsort(order.entries_of(batch.slots[sequences]))]
     place = np.full(len(batch.slots), -1)  # per sequence of the batch: its position in the group
     place[sequences] = np.arange(len(sequences))

@@ -36,7 +36,7 @@ class SlotOrder:
     def entries_of(self, slots: Indices) -> Indices:
         return self._entries[slots]
 
-    def hold(self, slots: Indices, tokens: Indices) -> None:
+    def hold(self, slots: Indices, tokens: NDArray[np.integer]) -> None:
         """Set how many tokens each of these slots holds."""
         self._held[self._entries[slots]] = tokens
 
@@ -50,6 +50,9 @@ class SlotOrder:
 
         The caller must carry out the swaps; this object is updated already.
         """
+        entries = self._entries[slots].tolist()
+        if max(entries) - min(entries) + 1 == len(slots) and min(entries) % self._alignment == 0:
+            return []
         count, every = len(slots), len(self._entries)
         chosen = np.zeros(every, np.bool_)
         chosen[self._entries[slots]] = True

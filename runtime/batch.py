@@ -86,10 +86,12 @@ class Batch:
 
 def check_capacity(starts: Lengths, counts: Tokens, capacity: int) -> None:
     """Raise UsageError if `starts` [S] cached plus `counts` [S] new tokens exceed the capacity."""
-    if (starts < 0).any():
-        raise UsageError(f"a sequence starts at {starts.min()}: a start is the number of cached tokens, 0 or more")
-    longest = int(np.argmax(starts + counts))
-    if starts[longest] + counts[longest] > capacity:
+    cached = starts.tolist()
+    if min(cached) < 0:
+        raise UsageError(f"a sequence starts at {min(cached)}: a start is the number of cached tokens, 0 or more")
+    ends = [start + count for start, count in zip(cached, counts.tolist(), strict=True)]
+    if max(ends) > capacity:
+        longest = ends.index(max(ends))
         raise UsageError(
             f"{starts[longest]} cached and {counts[longest]} new tokens do not fit the context of {capacity}: "
             "shorten the prompt or compile with a larger --context"
@@ -117,13 +119,13 @@ def _even(tokens: int, sequences: int) -> Tokens:
 
 def _check_slots(slots: Tokens, max_slots: int) -> None:
     _check_range(slots, max_slots)
-    named, times = np.unique(slots, return_counts=True)
-    if (times > 1).any():
+    if len(set(slots.tolist())) < len(slots):
+        named, times = np.unique(slots, return_counts=True)
         raise UsageError(f"slot {named[times.argmax()]} appears twice in one step: give it all its tokens at once")
 
 
 def _check_range(slots: Tokens, max_slots: int) -> None:
-    if (outside := slots[(slots < 0) | (slots >= max_slots)]).size:
+    if outside := [slot for slot in slots.tolist() if not 0 <= slot < max_slots]:
         raise UsageError(
             f"slot {outside[0]} was requested, the session has slots 0 to {max_slots - 1}: use one of these or open "
             "the bundle with more slots"
@@ -131,16 +133,17 @@ def _check_range(slots: Tokens, max_slots: int) -> None:
 
 
 def _check_counts(slots: Tokens, counts: Tokens, tokens: int) -> None:
-    if (empty := np.flatnonzero(counts < 1)).size:
-        raise UsageError(
-            f"slot {slots[empty[0]]} gets {counts[empty[0]]} new tokens: give it at least one or leave it out"
-        )
-    if counts.sum() != tokens:
-        raise UsageError(f"{tokens} tokens were given, the counts add up to {counts.sum()}: make the two equal")
+    every = counts.tolist()
+    if min(every) < 1:
+        empty = next(at for at, count in enumerate(every) if count < 1)
+        raise UsageError(f"slot {slots[empty]} gets {counts[empty]} new tokens: give it at least one or leave it out")
+    if sum(every) != tokens:
+        raise UsageError(f"{tokens} tokens were given, the counts add up to {sum(every)}: make the two equal")
 
 
 def _check_index(index: Tokens, tokens: int) -> None:
-    if (outside := index[(index < 0) | (index >= tokens)]).size:
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < tokens:
+        outside = index[(index < 0) | (index >= tokens)]
         raise UsageError(
             f"logits of token {outside[0]} were requested, the step has tokens 0 to {tokens - 1}: index one of these"
         )

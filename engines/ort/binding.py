@@ -76,7 +76,7 @@ class BoundModel:
         else:
             inputs = self._inputs(group.tokens, group.starts, np.arange(sequences))
             found = self._decoding(group.first, sequences).run(self._session, inputs)
-            if not np.array_equal(group.index, np.arange(sequences)):
+            if group.index.tolist() != list(range(sequences)):
                 found = found[group.index]
         return found[:wanted].astype(np.float32, copy=False)
 
