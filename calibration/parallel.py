@@ -21,7 +21,7 @@ T = TypeVar("T")
 Float32 = NDArray[np.float32]
 # A thread computes a multiple of this many of a product's columns. Rows are not divided: BLAS sums the last ones in
 # another order, and a row's product would depend on how many others there are.
-COLUMNS = 64
+COLUMNS = 16
 # Symbols of OpenBLAS in numpy's wheels, and as Linux distributions build it.
 OPENBLAS = "scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"
 

@@ -39,10 +39,12 @@ class QuantizedGroup:
     """A projection group as it will be stored; matrices by name, the last three fields as in GroupResult.
 
     factors: [K] that the input is multiplied by first, and the weights were divided by; None for none.
+    inputs: [tokens, K], the calibration data's as the projections read them: multiplied by `factors` and quantised.
     """
 
     projections: list[Projection]
     factors: Float32 | None
+    inputs: Float32
     matrices: dict[str, BlockQuantized]
     input_type: str | None
     input_scale: float | None
@@ -54,7 +56,11 @@ class QuantizedGroup:
         inputs = x if self.factors is None else x * self.factors
         if self.input_type is not None and self.input_scale is not None:
             inputs = fake_quantize(inputs, self.input_scale, self.input_type)
-        return project(inputs, sum(len(one.weight) for one in self.projections), self._weights())
+        return self._multiply(inputs)
+
+    def calibration_outputs(self) -> Float32:
+        """The outputs for the calibration data."""
+        return self._multiply(self.inputs)
 
     def dequantized(self) -> "QuantizedGroup":
         """The same with the matrices dequantised once, for many calls."""
@@ -71,6 +77,9 @@ class QuantizedGroup:
             relative_error=self.relative_error,
             zero_channels=self.zero_channels,
         )
+
+    def _multiply(self, inputs: Float32) -> Float32:
+        return project(inputs, sum(len(one.weight) for one in self.projections), self._weights())
 
     def _weights(self) -> Iterator[tuple[Float32, Float32 | None]]:
         """The weights as they are stored, and their biases, in parts."""
@@ -99,7 +108,7 @@ def quantize_group(
     overwrite: the projections' weights may be overwritten.
     """
     if all(one.weight_format is None for one in projections):
-        return _group(projections, None, {}, recipe, None, x)
+        return _group(projections, None, x, {}, recipe, None, x)
     scale, factors, inputs = None, None, x
     if recipe.input_type is not None:
         scale = choose_scale(x, _importance(projections), recipe.input_type)
@@ -126,13 +135,14 @@ def quantize_group(
         if one.weight_format is not None:
             grid = quantize_nearest(one.weight, one.weight_format, search)
             matrices[one.name] = grid if gptq is None else gptq.quantize(one.weight, grid)
-    quantized = _group(projections, factors, matrices, recipe, scale, x)
+    quantized = _group(projections, factors, inputs, matrices, recipe, scale, x)
     return dataclasses.replace(quantized, relative_error=_relative_error(quantized, search_tokens(x)))
 
 
 def _group(
     projections: list[Projection],
     factors: Float32 | None,
+    inputs: Float32,
     matrices: dict[str, BlockQuantized],
     recipe: Recipe,
     input_scale: float | None,
@@ -143,6 +153,7 @@ def _group(
     return QuantizedGroup(
         projections=projections,
         factors=factors,
+        inputs=inputs,
         matrices=matrices,
         input_type=recipe.input_type,
         input_scale=input_scale,

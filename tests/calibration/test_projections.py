@@ -98,6 +98,7 @@ def test_inputs_are_rounded_half_to_even_and_clipped() -> None:
         group = QuantizedGroup(
             projections=[identity],
             factors=None,
+            inputs=np.empty((0, len(x)), np.float32),
             matrices={},
             input_type=input_type,
             input_scale=0.5,
