@@ -83,9 +83,9 @@ def test_outputs_and_error_are_their_definition(inputs: str | None, forms: tuple
         products.append(quantized_x @ (weight if one.weight_format is None else stored(found.matrices[one.name])).T)
         exact.append(x.astype(np.float64) @ weight.T)
         expected.append(products[-1] + (0 if one.bias is None else one.bias))
-    made = found(x)
-    assert made.dtype == np.float32
-    np.testing.assert_allclose(made, np.concatenate(expected, axis=1), rtol=0, atol=1e-5 * np.abs(made).max())
+    for made in (found(x), found.calibration_outputs()):
+        assert made.dtype == np.float32
+        np.testing.assert_allclose(made, np.concatenate(expected, axis=1), rtol=0, atol=1e-5 * np.abs(made).max())
     off = np.concatenate(products, axis=1) - np.concatenate(exact, axis=1)
     share = (off**2).sum() / (np.concatenate(exact, axis=1) ** 2).sum()
     assert found.relative_error == pytest.approx(share, rel=1e-3) and 0 < found.relative_error < 0.05
