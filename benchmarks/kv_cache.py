@@ -52,18 +52,34 @@ def alternate(runtimes: dict[str, Runtime], count: int) -> list[dict[str, Line]]
     return rounds
 
 
-def table(rounds: list[dict[str, Line]], about: dict[str, Line], lengths: list[str]) -> str:
-    columns = [f"tok/s at {length} | f32 over it |" for length in lengths]
-    lines = [f"| cache | {' '.join(columns)} memory of the longest |", "|---" * (2 + 2 * len(lengths)) + "|"]
+def summarise(rounds: list[dict[str, Line]], about: dict[str, Line], lengths: list[str]) -> list[dict[str, object]]:
+    """By cache, medians over rounds: tokens/s at each length, and ratios to float32 and of int8 to each."""
+    results: list[dict[str, object]] = []
     for name, said in about.items():
-        cells = []
+        result: dict[str, object] = {"name": name, "cache_bytes": said["cache_bytes"]}
         for length in lengths:
             key = f"decode_{length}"
-            speed = statistics.median(figures[name][key] for figures in rounds)
-            ratio = statistics.median(figures[name][key] / figures["--kv f32"][key] for figures in rounds)
-            cells.append(f"{speed:.1f} | {ratio:.2f} |")
-        lines.append(f"| {name} | {' '.join(cells)} {said['cache_bytes'] / 1e6:.0f} MB |")
-    return "\n".join(lines).replace("f32 over it", "over f32")
+            result[key] = statistics.median(figures[name][key] for figures in rounds)
+            result[f"over_f32_{length}"] = statistics.median(
+                figures[name][key] / figures["--kv f32"][key] for figures in rounds
+            )
+            result[f"int8_over_it_{length}"] = statistics.median(
+                figures["--kv int8"][key] / figures[name][key] for figures in rounds
+            )
+        results.append(result)
+    return results
+
+
+def table(results: list[dict[str, object]], lengths: list[str]) -> str:
+    columns = [f"tok/s at {length} | over f32 | int8 over it |" for length in lengths]
+    lines = [f"| cache | {' '.join(columns)} memory of the longest |", "|---" * (2 + 3 * len(lengths)) + "|"]
+    for one in results:
+        cells = [
+            f"{one[f'decode_{length}']:.1f} | {one[f'over_f32_{length}']:.2f} | {one[f'int8_over_it_{length}']:.2f} |"
+            for length in lengths
+        ]
+        lines.append(f"| {one['name']} | {' '.join(cells)} {float(str(one['cache_bytes'])) / 1e6:.0f} MB |")
+    return "\n".join(lines)
 
 
 @click.command()
@@ -98,13 +114,15 @@ def main(
         while wait is not None and not wait.exists():
             time.sleep(0.2)
         rounds = alternate(runtimes, count)
-    click.echo(table(rounds, about, lengths.split(",")))
+    results = summarise(rounds, about, lengths.split(","))
+    click.echo(table(results, lengths.split(",")))
     if json_file is not None:
         settings = {"threads": threads, "layers": layers, "steps": steps}
         report = {
             "command": command_line("benchmarks/kv_cache.py", sys.argv[1:]),
             "settings": settings,
             "about": about,
+            "results": results,
             "rounds": rounds,
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

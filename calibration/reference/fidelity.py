@@ -12,8 +12,8 @@ from megrez.runtime.session import Session
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# Logits of a step, 128 MB a model: graphs for other engines dequantise their weights in each.
-STEP_LOGITS = 1 << 25
+# Logits of a step, 32 MB a model: graphs for other engines dequantise their weights in each.
+STEP_LOGITS = 1 << 23
 # Positions that a thread compares at a time: at vocabulary 122880, 8 of two models take 16 MB in float64.
 COMPARED_POSITIONS = 8
 
