@@ -68,7 +68,7 @@ def _copy(
         inputs = [None if value is None else copies.get(value, value) for value in node.inputs]
         outputs = [copies[value] for value in node.outputs]
         attributes = node.attributes.values()
-        copied = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"{node.name}.{number}")
+        copied = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"{node.name}.layer{number}")
         graph.insert_before(before, copied)
         graph.outputs.extend(copies[value] for value in node.outputs if value.is_graph_output())
     return copies
@@ -77,7 +77,8 @@ def _copy(
 def _copied(value: ir.Value, number: int) -> ir.Value:
     name = str(value.name)
     renamed = OF_LAYER.sub(str(number), name)
-    name = f"{name}.{number}" if renamed == name else renamed
+    # Passes name what they add to a value by its name and a number.
+    name = f"{name}.layer{number}" if renamed == name else renamed
     return ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
 
 

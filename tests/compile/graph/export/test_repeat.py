@@ -7,6 +7,7 @@ import pytest
 
 from megrez.compile.families.config import read_config
 from megrez.compile.graph.export.trace import trace, trace_every_layer
+from megrez.compile.graph.passes.split_rotary import SplitRotary
 from tests.traces import CONTEXT
 
 SHAPE = {
@@ -62,4 +63,11 @@ def test_repeated_layers_are_those_that_torch_traces(layer_types: list[str]) -> 
         assert names[0] == names[1]
     assert set(repeated.graph.initializers) == set(traced.graph.initializers)
     names = [name for node in repeated.graph for name in (node.name, *(value.name for value in node.outputs))]
+    assert len(names) == len(set(names))
+
+
+def test_values_that_a_pass_adds_to_repeated_layers_have_names_of_their_own() -> None:
+    model = trace(read_config({**SHAPE, "num_hidden_layers": 8, "layer_types": [FULL] * 8}), CONTEXT)
+    SplitRotary()(model)
+    names = [value.name for node in model.graph for value in node.outputs]
     assert len(names) == len(set(names))
