@@ -67,8 +67,8 @@ def _copy(
         copies |= {value: _copied(value, number) for value in node.outputs}
         inputs = [None if value is None else copies.get(value, value) for value in node.inputs]
         outputs = [copies[value] for value in node.outputs]
-        attributes = node.attributes.values()
-        copied = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"{node.name}.layer{number}")
+        name, attributes = f"{node.name}.layer{number}", node.attributes.values()
+        copied = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=name)
         graph.insert_before(before, copied)
         graph.outputs.extend(copies[value] for value in node.outputs if value.is_graph_output())
     return copies
