@@ -9,6 +9,7 @@ from megrez.compile.checkpoint.protocol import Checkpoint
 from megrez.compile.families.config import ModelConfig
 from megrez.compile.graph.passes.all_positions import AllPositions
 from megrez.compile.graph.passes.cache_format import CacheFormat
+from megrez.compile.graph.passes.decoder_layer import DecoderLayer
 from megrez.compile.graph.passes.fuse_projections import FuseProjections
 from megrez.compile.graph.passes.graph import MICROSOFT
 from megrez.compile.graph.passes.group_query_attention import HEAD_MULTIPLE, GroupQueryAttention
@@ -55,11 +56,14 @@ def _ort(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> lis
     passes: list[ir.passes.InPlacePass] = [
         FuseProjections(checkpoint, precision.fusion_key),
         GroupQueryAttention(checkpoint.config, ragged=not on_gpu),
-        SkipNorm(),
         QuantizeWeights(Quantizer(checkpoint), precision, accuracy_level=0 if on_gpu else INT8_ARITHMETIC),
         DeclareMicrosoft(),
     ]
-    return [*passes, *([HalfPrecision()] if on_gpu else [SwiGLU(), CacheFormat(target.kv_dtype)])]
+    if on_gpu:
+        return [*passes, SkipNorm(), HalfPrecision()]
+    # what earlier passes left unused would be seen as other readers of a layer's values
+    layers = [common.RemoveUnusedNodesPass(), DecoderLayer()]
+    return [*passes, SwiGLU(), CacheFormat(target.kv_dtype), *layers, SkipNorm()]
 
 
 def _portable(checkpoint: Checkpoint, target: Target, input_scale: InputScale) -> list[ir.passes.InPlacePass]:

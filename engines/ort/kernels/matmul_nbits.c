@@ -8,8 +8,8 @@
  */
 #include "operator.h"
 #include "products.h"
+#include "weights.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 enum { A, B, SCALES, ZERO_POINTS, G_IDX, BIAS, INPUTS };
@@ -93,54 +93,16 @@ static ort_status *compute(void *opaque, ort_context *context) {
     return multiply(api, context, &all);
 }
 
-/* The data of an initializer, which must have this many elements; NULL if it is optional and absent. */
-static ort_status *find_constant(
-    const ort_api *api, const ort_kernel_info *info, size_t index, const char *called, int64_t elements,
-    const void **data
-) {
-    megrez_shape shape;
-    ort_status *status = megrez_constant(api, info, index, &shape, data);
-    if (status || (!*data && index > SCALES)) return status;
-    const int64_t found = *data ? megrez_elements(&shape) : 0;
-    if (found == elements) return NULL;
-    char text[160];
-    snprintf(text, sizeof text, "MatMulNBits: %s has %lld elements, by N, K, bits and block_size it would have %lld",
-             called, (long long)found, (long long)elements);
-    return megrez_refuse(api, text);
-}
-
-static ort_status *find_constants(const ort_api *api, const ort_kernel_info *info, megrez_weights *weights) {
-    const int64_t rows = weights->rows, blocks = weights->blocks, bits = weights->bits;
-    const void *codes, *scales, *points, *order, *bias;
-    megrez_shape shape;
-    ort_status *status = megrez_constant(api, info, G_IDX, &shape, &order);
-    if (!status && order) status = megrez_decline(api, "MatMulNBits: g_idx is not taken");
-    if (!status) status = find_constant(api, info, B, "B", rows * blocks * (weights->block * bits / 8), &codes);
-    if (!status) status = find_constant(api, info, SCALES, "scales", rows * blocks, &scales);
-    if (!status)
-        status = find_constant(api, info, ZERO_POINTS, "zero_points", rows * ((blocks * bits + 7) / 8), &points);
-    if (!status) status = find_constant(api, info, BIAS, "bias", rows, &bias);
-    if (status) return status;
-    weights->codes = codes, weights->scales = scales, weights->zero_points = points, weights->bias = bias;
-    return NULL;
-}
-
 static ort_status *understand(const ort_api *api, const ort_kernel_info *info, megrez_weights *weights) {
+    static const size_t inputs[] = {B, SCALES, ZERO_POINTS, BIAS};
     int64_t accuracy_level = 0;
-    weights->bits = 4;
-    ort_status *status = ort_attribute(api)(info, "N", &weights->rows);
-    if (!status) status = ort_attribute(api)(info, "K", &weights->columns);
-    if (!status) status = ort_attribute(api)(info, "block_size", &weights->block);
-    if (status) return status;
-    megrez_optional(api, info, "bits", &weights->bits);
+    megrez_shape shape;
+    const void *order;
     megrez_optional(api, info, "accuracy_level", &accuracy_level);
     if (accuracy_level != ACCURACY_LEVEL) return megrez_decline(api, "MatMulNBits: accuracy_level 4 is taken");
-    if (!megrez_takes(weights))
-        return megrez_decline(api, "MatMulNBits: 4 or 8 bits, blocks of 16 to 256 are taken");
-    if (weights->rows < 1 || weights->rows > INT32_MAX || weights->columns < 1 || weights->columns > INT32_MAX)
-        return megrez_refuse(api, "MatMulNBits: N and K are not between 1 and 2^31 - 1");
-    weights->blocks = (weights->columns + weights->block - 1) / weights->block;
-    return find_constants(api, info, weights);
+    ort_status *status = megrez_constant(api, info, G_IDX, &shape, &order);
+    if (!status && order) status = megrez_decline(api, "MatMulNBits: g_idx is not taken");
+    return status ? status : megrez_read_weights(api, info, "", inputs, weights);
 }
 
 static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, void **made) {

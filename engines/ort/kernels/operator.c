@@ -142,7 +142,11 @@ EXPORT int megrez_replaces(void) {
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
     static const ort_custom_op *const cached[] = {&MEGREZ_ATTENTION_FLOAT16, &MEGREZ_ATTENTION_INT8};
     static const ort_custom_op *const theirs[] = {&MEGREZ_GROUP_QUERY_ATTENTION, &MEGREZ_MATMUL_NBITS};
-    static const ort_custom_op *const ours[] = {&MEGREZ_SWIGLU, &MEGREZ_MEANS_MATMUL_NBITS};
+    static const ort_custom_op *const ours[] = {
+        &MEGREZ_SWIGLU, &MEGREZ_MEANS_MATMUL_NBITS, &MEGREZ_DECODER_LAYER, &MEGREZ_DECODER_LAYER_FLOAT16,
+        &MEGREZ_DECODER_LAYER_INT8
+    };
+    enum { WITHOUT_PRODUCTS = 1 }; /* the first of ours */
     static ort_domain *microsoft, *megrez, *cache;
     const ort_api *api = base->get_api(ORT_VERSION);
     if (!api) return NULL; /* ONNX Runtime before 1.17: its own kernels run */
@@ -151,5 +155,5 @@ EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api
     const char *setting = getenv("MEGREZ_KERNELS");
     const size_t left = setting && !strcmp(setting, "attention");
     status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
-    return status ? status : add(api, options, "megrez", ours, sizeof ours / sizeof *ours - left, &megrez);
+    return status ? status : add(api, options, "megrez", ours, left ? WITHOUT_PRODUCTS : sizeof ours / sizeof *ours, &megrez);
 }

@@ -37,7 +37,8 @@ void megrez_optional(const ort_api *api, const ort_kernel_info *info, const char
 void megrez_optional_float(const ort_api *api, const ort_kernel_info *info, const char *name, float *value);
 
 extern const ort_custom_op MEGREZ_MATMUL_NBITS, MEGREZ_MEANS_MATMUL_NBITS, MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_SWIGLU,
-    MEGREZ_ATTENTION_FLOAT16, MEGREZ_ATTENTION_INT8;
+    MEGREZ_ATTENTION_FLOAT16, MEGREZ_ATTENTION_INT8, MEGREZ_DECODER_LAYER, MEGREZ_DECODER_LAYER_FLOAT16,
+    MEGREZ_DECODER_LAYER_INT8;
 
 /* Fields that all our operators share, for outputs in host memory. */
 const char *megrez_provider(const ort_custom_op *op);

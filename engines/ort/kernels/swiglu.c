@@ -2,8 +2,8 @@
  *
  * ONNX Runtime has no such operator: graphs define it as a function of standard ones, which runs without this kernel.
  */
-#include "avx2.h"
 #include "operator.h"
+#include "vectors.h"
 
 enum { COLUMNS_A_PIECE = 2048 };
 
@@ -13,38 +13,13 @@ typedef struct {
     float *output;
 } product;
 
-#ifdef MEGREZ_HAS_AVX2
-
-KERNEL __m256 gated(__m256 gate, __m256 up) {
-    const __m256 sign = _mm256_set1_ps(-0.f), one = _mm256_set1_ps(1);
-    const __m256 power = exponential(_mm256_or_ps(gate, sign)); /* of -|gate|: never overflows */
-    const __m256 share = _mm256_div_ps(_mm256_blendv_ps(one, power, gate), _mm256_add_ps(one, power));
-    return _mm256_mul_ps(_mm256_mul_ps(gate, share), up);
-}
-
-AVX2 static void multiply(void *opaque, size_t piece) {
+static void multiply(void *opaque, size_t piece) {
     const product *all = opaque;
     const int64_t row = (int64_t)piece / all->pieces, first = (int64_t)piece % all->pieces * COLUMNS_A_PIECE;
     const int64_t left = all->columns - first, count = left < COLUMNS_A_PIECE ? left : COLUMNS_A_PIECE;
-    const float *gate = all->input + 2 * row * all->columns + first, *up = gate + all->columns;
-    float *output = all->output + row * all->columns + first;
-    int64_t n = 0;
-    for (; n + 8 <= count; n += 8)
-        _mm256_storeu_ps(output + n, gated(_mm256_loadu_ps(gate + n), _mm256_loadu_ps(up + n)));
-    if (n < count) {
-        const __m256i there = _mm256_cmpgt_epi32(
-            _mm256_set1_epi32((int)(count - n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
-        );
-        const __m256 last = gated(_mm256_maskload_ps(gate + n, there), _mm256_maskload_ps(up + n, there));
-        _mm256_maskstore_ps(output + n, there, last);
-    }
+    const float *gate = all->input + 2 * row * all->columns + first;
+    megrez_swiglu(gate, gate + all->columns, count, all->output + row * all->columns + first);
 }
-
-#else
-
-static void multiply(void *opaque, size_t piece) { (void)opaque, (void)piece; }
-
-#endif
 
 static ort_status *compute(void *opaque, ort_context *context) {
     const ort_api *api = opaque;

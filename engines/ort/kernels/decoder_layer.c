@@ -1,0 +1,396 @@
+/* DecoderLayer: a whole layer of a Llama-like decoder as one operator, for quantised weights.
+ *
+ * hidden [B, T, width] -> hidden + attention(norm(hidden)), and to that + mlp(norm of it), with a product of gate and up
+ * together. For small models, ONNX Runtime's cost of a node and the start of threads for each are a large part of a step:
+ * here threads are started once for the ten phases of a layer. Graphs define the operator as a function of the operators
+ * that it replaces, which runs without this kernel.
+ *
+ * Inputs: GroupQueryAttention's, but that query, key and value are hidden and the weights of the two norms; then codes,
+ * scales, zero_points and bias of each product. The query product may contain key, or key and value: those are absent.
+ * Attributes: GroupQueryAttention's, epsilon, and MatMulNBits' of each product after its name. All weights are
+ * initializers. A product may have the means of its input's blocks as last columns, as in MeansMatMulNBits.
+ */
+#include "attention_inputs.h"
+#include "phases.h"
+#include "vectors.h"
+#include "weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { HIDDEN = QUERY, ATTENTION_NORM = KEY, MLP_NORM = VALUE };
+enum { QUERY_PRODUCT, KEY_PRODUCT, VALUE_PRODUCT, OUTPUT, GATE_UP, DOWN, PRODUCTS };
+enum { WEIGHT_INPUTS = 4, INPUTS = ATTENTION_INPUTS + PRODUCTS * WEIGHT_INPUTS };
+enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4, PROJECTIONS = 3 };
+
+typedef struct {
+    const ort_api *api;
+    megrez_attention_settings settings;
+    megrez_attention_inputs constants; /* norms and tables of positions */
+    float epsilon;
+    int64_t width; /* of the hidden state */
+    megrez_weights products[PRODUCTS]; /* without rows where absent */
+} kernel;
+
+/* One step. */
+typedef struct {
+    const kernel *self;
+    int64_t count; /* tokens of all sequences */
+    const float *hidden;
+    float *output;     /* the residual stream */
+    float *normalised; /* [count, width], and what is added to the residual stream */
+    float *projected[PROJECTIONS], *attended, *gated;
+    megrez_inputs inputs[PRODUCTS];
+    megrez_attention attention;
+} layer;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t pieces_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+/* Whether two products read the same quantised inputs. */
+static bool alike(const megrez_weights *a, const megrez_weights *b) {
+    return a->bits == b->bits && a->block == b->block && a->columns == b->columns;
+}
+
+static void multiply(const layer *all, int product, int64_t piece, float *outputs) {
+    const megrez_weights *weights = all->self->products + product;
+    const int64_t first = piece * ROWS_A_PIECE, last = least(first + ROWS_A_PIECE, weights->rows);
+    megrez_multiply(weights, all->inputs + product, first, last, outputs);
+}
+
+/* The same columns of all tokens: added to the residual stream. */
+static void multiply_and_add(const layer *all, int product, int64_t piece, const float *residual) {
+    const int64_t first = piece * ROWS_A_PIECE, count = least(ROWS_A_PIECE, all->self->width - first);
+    multiply(all, product, piece, all->normalised);
+    for (int64_t token = 0; token < all->count; token++) {
+        const int64_t at = token * all->self->width + first;
+        megrez_add(residual + at, all->normalised + at, count, all->output + at);
+    }
+}
+
+static void normalise(const layer *all, const float *from, int norm, int64_t token) {
+    const kernel *self = all->self;
+    const int64_t at = token * self->width;
+    megrez_rms_norm(from + at, self->constants.data[norm], self->epsilon, self->width, all->normalised + at);
+}
+
+static void round_input(const layer *all, int product, const float *input, int64_t columns, int64_t token) {
+    megrez_round(all->self->products + product, input, columns, all->inputs + product, token);
+}
+
+/* Each token of a piece. */
+#define EACH_TOKEN(all, piece, token)                                                          \
+    for (int64_t token = (piece) * INPUTS_A_PIECE, end = least(token + INPUTS_A_PIECE, (all)->count); token < end; token++)
+
+static void prepare_projections(void *work, int64_t piece) {
+    const layer *all = work;
+    const kernel *self = all->self;
+    EACH_TOKEN(all, piece, token) {
+        normalise(all, all->hidden, ATTENTION_NORM, token);
+        for (int n = 0; n < PROJECTIONS; n++)
+            if (self->products[n].rows && (!n || all->inputs[n].codes != all->inputs[0].codes))
+                round_input(all, n, all->normalised + token * self->width, self->width, token);
+    }
+}
+
+static void project(void *work, int64_t piece) {
+    const layer *all = work;
+    for (int n = 0; n < PROJECTIONS; n++) {
+        const int64_t pieces = pieces_of(all->self->products[n].rows, ROWS_A_PIECE);
+        if (piece < pieces) {
+            multiply(all, n, piece, all->projected[n]);
+            return;
+        }
+        piece -= pieces;
+    }
+}
+
+static void append(void *work, int64_t token) {
+    const layer *all = work;
+    all->self->settings.passes->append(&all->attention, token);
+}
+
+static void attend(void *work, int64_t piece) {
+    const layer *all = work;
+    all->self->settings.passes->attend(&all->attention, piece);
+}
+
+static void prepare_output(void *work, int64_t piece) {
+    const layer *all = work;
+    const int64_t columns = all->attention.heads * all->attention.width;
+    EACH_TOKEN(all, piece, token) {
+        if (all->attention.parts > 1) all->self->settings.passes->join(&all->attention, token);
+        round_input(all, OUTPUT, all->attended + token * columns, columns, token);
+    }
+}
+
+static void add_attention(void *work, int64_t piece) {
+    const layer *all = work;
+    multiply_and_add(all, OUTPUT, piece, all->hidden);
+}
+
+static void prepare_mlp(void *work, int64_t piece) {
+    const layer *all = work;
+    EACH_TOKEN(all, piece, token) {
+        normalise(all, all->output, MLP_NORM, token);
+        round_input(all, GATE_UP, all->normalised + token * all->self->width, all->self->width, token);
+    }
+}
+
+static void gate_and_up(void *work, int64_t piece) {
+    const layer *all = work;
+    multiply(all, GATE_UP, piece, all->gated);
+}
+
+static void prepare_down(void *work, int64_t piece) {
+    const layer *all = work;
+    const int64_t columns = all->self->products[GATE_UP].rows / 2;
+    EACH_TOKEN(all, piece, token) {
+        float *gate = all->gated + 2 * token * columns;
+        megrez_swiglu(gate, gate + columns, columns, gate);
+        round_input(all, DOWN, gate, columns, token);
+    }
+}
+
+static void add_mlp(void *work, int64_t piece) {
+    const layer *all = work;
+    multiply_and_add(all, DOWN, piece, all->output);
+}
+
+static ort_status *run_phases(const layer *all, const ort_context *context) {
+    const int64_t rows = pieces_of(all->count, INPUTS_A_PIECE), wide = pieces_of(all->self->width, ROWS_A_PIECE);
+    int64_t projections = 0;
+    for (int n = 0; n < PROJECTIONS; n++) projections += pieces_of(all->self->products[n].rows, ROWS_A_PIECE);
+    const megrez_phase phases[] = {
+        {prepare_projections, rows},
+        {project, projections},
+        {append, all->count},
+        {attend, megrez_attention_pieces(&all->attention)},
+        {prepare_output, rows},
+        {add_attention, wide},
+        {prepare_mlp, rows},
+        {gate_and_up, pieces_of(all->self->products[GATE_UP].rows, ROWS_A_PIECE)},
+        {prepare_down, rows},
+        {add_mlp, wide},
+    };
+    return megrez_run_phases(all->self->api, context, phases, sizeof phases / sizeof *phases, (void *)all);
+}
+
+/* Pieces of one allocation, each on cache lines of its own; without a base they only count. */
+typedef struct {
+    char *base;
+    size_t used;
+} room;
+
+static void *take(room *from, int64_t bytes) {
+    void *found = from->base ? from->base + from->used : NULL;
+    from->used += ((size_t)bytes + 63) / 64 * 64;
+    return found;
+}
+
+static void take_inputs(layer *all, room *from) {
+    for (int n = 0; n < PRODUCTS; n++) {
+        const megrez_weights *weights = all->self->products + n;
+        megrez_inputs *inputs = all->inputs + n;
+        if (!weights->rows) continue;
+        if (n && n < PROJECTIONS && alike(weights, all->self->products)) {
+            *inputs = all->inputs[0];
+            continue;
+        }
+        const int64_t floats = all->count * weights->blocks * (int64_t)sizeof(float);
+        inputs->count = all->count;
+        inputs->codes = take(from, all->count * megrez_stride(weights));
+        inputs->scales = take(from, floats), inputs->sums = take(from, floats);
+    }
+}
+
+static void take_all(layer *all, room *from, size_t attention_floats) {
+    const kernel *self = all->self;
+    const int64_t each = all->count * (int64_t)sizeof(float);
+    float *attention = take(from, (int64_t)(attention_floats * sizeof(float)));
+    all->normalised = take(from, each * self->width);
+    for (int n = 0; n < PROJECTIONS; n++) all->projected[n] = take(from, each * self->products[n].rows);
+    all->attended = take(from, each * all->attention.heads * all->attention.width);
+    all->gated = take(from, each * self->products[GATE_UP].rows);
+    take_inputs(all, from);
+    if (from->base) megrez_attention_use(&all->attention, attention);
+}
+
+/* Where the products write the queries, new keys and values. */
+static void connect(layer *all) {
+    const megrez_weights *products = all->self->products;
+    megrez_attention *attention = &all->attention;
+    const float **const to[] = {&attention->queries, &attention->new_keys, &attention->new_values};
+    int64_t *const strides[] = {&attention->query_stride, &attention->key_stride, &attention->value_stride};
+    const int64_t wide = attention->heads * attention->width, narrow = attention->kv_heads * attention->width;
+    int product = 0;
+    for (int64_t n = 0, column = 0; n < PROJECTIONS; n++) {
+        while (column == products[product].rows) product++, column = 0;
+        *to[n] = all->projected[product] + column, *strides[n] = products[product].rows;
+        column += n ? narrow : wide;
+    }
+    attention->outputs = all->attended;
+}
+
+static ort_status *run(layer *all, const ort_context *context) {
+    const size_t floats = megrez_attention_plan(&all->attention);
+    room from = {0};
+    take_all(all, &from, floats);
+    char *base = malloc(from.used + 64);
+    if (!base) return ort_create_status(all->self->api)(ORT_FAIL, "DecoderLayer: no memory for its intermediate values");
+    from = (room){.base = base + (64 - (uintptr_t)base % 64) % 64};
+    take_all(all, &from, floats);
+    connect(all);
+    ort_status *status = run_phases(all, context);
+    free(base);
+    return status;
+}
+
+/* Whether a product takes `columns`, with or without the means of their blocks. */
+static bool takes(const megrez_weights *weights, int64_t columns) {
+    const int64_t means = columns % weights->block ? 0 : columns / weights->block;
+    return weights->columns == columns || (means && weights->columns == columns + means);
+}
+
+/* What is wrong with the products' shapes, or NULL. */
+static const char *judge(const kernel *self, const megrez_attention *attention) {
+    const megrez_weights *products = self->products;
+    const int64_t wide = attention->heads * attention->width, narrow = attention->kv_heads * attention->width;
+    const int64_t query = products[QUERY_PRODUCT].rows, key = products[KEY_PRODUCT].rows;
+    const int64_t value = products[VALUE_PRODUCT].rows;
+    const bool packed = query == wide + 2 * narrow && !key && !value;
+    const bool keys_packed = query == wide + narrow && !key && value == narrow;
+    const bool values_packed = query == wide && key == 2 * narrow && !value;
+    if (!packed && !keys_packed && !values_packed && !(query == wide && key == narrow && value == narrow))
+        return "DecoderLayer: the products of query, key and value have not the rows of all heads";
+    for (int n = 0; n < PROJECTIONS; n++)
+        if (products[n].rows && !takes(products + n, self->width)) return "DecoderLayer: a projection has not hidden's K";
+    if (products[OUTPUT].rows != self->width || products[DOWN].rows != self->width || products[GATE_UP].rows % 2)
+        return "DecoderLayer: output or down has not hidden's N, or gate_up no halves";
+    if (!takes(products + OUTPUT, wide) || !takes(products + GATE_UP, self->width) ||
+        !takes(products + DOWN, products[GATE_UP].rows / 2))
+        return "DecoderLayer: output, gate_up or down has another K than its input";
+    return NULL;
+}
+
+static ort_status *step(layer *all, ort_context *context, const megrez_attention_inputs *of, int32_t *told) {
+    const ort_api *api = all->self->api;
+    const char *wrong = megrez_attention_lengths(of, &all->attention, told);
+    if (wrong) return megrez_refuse(api, wrong);
+    void *output = NULL;
+    ort_status *status = megrez_output(api, context, 0, &of->shapes[HIDDEN], &output);
+    if (!status) status = megrez_attention_caches(api, context, of, &all->attention);
+    if (status || !all->count) return status;
+    all->hidden = of->data[HIDDEN], all->output = output;
+    return run(all, context);
+}
+
+static ort_status *compute(void *opaque, ort_context *context) {
+    static const size_t changing[] = {HIDDEN, PAST_KEY, PAST_VALUE, LENGTHS, LONGEST, KEY_SCALE, VALUE_SCALE, FRESH};
+    const kernel *self = opaque;
+    const ort_api *api = self->api;
+    megrez_attention_inputs of = self->constants;
+    for (size_t n = 0; n < sizeof changing / sizeof *changing; n++) {
+        const size_t index = changing[n];
+        ort_status *status = megrez_input(api, context, index, &of.shapes[index], &of.data[index]);
+        if (status) return status;
+    }
+    const megrez_shape *hidden = &of.shapes[HIDDEN];
+    if (hidden->rank != 3 || hidden->dimensions[2] != self->width)
+        return megrez_refuse(api, "DecoderLayer: hidden is not [B, T, width of its norms]");
+    layer all = {.self = self, .attention = {.rows = hidden->dimensions[0], .tokens = hidden->dimensions[1]}};
+    all.count = all.attention.rows * all.attention.tokens;
+    const char *wrong = megrez_attention_understand(&self->settings, &of, &all.attention);
+    if (!wrong) wrong = judge(self, &all.attention);
+    if (wrong) return megrez_refuse(api, wrong);
+    int32_t *told = malloc(2 * (size_t)all.attention.rows * sizeof *told);
+    if (!told) return ort_create_status(api)(ORT_FAIL, "DecoderLayer: no memory for its lengths");
+    ort_status *status = step(&all, context, &of, told);
+    free(told);
+    return status;
+}
+
+static ort_status *read_products(const ort_api *api, const ort_kernel_info *info, kernel *found) {
+    static const char *const prefixes[] = {"query_", "key_", "value_", "output_", "gate_up_", "down_"};
+    for (size_t n = 0; n < PRODUCTS; n++) {
+        const size_t first = ATTENTION_INPUTS + n * WEIGHT_INPUTS;
+        const size_t inputs[] = {first, first + 1, first + 2, first + 3};
+        bool given;
+        ort_status *status = megrez_find_given(api, info, first, &given);
+        if (!status && given) status = megrez_read_weights(api, info, prefixes[n], inputs, found->products + n);
+        if (status) return status;
+    }
+    return NULL;
+}
+
+static ort_status *read(const ort_api *api, const ort_kernel_info *info, megrez_cache_format format, kernel *found) {
+    static const size_t constants[] = {ATTENTION_NORM, MLP_NORM, COSINES, SINES};
+    ort_status *status = megrez_attention_read(api, info, format, &found->settings);
+    for (size_t n = 0; n < sizeof constants / sizeof *constants && !status; n++) {
+        const size_t index = constants[n];
+        status = megrez_constant(api, info, index, &found->constants.shapes[index], &found->constants.data[index]);
+        if (!status && !found->constants.data[index])
+            status = megrez_refuse(api, "DecoderLayer: norms and tables of positions are needed");
+    }
+    if (status) return status;
+    found->width = megrez_elements(&found->constants.shapes[ATTENTION_NORM]);
+    if (found->width != megrez_elements(&found->constants.shapes[MLP_NORM]))
+        return megrez_refuse(api, "DecoderLayer: the norms differ in width");
+    megrez_optional_float(api, info, "epsilon", &found->epsilon);
+    return read_products(api, info, found);
+}
+
+static ort_status *create_for(
+    megrez_cache_format format, const ort_api *api, const ort_kernel_info *info, void **made
+) {
+    kernel found = {.api = api};
+    ort_status *status = read(api, info, format, &found);
+    if (status) return status;
+    kernel *self = malloc(sizeof *self);
+    if (!self) return ort_create_status(api)(ORT_FAIL, "DecoderLayer: no memory");
+    *self = found;
+    *made = self;
+    return NULL;
+}
+
+static size_t input_count(const ort_custom_op *op) { return (void)op, INPUTS; }
+
+static ort_presence input_presence(const ort_custom_op *op, size_t index) {
+    (void)op;
+    return index <= SINES ? ORT_REQUIRED : ORT_OPTIONAL;
+}
+
+static ort_type type_of(megrez_cache_format format, size_t index) {
+    if (index < ATTENTION_INPUTS) return megrez_attention_input_type(format, index);
+    return (index - ATTENTION_INPUTS) % 2 ? ORT_FLOAT : ORT_UINT8; /* codes, scales, zero points, bias */
+}
+
+#define LAYER(symbol, cache, called)                                                                            \
+    static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                       \
+    static ort_status *create_##cache(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, \
+                                      void **made) {                                                            \
+        return (void)op, create_for(cache, api, info, made);                                                    \
+    }                                                                                                           \
+    static ort_type input_##cache(const ort_custom_op *op, size_t index) {                                      \
+        return (void)op, type_of(cache, index);                                                                 \
+    }                                                                                                           \
+    static ort_type output_##cache(const ort_custom_op *op, size_t index) {                                     \
+        return (void)op, megrez_attention_output_type(cache, index);                                            \
+    }                                                                                                           \
+    static size_t outputs_##cache(const ort_custom_op *op) {                                                    \
+        return (void)op, megrez_attention_outputs(cache);                                                       \
+    }                                                                                                           \
+    const ort_custom_op symbol = {                                                                              \
+        MEGREZ_SHARED,                                                                                          \
+        .name = name_##cache,                                                                                   \
+        .create_or_fail = create_##cache,                                                                       \
+        .input_type = input_##cache,                                                                            \
+        .output_type = output_##cache,                                                                          \
+        .input_count = input_count,                                                                             \
+        .output_count = outputs_##cache,                                                                        \
+        .destroy = free,                                                                                        \
+        .input_presence = input_presence,                                                                       \
+    }
+LAYER(MEGREZ_DECODER_LAYER, MEGREZ_FLOAT32, "DecoderLayer");
+LAYER(MEGREZ_DECODER_LAYER_FLOAT16, MEGREZ_FLOAT16, "DecoderLayerFloat16");
+LAYER(MEGREZ_DECODER_LAYER_INT8, MEGREZ_INT8, "DecoderLayerInt8");
