@@ -16,6 +16,8 @@ import onnx_ir as ir
 from random_checkpoint import write_gguf, write_hugging_face, write_of_config
 from safetensors import safe_open
 
+from megrez.compile.graph.passes.decoder_layer import ATTENTION_INPUTS
+
 CONTEXT = 2048
 # What the peers call weights of 4 and of 8 bits.
 GGUF_TYPES = {4: "Q4_0", 8: "Q8_0"}
@@ -135,14 +137,21 @@ def _quantized_gguf(cache: Path, source: Source, bits: int, quantiser: str, *com
 def onnx_bytes_per_token(folder: Path) -> int:
     """Bytes of the weights of an ONNX graph's matrix products; one row of the embedding is negligible."""
     model = ir.load(folder / "model.onnx")
-    read = {
-        value.name: value.const_value.nbytes
+    weights = {
+        value
         for node in model.graph
-        if node.op_type in ("MatMul", "Gemm") or node.op_type.endswith("MatMulNBits")
-        for value in node.inputs
+        for value in node.inputs[_first_weight(node) :]
         if value is not None and value.const_value is not None
     }
-    return sum(read.values())
+    return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+
+
+def _first_weight(node: ir.Node) -> int:
+    """The first input that is read for each token; behind the last where none is."""
+    if node.op_type.startswith("DecoderLayer"):
+        return len(ATTENTION_INPUTS)
+    is_product = node.op_type in ("MatMul", "Gemm") or node.op_type.endswith("MatMulNBits")
+    return 0 if is_product else len(node.inputs)
 
 
 def gguf_bytes_per_token(file: Path) -> int:

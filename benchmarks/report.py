@@ -90,7 +90,7 @@ def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandw
     memory = f"memory read at {lowest:.1f} to {highest:.1f} GB/s, median {middle:.1f}"
     text = f"{cpu_name()}; {memory}; {conditions}\n\n{table(rows)}\n\n`{command}`\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    Path(f"{path}.md").write_text(text, encoding="utf-8")
     versions = {name: version(name) for name in ("megrez-compile", "onnxruntime", "numpy")}
     details: Figures = {
         "command": command,
@@ -101,5 +101,5 @@ def write(path: Path, script: str, settings: Figures, rows: list[Figures], bandw
         "read_bandwidths": bandwidths,
         "results": rows,
     }
-    path.with_suffix(".json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    Path(f"{path}.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
     return text

@@ -1,6 +1,7 @@
 """Registers our own CPU kernels (engines/ort/kernels/); independent of graphs.
 
-Some replace ONNX Runtime's; attention over float16 and int8 KV caches is an operator of ours. They are compiled when
+Some replace ONNX Runtime's; attention over float16 and int8 KV caches is an operator of ours, and so are functions of
+the graph that ONNX Runtime inlines without them: SwiGLU, MeansMatMulNBits, DecoderLayer. They are compiled when
 the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX Runtime's, reads the
 weights in the mapped file, and is memory-bound where ONNX Runtime's is compute-bound with AVX2. On processors with
 VNNI, ONNX Runtime's kernels use it and stay: ours have not been compared with them there. Our MatMulNBits rounds its
