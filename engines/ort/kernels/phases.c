@@ -6,7 +6,7 @@
  */
 #include "phases.h"
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(_WIN32)
 
 #include <sched.h>
 #include <unistd.h>
@@ -71,16 +71,15 @@ ort_status *megrez_run_phases(
     return status;
 }
 
-#else
+#else /* one thread */
 
 ort_status *megrez_run_phases(
     const ort_api *api, const ort_context *context, const megrez_phase *phases, size_t count, void *work
 ) {
-    ort_status *status = NULL;
     (void)api, (void)context;
     for (size_t n = 0; n < count; n++)
         for (int64_t piece = 0; piece < phases[n].pieces; piece++) phases[n].run(work, piece);
-    return status;
+    return NULL;
 }
 
 #endif
