@@ -178,7 +178,14 @@ def test_closed_and_stale_handles(api, open_model):
         assert refused(call)[0] == HANDLE
 
 
-def test_closing_wakes_whoever_waits(api, open_model):
+def test_closing_wakes_whoever_waits(api, open_model, monkeypatch):
+    found_handle, poll = threading.Event(), host.streams.poll
+
+    def poll_noted(*arguments):  # a handle that is looked up after closing has another error
+        found_handle.set()
+        return poll(*arguments)
+
+    monkeypatch.setattr(host.streams, "poll", poll_noted)
     model = open_model("slow", slots=1)
     running = api.submit(model, b"hello", LONG)
     waiting = api.submit(model, b"hello", LONG)
@@ -192,6 +199,7 @@ def test_closing_wakes_whoever_waits(api, open_model):
 
     thread = threading.Thread(target=wait)
     thread.start()
+    assert found_handle.wait(30)
     assert isinstance(api.poll(running), dict)
     api.do("close", model)
     thread.join(30)
