@@ -137,13 +137,13 @@ def _quantized_gguf(cache: Path, source: Source, bits: int, quantiser: str, *com
 def onnx_bytes_per_token(folder: Path) -> int:
     """Bytes of the weights of an ONNX graph's matrix products; one row of the embedding is negligible."""
     model = ir.load(folder / "model.onnx")
-    weights = {
-        value
+    read = {
+        value.name: value.const_value.nbytes
         for node in model.graph
         for value in node.inputs[_first_weight(node) :]
         if value is not None and value.const_value is not None
     }
-    return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    return sum(read.values())
 
 
 def _first_weight(node: ir.Node) -> int:

@@ -32,8 +32,8 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
 
     def generate() -> Line:
         metrics = pipeline.generate(inputs, config).perf_metrics
-        first, step = metrics.get_ttft().mean / 1e3, metrics.get_tpot().mean / 1e3
-        return {"prefill_tokens_per_s": ids.size / first, "decode_tokens_per_s": 1 / step}
+        first, token = metrics.get_ttft().mean / 1e3, metrics.get_tpot().mean / 1e3
+        return {"prefill_tokens_per_s": ids.size / first, "decode_tokens_per_s": 1 / token}
 
     file = Path(path) / "openvino_model.bin" if Path(path).is_dir() else Path(path)
     return {"version": version("openvino-genai"), "bytes": file.stat().st_size}, generate

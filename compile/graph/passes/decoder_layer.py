@@ -158,7 +158,7 @@ def _parts(attention: ir.Node) -> dict[ir.Node, tuple[int, ...]] | None:
     while values:
         split = producer(values[0], "Split")
         of = list(split.outputs) if split is not None else values[:1]
-        product = producer(of[0] if split is None else split.inputs[0], *PRODUCT_TYPES)
+        product = producer(values[0] if split is None else split.inputs[0], *PRODUCT_TYPES)
         if product is None or not _is_product(product) or values[: len(of)] != of:
             return None
         if any(only_consumer(value, attention.op_type) is not attention for value in of):
@@ -195,57 +195,67 @@ def _attributes_of(product: ir.Node) -> tuple[str, ...]:
     return (*ATTRIBUTES, BLOCK_SHAPE) if product.op_type == MEANS else ATTRIBUTES
 
 
-def _function(layer: Layer, node: ir.Node) -> ir.Function:
-    """`node` as the operators of `layer`, of which it has the attributes."""
-    names = [*LAYER_INPUTS, *(f"{product}_{weight}" for product in PRODUCTS for weight in WEIGHTS.values())]
-    inputs = {name: ir.Value(name=name) for name in names}
-    nodes: list[ir.Node] = []
+class _Body:
+    """The operators of a function for layers like `layer`."""
 
-    def add(operator: ir.Node) -> ir.Value:
-        nodes.append(operator)
-        return operator.outputs[0]
+    def __init__(self, layer: Layer) -> None:
+        names = [*LAYER_INPUTS, *(f"{product}_{weight}" for product in PRODUCTS for weight in WEIGHTS.values())]
+        self.layer, self.inputs = layer, {name: ir.Value(name=name) for name in names}
+        self.nodes: list[ir.Node] = []
 
-    def norm(x: ir.Value, weight: str) -> ir.Value:
+    def add(self, node: ir.Node) -> ir.Value:
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def norm(self, x: ir.Value, weight: str) -> ir.Value:
         attributes = [ir.AttrInt64("axis", -1), ir.RefAttr("epsilon", "epsilon", ir.AttributeType.FLOAT)]
-        return add(ir.Node("", "RMSNormalization", [x, inputs[weight]], attributes))
+        return self.add(ir.Node("", "RMSNormalization", [x, self.inputs[weight]], attributes))
 
-    def product(x: ir.Value, name: str) -> ir.Value:
-        like = layer.products[name]
-        weights = [inputs[f"{name}_{weight}"] for weight in WEIGHTS.values()]
+    def product(self, x: ir.Value, name: str) -> ir.Value:
+        like = self.layer.products[name]
+        weights = [self.inputs[f"{name}_{weight}"] for weight in WEIGHTS.values()]
         attributes = [
             ir.RefAttr(attribute, f"{name}_{attribute}", like.attributes[attribute].type)
             for attribute in _attributes_of(like)
         ]
         level = ir.AttrInt64("accuracy_level", INT8_ARITHMETIC)
-        return add(ir.Node(like.domain, like.op_type, [x, *weights[:3], None, weights[3]], [*attributes, level]))
+        return self.add(ir.Node(like.domain, like.op_type, [x, *weights[:3], None, weights[3]], [*attributes, level]))
 
-    normed = norm(inputs["hidden"], "attention_norm")
-    heads: list[ir.Value | None] = []
-    for name, widths in zip(layer.products, layer.projections.values(), strict=False):
-        y = product(normed, name)
-        if widths:
-            sizes = add(ir.node("Constant", [], {"value_ints": list(widths)}))
-            split = ir.node("Split", [y, sizes], {"axis": -1}, num_outputs=len(widths))
-            nodes.append(split)
-            heads += split.outputs
-        else:
-            heads.append(y)
-    heads += [None] * (3 - len(heads))
-    like = layer.attention
-    attributes = [ir.RefAttr(key, key, attribute.type) for key, attribute in like.attributes.items()]
-    cache = [inputs[name] for name in LAYER_INPUTS[3:]]
-    attention = ir.Node(like.domain, like.op_type, [*heads, *cache], attributes, num_outputs=len(like.outputs))
-    attended = product(add(attention), "output")
-    total = add(ir.node("Add", [inputs["hidden"], attended]))
-    gated = add(ir.node(SWIGLU, [product(norm(total, "mlp_norm"), "gate_up")], domain=MEGREZ))
-    last = add(ir.node("Add", [total, product(gated, "down")]))
-    opsets = {"": OPSET, MICROSOFT: 1, MEGREZ: 1, like.domain: 1}
+    def attention(self, x: ir.Value) -> ir.Node:
+        """The attention, whose outputs are the attended values and the caches, with the projections of x before it."""
+        heads: list[ir.Value | None] = []
+        for name, widths in zip(self.layer.products, self.layer.projections.values(), strict=False):
+            y = self.product(x, name)
+            if widths:
+                sizes = self.add(ir.node("Constant", [], {"value_ints": list(widths)}))
+                split = ir.node("Split", [y, sizes], {"axis": -1}, num_outputs=len(widths))
+                self.nodes.append(split)
+                heads += split.outputs
+            else:
+                heads.append(y)
+        heads += [None] * (len(PROJECTIONS) - len(heads))
+        like = self.layer.attention
+        attributes = [ir.RefAttr(key, key, attribute.type) for key, attribute in like.attributes.items()]
+        cache = [self.inputs[name] for name in LAYER_INPUTS[3:]]
+        node = ir.Node(like.domain, like.op_type, [*heads, *cache], attributes, num_outputs=len(like.outputs))
+        self.nodes.append(node)
+        return node
+
+
+def _function(layer: Layer, node: ir.Node) -> ir.Function:
+    """`node` as the operators of `layer`, of which it has the attributes."""
+    body = _Body(layer)
+    hidden = body.inputs["hidden"]
+    attention = body.attention(body.norm(hidden, "attention_norm"))
+    total = body.add(ir.node("Add", [hidden, body.product(attention.outputs[0], "output")]))
+    gated = body.add(ir.node(SWIGLU, [body.product(body.norm(total, "mlp_norm"), "gate_up")], domain=MEGREZ))
+    last = body.add(ir.node("Add", [total, body.product(gated, "down")]))
     graph = ir.Graph(
-        list(inputs.values()),
+        list(body.inputs.values()),
         [last, *attention.outputs[1:]],
-        nodes=nodes,
-        opset_imports=opsets,
+        nodes=body.nodes,
+        opset_imports={"": OPSET, MICROSOFT: 1, MEGREZ: 1, layer.attention.domain: 1},
         name=node.op_type,
     )
-    required = [ir.Attr(name, attribute.type, None) for name, attribute in node.attributes.items()]
-    return ir.Function(MEGREZ, node.op_type, graph=graph, attributes=required)
+    attributes = [ir.Attr(name, attribute.type, None) for name, attribute in node.attributes.items()]
+    return ir.Function(MEGREZ, node.op_type, graph=graph, attributes=attributes)

@@ -46,4 +46,34 @@ ort_type megrez_attention_input_type(megrez_cache_format format, size_t index);
 ort_type megrez_attention_output_type(megrez_cache_format format, size_t index);
 size_t megrez_attention_outputs(megrez_cache_format format);
 
+/* An operator for one format of the cache. A source with these defines create_for(format, api, info, made),
+ * input_type_of(format, index), input_count, input_presence and compute.
+ */
+#define MEGREZ_OF_CACHE(symbol, cache, called)                                                                  \
+    static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                       \
+    static ort_status *create_##cache(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, \
+                                      void **made) {                                                            \
+        return (void)op, create_for(cache, api, info, made);                                                    \
+    }                                                                                                           \
+    static ort_type input_##cache(const ort_custom_op *op, size_t index) {                                      \
+        return (void)op, input_type_of(cache, index);                                                           \
+    }                                                                                                           \
+    static ort_type output_##cache(const ort_custom_op *op, size_t index) {                                     \
+        return (void)op, megrez_attention_output_type(cache, index);                                            \
+    }                                                                                                           \
+    static size_t outputs_##cache(const ort_custom_op *op) {                                                    \
+        return (void)op, megrez_attention_outputs(cache);                                                       \
+    }                                                                                                           \
+    const ort_custom_op symbol = {                                                                              \
+        MEGREZ_SHARED,                                                                                          \
+        .name = name_##cache,                                                                                   \
+        .create_or_fail = create_##cache,                                                                       \
+        .input_type = input_##cache,                                                                            \
+        .output_type = output_##cache,                                                                          \
+        .input_count = input_count,                                                                             \
+        .output_count = outputs_##cache,                                                                        \
+        .destroy = free,                                                                                        \
+        .input_presence = input_presence,                                                                       \
+    }
+
 #endif

@@ -44,7 +44,6 @@ typedef struct {
     megrez_attention attention;
 } layer;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t pieces_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
 
 /* Whether two products read the same quantised inputs. */
@@ -54,13 +53,13 @@ static bool alike(const megrez_weights *a, const megrez_weights *b) {
 
 static void multiply(const layer *all, int product, int64_t piece, float *outputs) {
     const megrez_weights *weights = all->self->products + product;
-    const int64_t first = piece * ROWS_A_PIECE, last = least(first + ROWS_A_PIECE, weights->rows);
+    const int64_t first = piece * ROWS_A_PIECE, last = megrez_least(first + ROWS_A_PIECE, weights->rows);
     megrez_multiply(weights, all->inputs + product, first, last, outputs);
 }
 
 /* The same columns of all tokens: added to the residual stream. */
 static void multiply_and_add(const layer *all, int product, int64_t piece, const float *residual) {
-    const int64_t first = piece * ROWS_A_PIECE, count = least(ROWS_A_PIECE, all->self->width - first);
+    const int64_t first = piece * ROWS_A_PIECE, count = megrez_least(ROWS_A_PIECE, all->self->width - first);
     multiply(all, product, piece, all->normalised);
     for (int64_t token = 0; token < all->count; token++) {
         const int64_t at = token * all->self->width + first;
@@ -80,7 +79,7 @@ static void round_input(const layer *all, int product, const float *input, int64
 
 /* Each token of a piece. */
 #define EACH_TOKEN(all, piece, token)                                                          \
-    for (int64_t token = (piece) * INPUTS_A_PIECE, end = least(token + INPUTS_A_PIECE, (all)->count); token < end; token++)
+    for (int64_t token = (piece) * INPUTS_A_PIECE, end = megrez_least(token + INPUTS_A_PIECE, (all)->count); token < end; token++)
 
 static void prepare_projections(void *work, int64_t piece) {
     const layer *all = work;
@@ -360,37 +359,11 @@ static ort_presence input_presence(const ort_custom_op *op, size_t index) {
     return index <= SINES ? ORT_REQUIRED : ORT_OPTIONAL;
 }
 
-static ort_type type_of(megrez_cache_format format, size_t index) {
+static ort_type input_type_of(megrez_cache_format format, size_t index) {
     if (index < ATTENTION_INPUTS) return megrez_attention_input_type(format, index);
     return (index - ATTENTION_INPUTS) % 2 ? ORT_FLOAT : ORT_UINT8; /* codes, scales, zero points, bias */
 }
 
-#define LAYER(symbol, cache, called)                                                                            \
-    static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                       \
-    static ort_status *create_##cache(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, \
-                                      void **made) {                                                            \
-        return (void)op, create_for(cache, api, info, made);                                                    \
-    }                                                                                                           \
-    static ort_type input_##cache(const ort_custom_op *op, size_t index) {                                      \
-        return (void)op, type_of(cache, index);                                                                 \
-    }                                                                                                           \
-    static ort_type output_##cache(const ort_custom_op *op, size_t index) {                                     \
-        return (void)op, megrez_attention_output_type(cache, index);                                            \
-    }                                                                                                           \
-    static size_t outputs_##cache(const ort_custom_op *op) {                                                    \
-        return (void)op, megrez_attention_outputs(cache);                                                       \
-    }                                                                                                           \
-    const ort_custom_op symbol = {                                                                              \
-        MEGREZ_SHARED,                                                                                          \
-        .name = name_##cache,                                                                                   \
-        .create_or_fail = create_##cache,                                                                       \
-        .input_type = input_##cache,                                                                            \
-        .output_type = output_##cache,                                                                          \
-        .input_count = input_count,                                                                             \
-        .output_count = outputs_##cache,                                                                        \
-        .destroy = free,                                                                                        \
-        .input_presence = input_presence,                                                                       \
-    }
-LAYER(MEGREZ_DECODER_LAYER, MEGREZ_FLOAT32, "DecoderLayer");
-LAYER(MEGREZ_DECODER_LAYER_FLOAT16, MEGREZ_FLOAT16, "DecoderLayerFloat16");
-LAYER(MEGREZ_DECODER_LAYER_INT8, MEGREZ_INT8, "DecoderLayerInt8");
+MEGREZ_OF_CACHE(MEGREZ_DECODER_LAYER, MEGREZ_FLOAT32, "DecoderLayer");
+MEGREZ_OF_CACHE(MEGREZ_DECODER_LAYER_FLOAT16, MEGREZ_FLOAT16, "DecoderLayerFloat16");
+MEGREZ_OF_CACHE(MEGREZ_DECODER_LAYER_INT8, MEGREZ_INT8, "DecoderLayerInt8");

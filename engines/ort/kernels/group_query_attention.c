@@ -123,32 +123,10 @@ static ort_presence input_presence(const ort_custom_op *op, size_t index) {
     return index == KEY || index == VALUE || index > SINES ? ORT_OPTIONAL : ORT_REQUIRED;
 }
 
-#define ATTENTION(symbol, cache, called)                                                                        \
-    static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                       \
-    static ort_status *create_##cache(const ort_custom_op *op, const ort_api *api, const ort_kernel_info *info, \
-                                      void **made) {                                                            \
-        return (void)op, create_for(cache, api, info, made);                                                    \
-    }                                                                                                           \
-    static ort_type input_##cache(const ort_custom_op *op, size_t index) {                                      \
-        return (void)op, megrez_attention_input_type(cache, index);                                             \
-    }                                                                                                           \
-    static ort_type output_##cache(const ort_custom_op *op, size_t index) {                                     \
-        return (void)op, megrez_attention_output_type(cache, index);                                            \
-    }                                                                                                           \
-    static size_t outputs_##cache(const ort_custom_op *op) {                                                    \
-        return (void)op, megrez_attention_outputs(cache);                                                       \
-    }                                                                                                           \
-    const ort_custom_op symbol = {                                                                              \
-        MEGREZ_SHARED,                                                                                          \
-        .name = name_##cache,                                                                                   \
-        .create_or_fail = create_##cache,                                                                       \
-        .input_type = input_##cache,                                                                            \
-        .output_type = output_##cache,                                                                          \
-        .input_count = input_count,                                                                             \
-        .output_count = outputs_##cache,                                                                        \
-        .destroy = free,                                                                                        \
-        .input_presence = input_presence,                                                                       \
-    }
-ATTENTION(MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_FLOAT32, "GroupQueryAttention");
-ATTENTION(MEGREZ_ATTENTION_FLOAT16, MEGREZ_FLOAT16, "GroupQueryAttentionFloat16");
-ATTENTION(MEGREZ_ATTENTION_INT8, MEGREZ_INT8, "GroupQueryAttentionInt8");
+static ort_type input_type_of(megrez_cache_format format, size_t index) {
+    return megrez_attention_input_type(format, index);
+}
+
+MEGREZ_OF_CACHE(MEGREZ_GROUP_QUERY_ATTENTION, MEGREZ_FLOAT32, "GroupQueryAttention");
+MEGREZ_OF_CACHE(MEGREZ_ATTENTION_FLOAT16, MEGREZ_FLOAT16, "GroupQueryAttentionFloat16");
+MEGREZ_OF_CACHE(MEGREZ_ATTENTION_INT8, MEGREZ_INT8, "GroupQueryAttentionInt8");

@@ -136,8 +136,8 @@ EXPORT int megrez_replaces(void) {
 
 /* The entry point that ONNX Runtime calls to register the library. The domains are never freed.
  *
- * Attention over caches that ONNX Runtime has no kernel for is always registered. With the setting "attention", products
- * are not registered, the last of each list.
+ * Attention over caches that ONNX Runtime has no kernel for is always registered. With the setting "attention", only
+ * the first of each list is registered, which has no products.
  */
 EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api_base *base) {
     static const ort_custom_op *const cached[] = {&MEGREZ_ATTENTION_FLOAT16, &MEGREZ_ATTENTION_INT8};
@@ -146,14 +146,13 @@ EXPORT ort_status *RegisterCustomOps(ort_session_options *options, const ort_api
         &MEGREZ_SWIGLU, &MEGREZ_MEANS_MATMUL_NBITS, &MEGREZ_DECODER_LAYER, &MEGREZ_DECODER_LAYER_FLOAT16,
         &MEGREZ_DECODER_LAYER_INT8
     };
-    enum { WITHOUT_PRODUCTS = 1 }; /* the first of ours */
     static ort_domain *microsoft, *megrez, *cache;
     const ort_api *api = base->get_api(ORT_VERSION);
     if (!api) return NULL; /* ONNX Runtime before 1.17: its own kernels run */
     ort_status *status = add(api, options, "megrez.cache", cached, sizeof cached / sizeof *cached, &cache);
     if (status || !megrez_replaces()) return status;
     const char *setting = getenv("MEGREZ_KERNELS");
-    const size_t left = setting && !strcmp(setting, "attention");
-    status = add(api, options, "com.microsoft", theirs, sizeof theirs / sizeof *theirs - left, &microsoft);
-    return status ? status : add(api, options, "megrez", ours, left ? WITHOUT_PRODUCTS : sizeof ours / sizeof *ours, &megrez);
+    const bool products = !setting || strcmp(setting, "attention");
+    status = add(api, options, "com.microsoft", theirs, products ? sizeof theirs / sizeof *theirs : 1, &microsoft);
+    return status ? status : add(api, options, "megrez", ours, products ? sizeof ours / sizeof *ours : 1, &megrez);
 }
