@@ -106,9 +106,8 @@ def peer_model(peer: Peer, python: Path, cache: Path, source: Source, work: Work
 
 def other_kernels() -> dict[str, str]:
     """Values of MEGREZ_KERNELS for kernels other than this processor's default."""
-    if custom_ops.register(SessionOptions()):
-        return {"ONNX Runtime's kernels": "0"}
     library = custom_ops.find_library()
-    if library is None or not custom_ops.judge(library):
+    if library is None or not custom_ops.register(SessionOptions()):
         return {}
-    return {"our kernels": "1", "our kernels but MatMulNBits": "attention"}
+    better = custom_ops.instructions(library) != "AVX2"
+    return {"ONNX Runtime's kernels": "0"} | ({"our kernels with AVX2": "avx2"} if better else {})

@@ -10,7 +10,7 @@ import click
 
 from megrez.compile import machine
 from megrez.engines.devices import spell
-from megrez.engines.ort.custom_ops import SETTING, find_library, judge
+from megrez.engines.ort.custom_ops import SETTING, find_library, instructions
 from megrez.runtime.commands.options import json_file_option, json_option, show
 from megrez.runtime.errors import MegrezError
 from megrez.runtime.threads import default_threads
@@ -115,14 +115,12 @@ def kernels() -> str:
     if library is None:
         return "ONNX Runtime's: ours were not built, which needs a C compiler when megrez-compile is installed"
     try:
-        verdict = judge(library)
+        found = instructions(library)
     except MegrezError as error:
         return f"none: {error}"
-    if verdict == 0:
+    if found is None:
         return "ONNX Runtime's: this CPU lacks AVX2, which ours need"
-    if verdict == 2 and not setting:
-        return f"ONNX Runtime's: this CPU has VNNI, which they use ({SETTING}=1 selects ours)"
-    return "ours, for float32 graphs"
+    return f"ours with {found}, for float32 graphs"
 
 
 def _answer(*reasons: str | None, yes: str = "yes") -> str:

@@ -2,11 +2,11 @@
 
 Some replace ONNX Runtime's; attention over float16 and int8 KV caches is an operator of ours, and so are functions of
 the graph that ONNX Runtime inlines without them: SwiGLU, MeansMatMulNBits, DecoderLayer. They are compiled when
-the package is installed, if there is a C compiler. MatMulNBits sums the same integers as ONNX Runtime's, reads the
-weights in the mapped file, and is memory-bound where ONNX Runtime's is compute-bound with AVX2. On processors with
-VNNI, ONNX Runtime's kernels use it and stay: ours have not been compared with them there. Our MatMulNBits rounds its
-inputs to int8 (accuracy_level 4); a graph with a higher accuracy level is rejected. Attention over float16 and int8
-caches has portable C too, for processors without AVX2.
+the package is installed, if there is a C compiler, for AVX2, AVX-VNNI and AVX-512 with VNNI: the processor's best is
+chosen at run time, and all have the same results, to the bit. MatMulNBits sums the same integers as ONNX Runtime's and
+reads the weights in the mapped file. Our MatMulNBits rounds its inputs to int8 (accuracy_level 4); a graph with a
+higher accuracy level is rejected. Attention over float16 and int8 caches has portable C too, for processors without
+AVX2.
 """
 
 import ctypes
@@ -17,11 +17,12 @@ from typing import Any
 
 from megrez.runtime.errors import EngineError, UsageError, first_line
 
-# Which kernels replace ONNX Runtime's. 0: none; 1: on every processor that can run them; attention: the same, but with
-# ONNX Runtime's MatMulNBits; unset: without VNNI only; portable: none, and attention over other caches than float32 in
-# portable C. The first registration in a process decides.
+# Which kernels replace ONNX Runtime's. 0: none; unset or 1: ours, where the processor has AVX2; avx2, vnni: the same, with
+# no better instructions than these; attention: the same as 1, but with ONNX Runtime's MatMulNBits; portable: none, and
+# attention over other caches than float32 in portable C. The first registration in a process decides.
 SETTING = "MEGREZ_KERNELS"
-SETTINGS = ("0", "1", "attention", "portable")
+SETTINGS = ("0", "1", "attention", "avx2", "vnni", "portable")
+INSTRUCTIONS = (None, "AVX2", "AVX2 and VNNI", "AVX-512 and VNNI")
 
 
 def register(options: Any, *, cache: str = "float32") -> bool:
@@ -55,9 +56,9 @@ def find_library() -> Path | None:
     return next(filter(Path.exists, candidates), None)
 
 
-def judge(library: Path) -> int:
-    """Whether this processor can run the kernels: 0 no; 1 yes; 2 yes, but it has VNNI: ONNX Runtime's are used."""
-    return int(_load(library).megrez_kernels())
+def instructions(library: Path) -> str | None:
+    """Which instructions the kernels' products use on this processor; None if it cannot run them."""
+    return INSTRUCTIONS[_load(library).megrez_kernels()]
 
 
 def _load(library: Path) -> Any:

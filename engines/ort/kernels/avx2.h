@@ -1,4 +1,6 @@
-/* Macros for the AVX2 sources, which are compiled for AVX2 whatever the compiler's target is. */
+/* Macros for the AVX2 sources, which are compiled for AVX2 whatever the compiler's target is; a source may define
+ * MEGREZ_INSTRUCTIONS first, to be compiled for more.
+ */
 #ifndef MEGREZ_AVX2_H
 #define MEGREZ_AVX2_H
 
@@ -7,15 +9,18 @@
 
 #include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#ifndef MEGREZ_INSTRUCTIONS
+#define MEGREZ_INSTRUCTIONS "avx2,fma,f16c"
+#endif
+#define AVX2 __attribute__((target(MEGREZ_INSTRUCTIONS)))
 /* Always inlined with constant arguments, so that each shape has its own loop. */
-#define KERNEL __attribute__((target("avx2,fma,f16c"), always_inline)) static inline
+#define KERNEL __attribute__((target(MEGREZ_INSTRUCTIONS), always_inline)) static inline
 /* Loops with constant bounds: once unrolled, the arrays that they index are kept in registers. */
-#define UNROLLED _Pragma("GCC unroll 8")
+#define UNROLLED _Pragma("GCC unroll 16")
 #define ROLLED _Pragma("GCC unroll 1")
 
 /* Keeps a vector in a register at this point: otherwise the compiler reorders integer sums and spills their terms. */
-#define KEPT(vector) __asm__("" : "+x"(vector))
+#define KEPT(vector) __asm__("" : "+v"(vector))
 
 KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 

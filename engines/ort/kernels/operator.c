@@ -108,8 +108,8 @@ int megrez_in_memory(const ort_custom_op *op, size_t index) { return (void)op, (
 ort_type megrez_float(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 ort_presence megrez_always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 
-/* Whether this processor can run these kernels: 0 no; 1 yes; 2 yes, but it has VNNI, which ONNX Runtime's use. */
-EXPORT int megrez_kernels(void) { return !megrez_runs() ? 0 : megrez_has_better() ? 2 : 1; }
+/* Which instructions our products use here: 0 none, this processor cannot run them; 1 AVX2, 2 AVX-VNNI, 3 AVX-512. */
+EXPORT int megrez_kernels(void) { return megrez_level(); }
 
 static ort_status *add(
     const ort_api *api, ort_session_options *options, const char *name, const ort_custom_op *const *ops, size_t count,
@@ -129,9 +129,7 @@ static ort_status *add(
 /* Whether our operators replace ONNX Runtime's here, as MEGREZ_KERNELS and the processor have it: see custom_ops.py. */
 EXPORT int megrez_replaces(void) {
     const char *setting = getenv("MEGREZ_KERNELS");
-    if (!megrez_runs() || (setting && !strcmp(setting, "0"))) return 0;
-    if (setting && (!strcmp(setting, "1") || !strcmp(setting, "attention"))) return 1;
-    return !megrez_has_better() && !(setting && !strcmp(setting, "portable"));
+    return megrez_runs() && !(setting && (!strcmp(setting, "0") || !strcmp(setting, "portable")));
 }
 
 /* The entry point that ONNX Runtime calls to register the library. The domains are never freed.

@@ -27,11 +27,22 @@ typedef struct {
     float *scales, *sums;
 } megrez_inputs;
 
+/* Compilers that know VNNI: GCC 11, Clang 12. */
+#if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 11))
+#define MEGREZ_HAS_VNNI 1
+#endif
+
 enum { MEGREZ_WORDS = 128 }; /* 32-bit words of a row that make a part */
 
-/* Whether this processor can run the functions below, and whether it has VNNI, which they do not use. */
-bool megrez_runs(void);
-bool megrez_has_better(void);
+/* Of this processor, at most what MEGREZ_KERNELS names: 0 for none of the functions below, 1 AVX2, 2 AVX-VNNI, 3 AVX-512
+ * and its VNNI.
+ */
+int megrez_level(void);
+static inline bool megrez_runs(void) { return megrez_level() > 0; }
+/* A vector of 4-bit codes has so many, the even ones in the lower halves of its bytes: of an input's codes for them the
+ * even ones come first.
+ */
+static inline int64_t megrez_group(void) { return megrez_level() == 3 ? 128 : 64; }
 /* Whether the weights' bits and block size are supported. */
 bool megrez_takes(const megrez_weights *weights);
 /* Columns of a part, which the words of a row hold. */
@@ -54,8 +65,10 @@ void megrez_round(
 );
 /* The result for an input is the same, to the bit, whatever other inputs there are.
  * Writes the columns first_row to last_row of the outputs [count, rows]. */
-void megrez_multiply(
+typedef void megrez_multiplier(
     const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row, float *outputs
 );
+/* With the fastest instruction set of this processor, and with a given one; all have the same results. */
+megrez_multiplier megrez_multiply, megrez_multiply_avx2, megrez_multiply_vnni, megrez_multiply_avx512;
 
 #endif

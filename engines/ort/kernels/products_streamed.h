@@ -2,75 +2,14 @@
 #ifndef MEGREZ_PRODUCTS_STREAMED_H
 #define MEGREZ_PRODUCTS_STREAMED_H
 
-#include "avx2.h"
+#include "block_sums.h"
 #include "products.h"
 
 #ifdef MEGREZ_HAS_AVX2
 
 #include <string.h>
 
-enum {
-    STREAMED = 4, /* inputs at once: as many as the registers hold */
-    AHEAD = 4096, /* bytes: the next page, where hardware prefetching stops */
-};
-
-/* The lower halves of 32 bytes and, in `upper`, the upper ones. */
-KERNEL __m256i halves(__m256i packed, __m256i *upper) {
-    const __m256i half = _mm256_set1_epi8(15);
-    *upper = _mm256_and_si256(_mm256_srli_epi16(packed, 4), half);
-    return _mm256_and_si256(packed, half);
-}
-
-/* 64 codes of 4 bits or 32 of 8 times each input; lower, upper: sums of 16 bits, of 4-bit codes all in `lower`. */
-KERNEL void add_vector(__m256i packed, const int bits, const int count, int64_t stride, const int8_t *inputs,
-                       __m256i *lower, __m256i *upper) {
-    __m256i high;
-    const __m256i low = halves(packed, &high);
-    UNROLLED
-    for (int i = 0; i < count; i++, inputs += stride) {
-        const __m256i first = _mm256_maddubs_epi16(low, load(inputs));
-        const __m256i second = _mm256_maddubs_epi16(high, load(bits == 4 ? inputs + 32 : inputs));
-        if (bits == 4) lower[i] = _mm256_add_epi16(lower[i], _mm256_add_epi16(first, second));
-        else lower[i] = _mm256_add_epi16(lower[i], first), upper[i] = _mm256_add_epi16(upper[i], second);
-        KEPT(lower[i]);
-    }
-}
-
-/* Sums of one vector of blocks, which one block fills or several share: 32-bit parts of them, in found[i]. */
-KERNEL void block_sums(const uint8_t *codes, const int bits, const int vectors, const int count, int64_t stride,
-                       const int8_t *inputs, __m256i *found) {
-    const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
-    const int values = bits == 4 ? 64 : 32;
-    __m256i lower[STREAMED], upper[STREAMED];
-    UNROLLED
-    for (int i = 0; i < count; i++) lower[i] = upper[i] = _mm256_setzero_si256();
-    if (count == 1 && vectors <= 2) { /* short loops: bound by their overhead */
-        UNROLLED
-        for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
-            add_vector(load(codes), bits, count, stride, inputs, lower, upper);
-    } else {
-        ROLLED
-        for (int v = 0; v < vectors; v++, codes += 32, inputs += values)
-            add_vector(load(codes), bits, count, stride, inputs, lower, upper);
-    }
-    UNROLLED
-    for (int i = 0; i < count; i++) {
-        found[i] = _mm256_madd_epi16(lower[i], one);
-        if (bits == 8) found[i] = _mm256_add_epi32(found[i], _mm256_madd_epi16(upper[i], sixteen));
-    }
-}
-
-/* The sums of eight blocks in order, of which `left` exist, from 8 / shared vectors that `shared` blocks each share. */
-KERNEL __m256i eight_sums(const __m256i (*v)[STREAMED], int i, const int shared, int64_t left) {
-    if (shared == 4) return _mm256_permute4x64_epi64(_mm256_hadd_epi32(v[0][i], v[1][i]), 0xd8);
-    const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][i], v[1][i]), _mm256_hadd_epi32(v[2][i], v[3][i]));
-    if (shared == 2) return _mm256_permutevar8x32_epi32(lower, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    if (left <= 4)
-        return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1)));
-    const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4][i], v[5][i]), _mm256_hadd_epi32(v[6][i], v[7][i]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20),
-                            _mm256_permute2x128_si256(lower, upper, 0x31));
-}
+enum { AHEAD = 4096 }; /* bytes: the next page, where hardware prefetching stops */
 
 /* Eight floats, zeros for those from the `left`th on. */
 KERNEL __m256 eight_floats(const float *from, int64_t left) {
@@ -110,8 +49,9 @@ typedef struct {
 
 KERNEL void add_eight_blocks(const blocks_of_row *row, int64_t left, const int bits, const int block, const int count,
                              const blocks_of_inputs *inputs, __m256 *found) {
-    const int bytes = block * bits / 8, vectors = bytes > 32 ? bytes / 32 : 1, shared = bytes < 32 ? 32 / bytes : 1;
-    __m256i sums[8][STREAMED];
+    const int bytes = block * bits / 8, vectors = bytes > WIDTH ? bytes / WIDTH : 1;
+    const int shared = bytes < WIDTH ? WIDTH / bytes : 1;
+    wide sums[8][STREAMED];
     for (int line = 0; line < 8 * bytes; line += 64) _mm_prefetch((const char *)row->codes + AHEAD + line, _MM_HINT_T0);
     UNROLLED
     for (int b = 0; b < 8; b += shared) {
@@ -120,7 +60,7 @@ KERNEL void add_eight_blocks(const blocks_of_row *row, int64_t left, const int b
             block_sums(row->codes + b * bytes, bits, vectors, count, inputs->codes_stride, codes,
                        sums[b / shared]);
         } else {
-            for (int i = 0; i < count; i++) sums[b / shared][i] = _mm256_setzero_si256();
+            for (int i = 0; i < count; i++) sums[b / shared][i] = (wide){0};
         }
     }
     const __m256 scale = eight_floats(row->scales, left);
@@ -128,7 +68,7 @@ KERNEL void add_eight_blocks(const blocks_of_row *row, int64_t left, const int b
     UNROLLED
     for (int i = 0; i < count; i++) {
         const int64_t at = i * inputs->blocks_stride;
-        const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const __m256i(*)[STREAMED])sums, i, shared, left));
+        const __m256 whole = _mm256_cvtepi32_ps(eight_sums((const wide(*)[STREAMED])sums, i, shared, left));
         const __m256 both = _mm256_mul_ps(scale, eight_floats(inputs->scales + at, left));
         found[i] = _mm256_fmadd_ps(whole, both, found[i]);
         found[i] = _mm256_fnmadd_ps(shift, eight_floats(inputs->sums + at, left), found[i]);

@@ -36,13 +36,21 @@ KERNEL int32_t round_16(const float *values, __m256 factor, int8_t *codes) {
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
-/* A row's 32 bytes hold 64 codes of 4 bits, the even ones in the lower halves: the even inputs come first. */
+/* Of 64. */
 KERNEL void evens_first(int8_t *codes) {
     const __m256i low = _mm256_set1_epi16(0xff), first = load(codes), second = load(codes + 32);
     const __m256i even = _mm256_packus_epi16(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
     const __m256i odd = _mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
     _mm256_storeu_si256((__m256i *)codes, _mm256_permute4x64_epi64(even, 0xd8));
     _mm256_storeu_si256((__m256i *)(codes + 32), _mm256_permute4x64_epi64(odd, 0xd8));
+}
+
+/* Of 128. */
+KERNEL void more_evens_first(int8_t *codes) {
+    evens_first(codes), evens_first(codes + 64);
+    const __m256i odd = load(codes + 32), even = load(codes + 64);
+    _mm256_storeu_si256((__m256i *)(codes + 32), even);
+    _mm256_storeu_si256((__m256i *)(codes + 64), odd);
 }
 
 KERNEL float mean_of(const float *values, int64_t count) {
@@ -85,11 +93,15 @@ AVX2 void megrez_round(const megrez_weights *weights, const float *input, int64_
         const int64_t at = index * blocks + n;
         round_block(values, block, codes, rounded->scales + at, rounded->sums + at);
     }
-    const int64_t end = (blocks * block + 63) / 64 * 64;
+    const int64_t group = megrez_group(), end = (blocks * block + group - 1) / group * group;
     for (int64_t n = blocks * block; n < end; n += 16)
         memset(rounded->codes + megrez_place(weights->bits, count, index, n), 0, 16);
-    if (weights->bits == 4)
-        for (int64_t n = 0; n < end; n += 64) evens_first(rounded->codes + megrez_place(weights->bits, count, index, n));
+    if (weights->bits != 4) return;
+    for (int64_t n = 0; n < end; n += group) {
+        int8_t *codes = rounded->codes + megrez_place(weights->bits, count, index, n);
+        if (group == 64) evens_first(codes);
+        else more_evens_first(codes);
+    }
 }
 
 #else

@@ -1,32 +1,38 @@
-/* A tile of a quantised matrix: some columns of 16 rows, transposed so that a vector holds 8 rows.
+/* A tile of a quantised matrix: some columns of 16 rows, transposed so that a vector holds rows.
  *
  * A lane then belongs to one output: nothing is summed across lanes, and small blocks cost little more than large ones.
  */
 #ifndef MEGREZ_WEIGHTS_TILE_H
 #define MEGREZ_WEIGHTS_TILE_H
 
-#include "avx2.h"
 #include "products.h"
+#include "wide.h"
 
 #ifdef MEGREZ_HAS_AVX2
 
 #include <string.h>
 
 enum {
-    LANES = 8,              /* rows in a vector */
-    VECTORS = 2,            /* of rows: each input that is loaded is used twice */
-    ROWS = VECTORS * LANES,
-    WORDS = MEGREZ_WORDS,   /* of 32 bits of each row */
-    BLOCKS = WORDS / 2,     /* at most: the shortest have 16 codes of 4 bits */
-    BEYOND = 3,             /* rows after a tile's, of which bytes may be read */
+    WORDS = MEGREZ_WORDS, /* of 32 bits of each row */
+    BLOCKS = WORDS / 2,   /* at most: the shortest have 16 codes of 4 bits */
+    BEYOND = 3,           /* rows after a tile's, of which bytes may be read */
 };
 
-/* codes: bytes below 16; of each word first the lower halves of its bytes, then the upper ones. shifts: of a block,
- * its scale times its zero point.
+/* Whether the bytes of a code are split into halves: VNNI multiplies whole ones. */
+KERNEL bool halved(const int bits) {
+#ifdef MEGREZ_VNNI
+    return bits == 4;
+#else
+    return (void)bits, true;
+#endif
+}
+
+/* codes: bytes below 16, of each word first the lower halves of its bytes, then the upper ones; or whole bytes. shifts:
+ * of a block, its scale times its zero point.
  */
 typedef struct {
-    __m256i codes[WORDS][2][VECTORS];
-    __m256 scales[BLOCKS][VECTORS], shifts[BLOCKS][VECTORS];
+    wide codes[WORDS][2][VECTORS];
+    wide_float scales[BLOCKS][VECTORS], shifts[BLOCKS][VECTORS];
 } weights_tile;
 
 /* Where 16 rows are in memory; points is NULL if there are none. Strides in bytes. */
@@ -48,7 +54,7 @@ typedef struct {
 } last_rows;
 
 /* Four words of each of 8 rows: found[n] has word n of all rows. */
-KERNEL void transpose(const uint8_t *rows, int64_t stride, __m256i *found) {
+KERNEL void transpose_eight(const uint8_t *rows, int64_t stride, __m256i *found) {
     __m256i pairs[4];
     UNROLLED
     for (int n = 0; n < 4; n++)
@@ -59,34 +65,47 @@ KERNEL void transpose(const uint8_t *rows, int64_t stride, __m256i *found) {
     found[2] = _mm256_unpacklo_epi64(c, d), found[3] = _mm256_unpackhi_epi64(c, d);
 }
 
+/* Four words of the rows of a vector. */
+KERNEL void transpose(const uint8_t *rows, int64_t stride, wide *found) {
+#ifdef MEGREZ_AVX512
+    __m256i first[4], second[4];
+    transpose_eight(rows, stride, first);
+    transpose_eight(rows + 8 * stride, stride, second);
+    UNROLLED
+    for (int n = 0; n < 4; n++) found[n] = _mm512_inserti64x4(_mm512_castsi256_si512(first[n]), second[n], 1);
+#else
+    transpose_eight(rows, stride, found);
+#endif
+}
+
 KERNEL void fetch(const char *from, int lines) {
     for (int line = 0; from && line < lines; line++) _mm_prefetch(from + 64 * line, _MM_HINT_T0);
 }
 
 /* Fetches the first half of the next rows' codes. */
-KERNEL void unpack_codes(const tile_source *of, int64_t words, const char *next, weights_tile *tile) {
-    const __m256i half = _mm256_set1_epi8(15);
+KERNEL void unpack_codes(const tile_source *of, const int bits, int64_t words, const char *next, weights_tile *tile) {
+    const wide half = WIDE(set1_epi8)(15);
     for (int64_t w = 0; w < words; w += 4) {
         fetch(next ? next + 32 * w : NULL, 2);
         UNROLLED
         for (int v = 0; v < VECTORS; v++) {
-            __m256i four[4];
+            wide four[4];
             transpose(of->codes + v * LANES * of->codes_stride + 4 * w, of->codes_stride, four);
             UNROLLED
             for (int n = 0; n < 4; n++) {
-                tile->codes[w + n][0][v] = _mm256_and_si256(four[n], half);
-                tile->codes[w + n][1][v] = _mm256_and_si256(_mm256_srli_epi16(four[n], 4), half);
+                tile->codes[w + n][0][v] = halved(bits) ? (wide)(four[n] & half) : four[n];
+                if (halved(bits)) tile->codes[w + n][1][v] = (wide)(WIDE(srli_epi16)(four[n], 4) & half);
             }
         }
     }
 }
 
-/* At least four zero points of 8 rows, packed: a word of each. */
-KERNEL __m256i packed_points(const uint8_t *rows, int64_t stride) {
-    int32_t words[LANES];
+/* At least four zero points of the rows of a vector, packed: a word of each. */
+KERNEL wide packed_points(const uint8_t *rows, int64_t stride) {
+    wide found;
     UNROLLED
-    for (int r = 0; r < LANES; r++) memcpy(words + r, rows + r * stride, sizeof *words);
-    return _mm256_setr_epi32(words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]);
+    for (int r = 0; r < LANES; r++) memcpy((int32_t *)&found + r, rows + r * stride, sizeof(int32_t));
+    return found;
 }
 
 KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks, const next_rows *next,
@@ -96,16 +115,15 @@ KERNEL void unpack_scales(const tile_source *of, const int bits, int64_t blocks,
         fetch(next->points ? next->points + n * bits / 8 * ROWS : NULL, bits / 4);
         UNROLLED
         for (int v = 0; v < VECTORS; v++) {
-            __m256i four[4], point = _mm256_set1_epi32(bits == 4 ? 8 : 128), packed = point;
+            wide four[4], point = WIDE(set1_epi32)(bits == 4 ? 8 : 128), packed = point;
             transpose(of->scales + v * LANES * of->scales_stride + 4 * n, of->scales_stride, four);
             if (of->points)
                 packed = packed_points(of->points + v * LANES * of->points_stride + n * bits / 8, of->points_stride);
             UNROLLED
             for (int m = 0; m < 4; m++) {
-                if (of->points)
-                    point = _mm256_and_si256(_mm256_srli_epi32(packed, m * bits), _mm256_set1_epi32((1 << bits) - 1));
-                tile->scales[n + m][v] = _mm256_castsi256_ps(four[m]);
-                tile->shifts[n + m][v] = _mm256_mul_ps(tile->scales[n + m][v], _mm256_cvtepi32_ps(point));
+                if (of->points) point = (wide)(WIDE(srli_epi32)(packed, m * bits) & WIDE(set1_epi32)((1 << bits) - 1));
+                tile->scales[n + m][v] = (wide_float)four[m];
+                tile->shifts[n + m][v] = WIDE(mul_ps)(tile->scales[n + m][v], WIDE(cvtepi32_ps)(point));
             }
         }
     }
@@ -136,7 +154,7 @@ KERNEL void unpack_tile(const megrez_weights *weights, const int bits, const int
     if (rows < ROWS + BEYOND)
         copy_last_rows(&of, rows, (size_t)(blocks * words * 4), (size_t)(blocks * 4), (size_t)((blocks * bits + 7) / 8),
                        &copy);
-    unpack_codes(&of, blocks * words, next->codes, tile);
+    unpack_codes(&of, bits, blocks * words, next->codes, tile);
     unpack_scales(&of, bits, blocks, next, tile);
 }
 

@@ -1,5 +1,10 @@
 """Our kernels against the operator's arithmetic in float64: int8 inputs with a scale per block, the rest exact."""
 
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from megrez.engines.ort import custom_ops
 from tests.engines.ort.own_kernels import LIBRARY, needs_kernels
 from tests.quantized import decode
 
@@ -116,7 +122,7 @@ def compare(found: Float32, weights: Matrix, x: Float32) -> None:
 @pytest.mark.parametrize("columns", [512, 2560, 31 * 16, 1100], ids="columns={}".format)
 def test_products_are_exact_but_for_float32_sums(bits: int, block: int, points: bool, bias: bool, columns: int) -> None:
     weights = matrix(83, columns, bits, block, points=points, bias=bias)
-    for count in (1, 2, 3, 4, 9, 37):
+    for count in (1, 2, 3, 4, 9, 79):
         check(weights, np.random.default_rng(count).standard_normal((count, columns), np.float32))
 
 
@@ -244,9 +250,37 @@ def test_an_input_s_result_does_not_depend_on_the_others(bits: int, block: int, 
     """Nor on its place among them: 2,064 columns are several tiles and a part of one, 37 rows likewise."""
     columns = 2064
     opened = session(matrix(37, columns, bits, block, points=points, bias=True))
-    x = np.random.default_rng(0).standard_normal((40, columns), np.float32)
+    x = np.random.default_rng(0).standard_normal((80, columns), np.float32)
     alone = np.concatenate([opened.run(None, {"x": row[None]})[0] for row in x])
-    for count in (*range(2, 18), 31, 33, 40):
+    for count in (*range(2, 18), 31, 33, 40, 65, 79):
         for first in {0, len(x) - count}:
             (found,) = opened.run(None, {"x": x[first : first + count]})
             np.testing.assert_array_equal(found, alone[first : first + count])
+
+
+def print_products() -> None:
+    """A digest of many products' bits: MEGREZ_KERNELS decides once in a process."""
+    digest = hashlib.sha256()
+    for bits, block, columns in itertools.product((4, 8), (16, 32, 64, 128, 256), (576, 1100)):
+        opened = session(matrix(83, columns, bits, block))
+        for count in (1, 2, 3, 4, 5, 79):
+            x = np.random.default_rng(count).standard_normal((count, columns), np.float32)
+            digest.update(opened.run(None, {"x": x})[0].tobytes())
+    print(digest.hexdigest())
+
+
+@pytest.mark.skipif(LIBRARY is None or custom_ops.instructions(LIBRARY) == "AVX2", reason="the processor has no VNNI")
+@pytest.mark.parametrize("setting", ["vnni", "1"])
+def test_all_instruction_sets_have_the_same_results(setting: str) -> None:
+    code = "from tests.engines.ort.test_matmul_nbits import print_products; print_products()"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, custom_ops.SETTING: used},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for used in ("avx2", setting)
+    ]
+    assert found[0] == found[1] and len(found[0].strip()) == 64
