@@ -34,7 +34,7 @@ typedef struct {
 
 enum { MEGREZ_WORDS = 128 }; /* 32-bit words of a row that make a part */
 
-/* Of this processor, at most what MEGREZ_KERNELS names: 0 for none of the functions below, 1 AVX2, 2 AVX-VNNI, 3 AVX-512
+/* Of this processor, at most what MEGREZ_KERNELS named at first: 0 for none of the functions below, 1 AVX2, 2 AVX-VNNI, 3 AVX-512
  * and its VNNI.
  */
 int megrez_level(void);
