@@ -43,7 +43,11 @@ static bool converts_halves(void) {
 const megrez_attention_passes *megrez_attention_here(void) {
     const char *setting = getenv("MEGREZ_KERNELS");
     const bool portable = setting && !strcmp(setting, "portable");
-    return !portable && megrez_runs() && converts_halves() ? &MEGREZ_ATTENTION_AVX2 : &MEGREZ_ATTENTION_PORTABLE;
+    if (portable || !megrez_runs() || !converts_halves()) return &MEGREZ_ATTENTION_PORTABLE;
+#ifdef MEGREZ_HAS_VNNI
+    if (megrez_level() == 3) return &MEGREZ_ATTENTION_AVX512;
+#endif
+    return &MEGREZ_ATTENTION_AVX2;
 }
 
 #else

@@ -63,9 +63,11 @@ typedef struct {
     void (*join)(const megrez_attention *all, int64_t token);
 } megrez_attention_passes;
 
-extern const megrez_attention_passes MEGREZ_ATTENTION_AVX2, MEGREZ_ATTENTION_PORTABLE;
+extern const megrez_attention_passes MEGREZ_ATTENTION_AVX512, MEGREZ_ATTENTION_AVX2, MEGREZ_ATTENTION_PORTABLE;
 
-/* The passes with AVX2, or in portable C where the processor lacks it or MEGREZ_KERNELS is "portable". */
+/* The passes with the best instructions of megrez_level, in portable C where the processor lacks AVX2 or MEGREZ_KERNELS is
+ * "portable".
+ */
 const megrez_attention_passes *megrez_attention_here(void);
 
 #endif

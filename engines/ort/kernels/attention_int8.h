@@ -40,6 +40,15 @@ KERNEL void round_query(float *query, int64_t width) {
     query[scale_place(width)] = most / 32767;
 }
 
+/* a and b in pairs of 16 bits, added to `sums`. */
+KERNEL __m256i add_pairs(__m256i sums, __m256i a, __m256i b) {
+#ifdef MEGREZ_VNNI
+    return _mm256_dpwssd_epi32(sums, a, b);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+#endif
+}
+
 /* The sums of eight vectors of 32-bit integers. */
 KERNEL __m256i integer_sums_of(const __m256i *v) {
     const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
@@ -63,8 +72,8 @@ KERNEL void score_int8(const float *const *queries, const int count, const int8_
             UNROLLED
             for (int q = 0; q < count; q++) {
                 const __m256i query = load((const int16_t *)queries[q] + n);
-                found[2 * q] = _mm256_add_epi32(found[2 * q], _mm256_madd_epi16(query, a));
-                found[2 * q + 1] = _mm256_add_epi32(found[2 * q + 1], _mm256_madd_epi16(query, b));
+                found[2 * q] = add_pairs(found[2 * q], query, a);
+                found[2 * q + 1] = add_pairs(found[2 * q + 1], query, b);
             }
         }
         if (width % 16) {
@@ -75,8 +84,8 @@ KERNEL void score_int8(const float *const *queries, const int count, const int8_
             for (int q = 0; q < count; q++) {
                 const __m128i codes = _mm_loadu_si128((const __m128i *)((const int16_t *)queries[q] + n));
                 const __m256i query = _mm256_zextsi128_si256(codes);
-                found[2 * q] = _mm256_add_epi32(found[2 * q], _mm256_madd_epi16(query, a));
-                found[2 * q + 1] = _mm256_add_epi32(found[2 * q + 1], _mm256_madd_epi16(query, b));
+                found[2 * q] = add_pairs(found[2 * q], query, a);
+                found[2 * q + 1] = add_pairs(found[2 * q + 1], query, b);
             }
         }
         float sums[2 * TILE];
@@ -127,7 +136,7 @@ KERNEL void gather_int8(const int16_t *codes, const int8_t *value, int64_t from,
             memcpy(&pair, codes + q * KEYS + k, sizeof pair);
             UNROLLED
             for (int v = 0; v < vectors; v++)
-                found[q][v] = _mm256_add_epi32(found[q][v], _mm256_madd_epi16(_mm256_set1_epi32(pair), part[v]));
+                found[q][v] = add_pairs(found[q][v], _mm256_set1_epi32(pair), part[v]);
         }
     }
     UNROLLED

@@ -1,0 +1,14 @@
+/* The passes of attention with AVX-512 and its VNNI. */
+#include "avx512.h"
+#include "attention_cache.h"
+#include "attention_tile.h"
+#include "products.h"
+
+#ifdef MEGREZ_HAS_VNNI
+
+#define PASS AVX2
+#include "attention_passes.h"
+
+const megrez_attention_passes MEGREZ_ATTENTION_AVX512 = {append, attend, join};
+
+#endif
