@@ -160,8 +160,9 @@ KERNEL void multiply_tile(const weights_tile *tile, const int bits, const int wo
             UNROLLED
             for (int v = 0; v < VECTORS; v++) {
                 const wide_float both = WIDE(mul_ps)(tile->scales[n][v], scale);
-                found[v] = WIDE(fmadd_ps)(WIDE(cvtepi32_ps)(whole[i][v]), both, found[v]);
-                found[v] = WIDE(fnmadd_ps)(tile->shifts[n][v], sum, found[v]);
+                const wide_float before = of->first + n < SUMS ? (wide_float){0} : found[v];
+                const wide_float more = WIDE(fmadd_ps)(WIDE(cvtepi32_ps)(whole[i][v]), both, before);
+                found[v] = WIDE(fnmadd_ps)(tile->shifts[n][v], sum, more);
             }
         }
     }
@@ -255,7 +256,7 @@ KERNEL void multiply_rows(const megrez_weights *weights, const megrez_inputs *al
                           int64_t row, int64_t first, int64_t last, float *outputs) {
     const int64_t most = WORDS / (block * bits / 32);
     wide_float found[CHUNK][SUMS][VECTORS];
-    memset(found, 0, (size_t)(last - first) * sizeof *found);
+    if (weights->blocks < SUMS) memset(found, 0, (size_t)(last - first) * sizeof *found); /* others are written first */
     for (int64_t start = 0; start < weights->blocks; start += most)
         multiply_columns(weights, all, bits, block, row, start, first, last, found);
     write_sums(weights, row, last - first, (const wide_float(*)[SUMS][VECTORS])found, outputs + first * weights->rows);
