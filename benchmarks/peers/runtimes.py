@@ -13,6 +13,8 @@ from pathlib import Path
 class Peer:
     """module: what its environment must import. requirements: for pip. script: beside this file. device: "cpu", "cuda".
 
+    without: packages that pip brings and that are removed again.
+
     artefact: what it reads: "genai" and "genai-cuda" (folders of onnxruntime-genai's builder), "ik" and "llama" (GGUF
     files that each quantised itself), "openvino" (optimum-intel's folder, or a GGUF file), "hf" (the checkpoint).
     """
@@ -23,6 +25,7 @@ class Peer:
     script: str
     artefact: str
     device: str = "cpu"
+    without: tuple[str, ...] = ()
 
 
 _BUILDER = ("torch==2.13.0", "transformers>=5.20,<6", "onnx-ir>=1.1,<2")
@@ -54,6 +57,7 @@ PEERS = (
         requirements=("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0", "torch==2.13.0"),
         script="run_openvino.py",
         artefact="openvino",
+        without=("torchvision",),  # of another build than torch it fails to import, and transformers with it
     ),
     Peer(
         name="transformers",
@@ -117,6 +121,8 @@ def environment_of(peer: Peer, cache: Path, given: Mapping[str, Path], *, instal
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise UnavailableError(f"pip cannot install {' '.join(peer.requirements)}: {' '.join(lines)[:300]}")
+        if peer.without:
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *peer.without], check=True)
     if not has_module(python, peer.module):
         raise UnavailableError(f"{folder} is incomplete: remove it, or give --python '{peer.name}=PATH'")
     return python

@@ -1,5 +1,5 @@
 /* The inner loops of attention: a few queries of one KV head with a block of its keys. Their three steps, score, weigh and
- * gather, are in attention_steps_avx2.h and attention_steps_avx512.h.
+ * gather, are in attention_float_avx2.h and attention_float_avx512.h.
  *
  * The softmax is computed online: partial sums are rescaled when a larger score is found, as in Milakov and
  * Gimelshein, "Online normalizer calculation for softmax" (2018).
@@ -36,9 +36,9 @@ KERNEL __m256 within(int64_t n, int64_t from, int64_t to) {
 }
 
 #ifdef MEGREZ_AVX512
-#include "attention_steps_avx512.h"
+#include "attention_float_avx512.h"
 #else
-#include "attention_steps_avx2.h"
+#include "attention_float_avx2.h"
 #endif
 
 /* The arguments of a tile of queries and a block of keys. first, last: the keys that any of the queries attends to. */

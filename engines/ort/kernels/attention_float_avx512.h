@@ -33,6 +33,14 @@ KERNEL void add_channels(const float *const *queries, const int count, const flo
     }
 }
 
+/* Four keys' scores of each query, in one row of KEYS each. */
+KERNEL void write_scores(__m512 sums, const int count, float *to) {
+    _mm_storeu_ps(to, _mm512_castps512_ps128(sums));
+    if (count > 1) _mm_storeu_ps(to + KEYS, _mm512_extractf32x4_ps(sums, 1));
+    if (count > 2) _mm_storeu_ps(to + 2 * KEYS, _mm512_extractf32x4_ps(sums, 2));
+    if (count > 3) _mm_storeu_ps(to + 3 * KEYS, _mm512_extractf32x4_ps(sums, 3));
+}
+
 /* Scores of `count` queries with `keys` keys; `keys` rounded up to a multiple of four are written of each row of KEYS. */
 KERNEL void score(const float *const *queries, const int count, const float *key, int64_t keys, int64_t width,
                   float *scores) {
@@ -51,11 +59,7 @@ KERNEL void score(const float *const *queries, const int count, const float *key
         UNROLLED
         for (int q = 0; q < TILE; q++) four[q] = q < count ? fours(found[q]) : _mm512_setzero_ps();
         const __m512 sums = halved_lanes(halved_lanes(four[0], four[1]), halved_lanes(four[2], four[3]));
-        float *to = scores + k;
-        _mm_storeu_ps(to, _mm512_castps512_ps128(sums));
-        if (count > 1) _mm_storeu_ps(to + KEYS, _mm512_extractf32x4_ps(sums, 1));
-        if (count > 2) _mm_storeu_ps(to + 2 * KEYS, _mm512_extractf32x4_ps(sums, 2));
-        if (count > 3) _mm_storeu_ps(to + 3 * KEYS, _mm512_extractf32x4_ps(sums, 3));
+        write_scores(sums, count, scores + k);
     }
 }
 
