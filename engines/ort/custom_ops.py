@@ -22,6 +22,7 @@ from megrez.runtime.errors import EngineError, UsageError, first_line
 # and attention over other caches than float32 in portable C. The first registration in a process decides.
 SETTING = "MEGREZ_KERNELS"
 SETTINGS = ("0", "1", "attention", "avx2", "vnni", "portable")
+# By megrez_instructions of kernels/products.h.
 INSTRUCTIONS = (None, "AVX2", "AVX2 and VNNI", "AVX-512 and VNNI")
 
 

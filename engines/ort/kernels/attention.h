@@ -65,7 +65,7 @@ typedef struct {
 
 extern const megrez_attention_passes MEGREZ_ATTENTION_AVX512, MEGREZ_ATTENTION_AVX2, MEGREZ_ATTENTION_PORTABLE;
 
-/* The passes with the best instructions of megrez_level, in portable C where the processor lacks AVX2 or MEGREZ_KERNELS is
+/* The passes with the best instructions of this processor, in portable C where the processor lacks AVX2 or MEGREZ_KERNELS is
  * "portable".
  */
 const megrez_attention_passes *megrez_attention_here(void);

@@ -108,8 +108,8 @@ int megrez_in_memory(const ort_custom_op *op, size_t index) { return (void)op, (
 ort_type megrez_float(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 ort_presence megrez_always(const ort_custom_op *op, size_t index) { return (void)op, (void)index, ORT_REQUIRED; }
 
-/* Which instructions our products use here: 0 none, this processor cannot run them; 1 AVX2, 2 AVX-VNNI, 3 AVX-512. */
-EXPORT int megrez_kernels(void) { return megrez_level(); }
+/* Which instructions our products use here, a megrez_instructions. */
+EXPORT int megrez_kernels(void) { return megrez_instructions_here(); }
 
 static ort_status *add(
     const ort_api *api, ort_session_options *options, const char *name, const ort_custom_op *const *ops, size_t count,

@@ -34,15 +34,15 @@ typedef struct {
 
 enum { MEGREZ_WORDS = 128 }; /* 32-bit words of a row that make a part */
 
-/* Of this processor, at most what MEGREZ_KERNELS named at first: 0 for none of the functions below, 1 AVX2, 2 AVX-VNNI, 3 AVX-512
- * and its VNNI.
- */
-int megrez_level(void);
-static inline bool megrez_runs(void) { return megrez_level() > 0; }
+/* Instruction sets; with NONE, none of the functions below can run. AVX512 has its VNNI. */
+typedef enum { MEGREZ_WITH_NONE, MEGREZ_WITH_AVX2, MEGREZ_WITH_VNNI, MEGREZ_WITH_AVX512 } megrez_instructions;
+/* This processor's best, at most what MEGREZ_KERNELS named at the first call. */
+megrez_instructions megrez_instructions_here(void);
+static inline bool megrez_runs(void) { return megrez_instructions_here() != MEGREZ_WITH_NONE; }
 /* A vector of 4-bit codes has so many, the even ones in the lower halves of its bytes: of an input's codes for them the
  * even ones come first.
  */
-static inline int64_t megrez_group(void) { return megrez_level() == 3 ? 128 : 64; }
+static inline int64_t megrez_group(void) { return megrez_instructions_here() == MEGREZ_WITH_AVX512 ? 128 : 64; }
 /* Whether the weights' bits and block size are supported. */
 bool megrez_takes(const megrez_weights *weights);
 /* Columns of a part, which the words of a row hold. */
