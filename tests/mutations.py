@@ -171,6 +171,20 @@ FAULTS = (
         PRODUCTS,
     ),
     Fault(
+        "kernel-lower-halves-twice",
+        "engines/ort/kernels/block_sums.h",
+        "joined(lower[i], upper[i], bits)",
+        "joined(lower[i], lower[i], bits)",
+        PRODUCTS,
+    ),
+    Fault(
+        "kernel-first-block-counts-for-nothing",
+        "engines/ort/kernels/products_tiled.h",
+        "of->first + n < SUMS ? (wide_float){0}",
+        "of->first + n < SUMS + 1 ? (wide_float){0}",
+        PRODUCTS,
+    ),
+    Fault(
         "kernel-hides-the-token-itself",
         "engines/ort/kernels/attention_passes.h",
         "megrez_least(end, position + 1) - start",
