@@ -215,8 +215,13 @@ def test_held_out_samples_change_nothing(whole_of: Callable[[str], Whole], check
     model, whole = open_model(checkpoint_of(**TINY), LENGTH), whole_of("int8").progress
     store = Store(tmp_path / "b")
     calibrate_layers(model, TOKENS[:LEARN], LEARN, RECIPES["int8"], store)
-    for name, group in whole.groups.items():
-        assert store.progress.groups[name].input_scale == pytest.approx(group.input_scale, rel=1e-5)
+    found = {name: store.progress.groups[name].input_scale for name in whole.groups}
+    expected = {name: group.input_scale for name, group in whole.groups.items()}
+    first = next(iter(expected))
+    assert found[first] == pytest.approx(expected[first], rel=1e-5)
+    # Later groups read what GPTQ rounded, where some BLAS decide ties of codes by the number of rows (1 % here); learning
+    # from the held-out samples too moves each of these by 3 to 24 %.
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("name", RECIPES)
