@@ -219,8 +219,8 @@ def test_held_out_samples_change_nothing(whole_of: Callable[[str], Whole], check
     expected = {name: group.input_scale for name, group in whole.groups.items()}
     first = next(iter(expected))
     assert found[first] == pytest.approx(expected[first], rel=1e-5)
-    # Later groups read what GPTQ rounded, where some BLAS decide ties of codes by the number of rows (1 % here); learning
-    # from the held-out samples too moves each of these by 3 to 24 %.
+    # Later groups read what GPTQ rounded, where some BLAS decide ties of codes by the number of rows (1 % here);
+    # learning from the held-out samples too moves each of these by 3 to 24 %.
     assert found == pytest.approx(expected, rel=0.02)
 
 
