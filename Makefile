@@ -16,7 +16,7 @@ BUNDLE := $(CACHE)/smollm2-cpu-int4
 PACKAGES := runtime engines calibration compile
 TYPING := build/typing/megrez
 SELDOM := /(tests?|testing|models|networkx|fontTools|mypy|mypyc|benchmarks)/
-COMPILED := $(wildcard engines/ort/kernels/*) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
+COMPILED := $(wildcard engines/ort/kernels/*.[ch] engines/ort/kernels/*/*.[ch]) $(wildcard runtime/capi/*.[ch] runtime/capi/include/*)
 QUESTION := What is the capital of France? Answer in one sentence.
 
 # Every process of the tests would compile our modules again where the environment has switched this on.

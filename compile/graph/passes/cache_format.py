@@ -19,7 +19,7 @@ class CacheFormat(ir.passes.InPlacePass):
     """Give all caches [B, kv_heads, capacity, head_dim] the data type `dtype`, whichever of OPERATORS they have now.
 
     An int8 cache has scales, float32 caches [B, kv_heads, capacity, 1] of their own. Queries, new keys and values and
-    the attention's output stay float32. See engines/ort/kernels/attention.h.
+    the attention's output stay float32. See engines/ort/kernels/attention/attention.h.
     """
 
     def __init__(self, dtype: str) -> None:
