@@ -24,6 +24,11 @@
 
 KERNEL __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
+/* The halves of each added: those of `lower` first. */
+KERNEL __m256i add_halves(__m256i lower, __m256i upper) {
+    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20), _mm256_permute2x128_si256(lower, upper, 0x31));
+}
+
 KERNEL float sum_of(__m256 values) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));

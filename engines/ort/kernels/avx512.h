@@ -6,4 +6,21 @@
 #define MEGREZ_VNNI
 #define MEGREZ_AVX512
 
+#include "avx2.h"
+
+#ifdef MEGREZ_HAS_AVX2
+
+/* Sums of neighbours: of each 128 bits, a's two and b's two in turn. */
+KERNEL __m512i integer_pairs(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+
+/* Each 128 bits have one sum of each of the four, of its 128 bits there. */
+KERNEL __m512i integer_fours(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i first = integer_pairs(a, b), second = integer_pairs(c, d);
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+}
+
+#endif
+
 #endif

@@ -9,7 +9,7 @@ KERNEL __m256i add_pairs(__m256i sums, __m256i a, __m256i b) {
 KERNEL __m256i integer_sums_of(const __m256i *v) {
     const __m256i lower = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
     const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20), _mm256_permute2x128_si256(lower, upper, 0x31));
+    return add_halves(lower, upper);
 }
 
 /* As score in attention_tile.h, without the scales. Of a width that is no multiple of 16, the last 8 channels are added

@@ -5,12 +5,6 @@ KERNEL __mmask32 channels_left(int64_t n, int64_t width) {
     return width - n >= 32 ? 0xffffffff : (__mmask32)((1u << (width - n)) - 1);
 }
 
-KERNEL __m512i integer_fours(const __m512i *v) {
-    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
-
 KERNEL __m512i halved_integer_lanes(__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
@@ -40,7 +34,8 @@ KERNEL void score_int8(const float *const *queries, const int count, const int8_
             }
         }
         UNROLLED
-        for (int q = 0; q < TILE; q++) four[q] = q < count ? integer_fours(found[q]) : _mm512_setzero_si512();
+        for (int q = 0; q < TILE; q++)
+            four[q] = q < count ? integer_fours(found[q][0], found[q][1], found[q][2], found[q][3]) : _mm512_setzero_si512();
         const __m512i sums =
             halved_integer_lanes(halved_integer_lanes(four[0], four[1]), halved_integer_lanes(four[2], four[3]));
         write_scores(_mm512_cvtepi32_ps(sums), count, scores + k);

@@ -84,16 +84,7 @@ KERNEL void block_sums(const uint8_t *codes, const int bits, const int vectors, 
 
 #ifdef MEGREZ_AVX512
 
-/* Sums of neighbours: of each 128 bits, a's two and b's two in turn. */
-KERNEL __m512i pairs(__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-}
-
-/* Of four vectors: each 128 bits have one sum of each. */
-KERNEL __m512i fours(const wide (*v)[STREAMED], int i) {
-    const __m512i a = pairs(v[0][i], v[1][i]), b = pairs(v[2][i], v[3][i]);
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
+KERNEL __m512i fours(const wide (*v)[STREAMED], int i) { return integer_fours(v[0][i], v[1][i], v[2][i], v[3][i]); }
 
 KERNEL __m256i folded(__m512i sums) {
     return _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
@@ -106,7 +97,8 @@ KERNEL __m256i eight_sums(const wide (*v)[STREAMED], int i, const int shared, in
         return _mm512_cvtepi64_epi32(sums);
     }
     if (shared == 4) {
-        const __m512i two = pairs(v[0][i], v[1][i]), sums = _mm512_add_epi32(two, _mm512_shuffle_epi32(two, 0x4e));
+        const __m512i two = integer_pairs(v[0][i], v[1][i]);
+        const __m512i sums = _mm512_add_epi32(two, _mm512_shuffle_epi32(two, 0x4e));
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
         return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
     }
@@ -119,8 +111,7 @@ KERNEL __m256i eight_sums(const wide (*v)[STREAMED], int i, const int shared, in
     if (left <= 4)
         return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1)));
     const __m256i upper = folded(fours(v + 4, i));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20),
-                            _mm256_permute2x128_si256(lower, upper, 0x31));
+    return add_halves(lower, upper);
 }
 
 #else
@@ -133,8 +124,7 @@ KERNEL __m256i eight_sums(const wide (*v)[STREAMED], int i, const int shared, in
     if (left <= 4)
         return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1)));
     const __m256i upper = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4][i], v[5][i]), _mm256_hadd_epi32(v[6][i], v[7][i]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(lower, upper, 0x20),
-                            _mm256_permute2x128_si256(lower, upper, 0x31));
+    return add_halves(lower, upper);
 }
 
 #endif
