@@ -1,10 +1,11 @@
 """KV cache formats side by side: decode speed at several numbers of cached tokens, and memory.
 
-python benchmarks/kv_cache.py [--peers-python PATH] [--layers 8] [--lengths 4000,16000] [--rounds 8] [--wait FILE]
+python benchmarks/kv_cache.py [--install] [--python NAME=PATH ...] [--layers 8] [--lengths 4000,16000] [--rounds 8]
+    [--wait FILE]
 
 cpu-int4 at Megrez-3B's shape of a few layers, with random weights, compiled with --kv f32, f16 and int8, and
-ik_llama.cpp with a q8_0 cache and flash attention. All stay open, each in its own process, and alternate, every other
-round in the opposite order. Ratios are medians over rounds.
+llama.cpp and ik_llama.cpp with a q8_0 cache and flash attention, in speed.py's environments. All stay open, each in its
+own process, and alternate, every other round in the opposite order. Ratios are medians over rounds.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ import click
 from peers.turns import Line, Runtime, opened_runtime
 from random_checkpoint import SHAPE
 from report import command_line
-from speed import prompt_ids
+from rows import quantised_cache_rows
+from speed import INSTALL, PYTHONS, prompt_ids, read_pythons
 
 HERE = Path(__file__).parent
 FORMATS = ("f32", "f16", "int8")
@@ -27,7 +29,7 @@ PROMPT = 500  # tokens, repeated
 
 
 def commands(
-    cache: Path, layers: int, python: Path | None, threads: int, lengths: str, steps: int, *, compiled: bool
+    cache: Path, layers: int, threads: int, lengths: str, steps: int, *, compiled: bool
 ) -> dict[str, list[object]]:
     context = max(map(int, lengths.split(","))) + 2 * steps
     found: dict[str, list[object]] = {}
@@ -36,9 +38,6 @@ def commands(
         name = "-".join(["megrez-int4", str(layers), *map(str, options)])
         bundle = cache / name if compiled else artefacts.megrez_bundle(cache, layers, options)
         found[f"--kv {kv}"] = [sys.executable, HERE / "peers" / "kv_megrez.py", bundle, threads, lengths, steps]
-    if python is not None:
-        file = artefacts.ik_llama_file(cache, artefacts.megrez_shape(cache, layers), python)
-        found["ik_llama.cpp q8_0"] = [python, HERE / "peers" / "kv_ik_llama.py", file, threads, lengths, steps]
     return found
 
 
@@ -83,7 +82,8 @@ def table(results: list[dict[str, object]], lengths: list[str]) -> str:
 
 
 @click.command()
-@click.option("--peers-python", type=click.Path(path_type=Path, exists=True), help="A Python that has ik_llama_cpp.")
+@INSTALL
+@PYTHONS
 @click.option("--layers", default=8, show_default=True)
 @click.option("--lengths", default="4000,16000", show_default=True, help="Numbers of cached tokens.")
 @click.option("--steps", default=16, show_default=True, help="Tokens decoded at each length.")
@@ -94,7 +94,8 @@ def table(results: list[dict[str, object]], lengths: list[str]) -> str:
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(
-    peers_python: Path | None,
+    install: bool,
+    pythons: tuple[str, ...],
     layers: int,
     lengths: str,
     steps: int,
@@ -106,7 +107,9 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure and print a table."""
-    found = commands(cache, layers, peers_python, threads, lengths, steps, compiled=compiled)
+    found = commands(cache, layers, threads, lengths, steps, compiled=compiled)
+    source, given = artefacts.megrez_shape(cache, layers), read_pythons(pythons)
+    found |= quantised_cache_rows(cache, source, given, threads, lengths, steps, install=install)
     prompt = prompt_ids(SHAPE["vocab_size"], PROMPT)
     with contextlib.ExitStack() as stack:
         runtimes = {name: stack.enter_context(opened_runtime(command, prompt)) for name, command in found.items()}

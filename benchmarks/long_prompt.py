@@ -1,9 +1,11 @@
-"""One long prompt: prefill, decode after it, and resident memory against the stated budget; ik_llama.cpp beside it.
+"""One long prompt: prefill, decode after it, and resident memory against the stated budget; peers beside it.
 
-python benchmarks/long_prompt.py [--peers-python PATH] [--layers 2] [--tokens 30000] [--chunk 512] [--rounds 2]
+python benchmarks/long_prompt.py [--install] [--python NAME=PATH ...] [--layers 2] [--tokens 30000] [--chunk 512]
+    [--rounds 2]
 
-cpu-int4 at Megrez-3B's shape of a few layers, with random weights and an int8 KV cache; ik_llama.cpp with a q8_0 cache
-and flash attention. They take turns, each in a process of its own that ends with its turn.
+cpu-int4 at Megrez-3B's shape of a few layers, with random weights and an int8 KV cache; llama.cpp and ik_llama.cpp with
+a q8_0 cache and flash attention, in speed.py's environments. They take turns, each in a process of its own that ends
+with its turn.
 """
 
 import json
@@ -11,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import artefacts
@@ -18,7 +21,8 @@ import click
 from peers.turns import Line, opened_runtime
 from random_checkpoint import SHAPE
 from report import command_line
-from speed import prompt_ids
+from rows import quantised_cache_rows
+from speed import INSTALL, PYTHONS, prompt_ids, read_pythons
 
 PEERS = Path(__file__).parent / "peers"
 OUTPUT = 16
@@ -38,8 +42,7 @@ def our_turn(bundle: Path, tokens: int, chunk: int, threads: int) -> Line:
     return found
 
 
-def ik_llama_turn(python: Path, file: Path, tokens: int, threads: int) -> Line:
-    command = [python, PEERS / "kv_ik_llama.py", file, threads, tokens, OUTPUT]
+def peer_turn(command: list[object], tokens: int) -> Line:
     with opened_runtime(command, prompt_ids(SHAPE["vocab_size"], 500)) as runtime:
         decode = runtime.generate()[f"decode_{tokens}"]
     about = runtime.about
@@ -64,7 +67,8 @@ def table(rows: list[Line]) -> str:
 
 
 @click.command()
-@click.option("--peers-python", type=click.Path(path_type=Path, exists=True), help="A Python that has ik_llama_cpp.")
+@INSTALL
+@PYTHONS
 @click.option("--layers", default=2, show_default=True)
 @click.option("--tokens", default=30000, show_default=True)
 @click.option("--chunk", default=512, show_default=True, help="Tokens of a step of ours.")
@@ -74,7 +78,8 @@ def table(rows: list[Line]) -> str:
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/benchmarks"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(
-    peers_python: Path | None,
+    install: bool,
+    pythons: tuple[str, ...],
     layers: int,
     tokens: int,
     chunk: int,
@@ -88,9 +93,8 @@ def main(
     source = artefacts.megrez_shape(cache, layers)
     bundle = artefacts.bundle(cache, source, "cpu-int4", ("--kv", "int8", "--context", tokens + OUTPUT), reuse=reuse)
     turns: dict[str, Callable[[], Line]] = {"megrez-compile": lambda: our_turn(bundle, tokens, chunk, threads)}
-    if peers_python is not None:
-        file = artefacts.ik_llama_file(cache, source, peers_python)
-        turns["ik_llama.cpp"] = lambda: ik_llama_turn(peers_python, file, tokens, threads)
+    peers = quantised_cache_rows(cache, source, read_pythons(pythons), threads, str(tokens), OUTPUT, install=install)
+    turns |= {name: partial(peer_turn, command, tokens) for name, command in peers.items()}
     figures: dict[str, list[Line]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():

@@ -2,13 +2,14 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import artefacts
 from artefacts import Source
 from onnxruntime import SessionOptions
-from peers.runtimes import Peer, UnavailableError
+from peers.runtimes import Peer, UnavailableError, environment_of, find_peers
 
 from megrez.engines.ort import custom_ops
 
@@ -81,6 +82,27 @@ def peer_rows(peer: Peer, python: Path, cache: Path, source: Source, work: Workl
     if peer.artefact == "ik":
         rows[f"{peer.name} {kind}, repacked"] = Row([python, script, path, work.threads, *lengths, "--repack"], each)
     return rows
+
+
+def quantised_cache_rows(
+    cache: Path, source: Source, given: Mapping[str, Path], threads: int, lengths: str, steps: int, *, install: bool
+) -> dict[str, list[object]]:
+    """The commands of the peers with an 8-bit KV cache at given lengths; those without an environment are named."""
+    makers = {
+        "llama.cpp": (artefacts.llama_cpp_file, "kv_llama_cpp.py"),
+        "ik_llama.cpp": (artefacts.ik_llama_file, "kv_ik_llama.py"),
+    }
+    found: dict[str, list[object]] = {}
+    for peer in find_peers(tuple(makers), "cpu"):
+        make, script = makers[peer.name]
+        try:
+            python = environment_of(peer, cache, given, install=install)
+        except UnavailableError as error:
+            print(f"{peer.name} is skipped: {error}", file=sys.stderr, flush=True)
+        else:
+            command = [python, PEERS / script, make(cache, source, python), threads, lengths, steps]
+            found[f"{peer.name} q8_0"] = command
+    return found
 
 
 def peer_model(peer: Peer, python: Path, cache: Path, source: Source, work: Workload) -> tuple[Path, str, int]:

@@ -33,6 +33,9 @@ from megrez.engines.cuda_runtime import Cuda
 from megrez.runtime.bench.bandwidth import Reader
 from megrez.runtime.errors import MegrezError
 
+INSTALL = click.option("--install", is_flag=True, help="Make the environments that are missing.")
+PYTHONS = click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="A Python that has this peer.")
+
 
 def prompt_ids(vocab_size: int, count: int) -> list[int]:
     """The random ids of `megrez bench`."""
@@ -154,8 +157,8 @@ def check_device(device: str, bits: int) -> None:
 
 @click.command()
 @click.option("--peer", "names", multiple=True, help="Compare with this one only; may be given several times.")
-@click.option("--install", is_flag=True, help="Make the environments that are missing.")
-@click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="A Python that has this peer.")
+@INSTALL
+@PYTHONS
 @click.option("--reuse", is_flag=True, help="Take our bundles from the cache where they are there.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--bits", type=click.Choice([4, 8]), default=4, show_default=True, help="Of the weights.")

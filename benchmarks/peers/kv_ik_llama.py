@@ -1,22 +1,19 @@
 """ik_llama.cpp with a q8_0 KV cache and flash attention: run by benchmarks/kv_cache.py and long_prompt.py.
 
-PEERS-PYTHON kv_ik_llama.py FILE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS is such as 4000,16000
-
-Each length has a context of its own, into which a prompt of that length is read first.
+PEERS-PYTHON kv_ik_llama.py FILE THREADS LENGTHS STEPS, then as cached.py says
 """
 
 import ctypes
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
+from cached import Q8_0, opened_contexts
 from ik_llama_cpp import _ctypes_api as api
 from ik_llama_cpp._internals import IkContext, IkModel
-from turns import Line, resident_bytes, serve
+from turns import serve
 
-Q8_0 = 8  # GGML_TYPE_Q8_0
 # Not among the wrapper's functions: context, sequence, first position, position after the last (-1: the end).
 _remove = api._lib.llama_kv_cache_seq_rm
 _remove.argtypes, _remove.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32], ctypes.c_bool
@@ -25,7 +22,7 @@ _remove.argtypes, _remove.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_i
 class Quantised(IkContext):
     """IkContext has no option for the cache's types."""
 
-    def __init__(self, model: IkModel, context: int, threads: int) -> None:
+    def __init__(self, model: IkModel, threads: int, context: int) -> None:
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = context, context, 1
         params.n_threads = params.n_threads_batch = threads
@@ -37,8 +34,7 @@ class Quantised(IkContext):
         self._model = model
         self._n_ubatch = api.llama_n_ubatch(self._ctx)
 
-    def read(self, tokens: list[int], start: int) -> int:
-        """Evaluate `tokens` from position `start` on; returns the likeliest next one."""
+    def read(self, tokens: Sequence[int], start: int) -> int:
         batch = api.llama_batch_init(len(tokens), 0, 1)
         for at, token in enumerate(tokens):
             batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, start + at, 1
@@ -51,34 +47,12 @@ class Quantised(IkContext):
         return int(logits.argmax())
 
     def forget(self, start: int) -> None:
-        """Remove the tokens from position `start` on."""
         _remove(self.ctx, 0, start, -1)
 
 
-def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
-    path, threads, lengths, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), int(sys.argv[4])
-    model = IkModel(path)
-    before = resident_bytes()
-    contexts = {int(length): Quantised(model, int(length) + 2 * steps, threads) for length in lengths}
-    prefill = {}
-    for length, context in contexts.items():
-        start = time.perf_counter()
-        context.read((prompt * (length // len(prompt) + 1))[:length], 0)
-        prefill[f"prefill_{length}"] = length / (time.perf_counter() - start)
-
-    def generate() -> Line:
-        found = {}
-        for length, context in contexts.items():
-            start = time.perf_counter()
-            for at in range(steps):
-                context.read([at], length + at)
-            found[f"decode_{length}"] = steps / (time.perf_counter() - start)
-            context.forget(length)
-        return found
-
-    about = {"version": version("ik-llama-cpp-python"), "cache_bytes": resident_bytes() - before}
-    return about | prefill, generate
+def load(path: str, threads: int) -> Callable[[int], Quantised]:
+    return partial(Quantised, IkModel(path), threads)
 
 
 if __name__ == "__main__":
-    serve(opened)
+    serve(partial(opened_contexts, version("ik-llama-cpp-python"), load))
