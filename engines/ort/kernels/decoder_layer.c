@@ -21,7 +21,7 @@
 enum { HIDDEN = QUERY, ATTENTION_NORM = KEY, MLP_NORM = VALUE };
 enum { QUERY_PRODUCT, KEY_PRODUCT, VALUE_PRODUCT, OUTPUT, GATE_UP, DOWN, PRODUCTS };
 enum { WEIGHT_INPUTS = 4, INPUTS = ATTENTION_INPUTS + PRODUCTS * WEIGHT_INPUTS };
-enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4, PROJECTIONS = 3 };
+enum { ROWS_A_PIECE = 64, PROJECTIONS = 3 };
 
 typedef struct {
     const ort_api *api;
@@ -79,7 +79,8 @@ static void round_input(const layer *all, int product, const float *input, int64
 
 /* Each token of a piece. */
 #define EACH_TOKEN(all, piece, token)                                                          \
-    for (int64_t token = (piece) * INPUTS_A_PIECE, end = megrez_least(token + INPUTS_A_PIECE, (all)->count); token < end; token++)
+    for (int64_t each = megrez_inputs_a_piece((all)->count), token = (piece) * each,                \
+                 end = megrez_least(token + each, (all)->count); token < end; token++)
 
 static void prepare_projections(void *work, int64_t piece) {
     const layer *all = work;
@@ -157,7 +158,7 @@ static void add_mlp(void *work, int64_t piece) {
 }
 
 static ort_status *run_phases(const layer *all, const ort_context *context) {
-    const int64_t rows = pieces_of(all->count, INPUTS_A_PIECE), wide = pieces_of(all->self->width, ROWS_A_PIECE);
+    const int64_t rows = pieces_of(all->count, megrez_inputs_a_piece(all->count)), wide = pieces_of(all->self->width, ROWS_A_PIECE);
     int64_t projections = 0;
     for (int n = 0; n < PROJECTIONS; n++) projections += pieces_of(all->self->products[n].rows, ROWS_A_PIECE);
     const megrez_phase phases[] = {
@@ -196,9 +197,10 @@ static void take_inputs(layer *all, room *from) {
             *inputs = all->inputs[0];
             continue;
         }
-        const int64_t floats = all->count * weights->blocks * (int64_t)sizeof(float);
+        const int64_t padded = megrez_with_padding(all->count);
+        const int64_t floats = padded * weights->blocks * (int64_t)sizeof(float);
         inputs->count = all->count;
-        inputs->codes = take(from, all->count * megrez_stride(weights));
+        inputs->codes = take(from, padded * megrez_stride(weights));
         inputs->scales = take(from, floats), inputs->sums = take(from, floats);
     }
 }

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 enum { A, B, SCALES, ZERO_POINTS, G_IDX, BIAS, INPUTS };
-enum { ROWS_A_PIECE = 64, INPUTS_A_PIECE = 4, ACCURACY_LEVEL = 4 };
+enum { ROWS_A_PIECE = 64, ACCURACY_LEVEL = 4 };
 
 typedef struct {
     const ort_api *api;
@@ -31,7 +31,7 @@ typedef struct {
 
 static void round_piece(void *work, size_t piece) {
     product *all = work;
-    const int64_t first = (int64_t)piece * INPUTS_A_PIECE, last = first + INPUTS_A_PIECE;
+    const int64_t each = megrez_inputs_a_piece(all->inputs.count), first = (int64_t)piece * each, last = first + each;
     for (int64_t i = first; i < last && i < all->inputs.count; i++)
         megrez_round(all->weights, all->values + i * all->columns, all->columns, &all->inputs, i);
 }
@@ -44,15 +44,15 @@ static void multiply_piece(void *work, size_t piece) {
 
 static ort_status *multiply(const ort_api *api, const ort_context *context, product *all) {
     const megrez_weights *weights = all->weights;
-    const int64_t count = all->inputs.count, blocks = weights->blocks;
+    const int64_t count = megrez_with_padding(all->inputs.count), each = megrez_inputs_a_piece(all->inputs.count);
     const size_t codes = (size_t)(count * megrez_stride(weights));
-    const size_t floats = (size_t)(count * blocks);
-    char *room = malloc(codes + 2 * floats * sizeof(float));
+    const size_t floats = (size_t)(count * weights->blocks);
+    char *room = malloc(codes + 2 * floats * sizeof(float) + 64);
     if (!room) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory for its rounded inputs");
-    all->inputs.scales = (float *)room;
+    all->inputs.codes = (int8_t *)room + (64 - (uintptr_t)room % 64) % 64; /* on cache lines of their own */
+    all->inputs.scales = (float *)(all->inputs.codes + codes);
     all->inputs.sums = all->inputs.scales + floats;
-    all->inputs.codes = (int8_t *)(all->inputs.sums + floats);
-    const size_t pieces = (size_t)((count + INPUTS_A_PIECE - 1) / INPUTS_A_PIECE);
+    const size_t pieces = (size_t)((count + each - 1) / each);
     ort_status *status = NULL;
     if (pieces == 1)
         round_piece(all, 0);

@@ -263,14 +263,14 @@ def print_products() -> None:
     digest = hashlib.sha256()
     for bits, block, columns in itertools.product((4, 8), (16, 32, 64, 128, 256), (576, 1100)):
         opened = session(matrix(83, columns, bits, block))
-        for count in (1, 2, 3, 4, 5, 79):
+        for count in (1, 2, 3, 4, 5, 9, 16, 79, 145):
             x = np.random.default_rng(count).standard_normal((count, columns), np.float32)
             digest.update(opened.run(None, {"x": x})[0].tobytes())
     print(digest.hexdigest())
 
 
 @pytest.mark.skipif(LIBRARY is None or custom_ops.instructions(LIBRARY) == "AVX2", reason="the processor has no VNNI")
-@pytest.mark.parametrize("setting", ["vnni", "1"])
+@pytest.mark.parametrize("setting", ["vnni", "avx512", "1"])
 def test_all_instruction_sets_have_the_same_results(setting: str) -> None:
     code = "from tests.engines.ort.test_matmul_nbits import print_products; print_products()"
     found = [

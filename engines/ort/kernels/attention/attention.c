@@ -45,7 +45,7 @@ const megrez_attention_passes *megrez_attention_here(void) {
     const bool portable = setting && !strcmp(setting, "portable");
     if (portable || !megrez_runs() || !converts_halves()) return &MEGREZ_ATTENTION_PORTABLE;
 #ifdef MEGREZ_HAS_VNNI
-    if (megrez_instructions_here() == MEGREZ_WITH_AVX512) return &MEGREZ_ATTENTION_AVX512;
+    if (megrez_instructions_here() >= MEGREZ_WITH_AVX512) return &MEGREZ_ATTENTION_AVX512;
 #endif
     return &MEGREZ_ATTENTION_AVX2;
 }

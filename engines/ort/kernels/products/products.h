@@ -19,7 +19,8 @@ typedef struct {
 
 /* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [parts, count, columns of a
  * part] in the order in which the products read them, scales [count, blocks], and sums, of a block's codes times its
- * scale.
+ * scale. Grouped ones are transposed: codes [groups, columns / 4, MEGREZ_GROUPED, 4], for weights of 4 bits the even ones
+ * of each 128 columns or shorter block first; scales and sums [groups, blocks, MEGREZ_GROUPED].
  */
 typedef struct {
     int64_t count;
@@ -34,15 +35,30 @@ typedef struct {
 
 enum { MEGREZ_WORDS = 128 }; /* 32-bit words of a row that make a part */
 
-/* Instruction sets; with NONE, none of the functions below can run. AVX512 has its VNNI. */
-typedef enum { MEGREZ_WITH_NONE, MEGREZ_WITH_AVX2, MEGREZ_WITH_VNNI, MEGREZ_WITH_AVX512 } megrez_instructions;
+/* Instruction sets; with NONE, none of the functions below can run. AVX512 has its VNNI, and AMX that too. */
+typedef enum {
+    MEGREZ_WITH_NONE, MEGREZ_WITH_AVX2, MEGREZ_WITH_VNNI, MEGREZ_WITH_AVX512, MEGREZ_WITH_AMX,
+} megrez_instructions;
 /* This processor's best, at most what MEGREZ_KERNELS named at the first call. */
 megrez_instructions megrez_instructions_here(void);
 static inline bool megrez_runs(void) { return megrez_instructions_here() != MEGREZ_WITH_NONE; }
 /* A vector of 4-bit codes has so many, the even ones in the lower halves of its bytes: of an input's codes for them the
  * even ones come first.
  */
-static inline int64_t megrez_group(void) { return megrez_instructions_here() == MEGREZ_WITH_AVX512 ? 128 : 64; }
+static inline int64_t megrez_group(void) { return megrez_instructions_here() >= MEGREZ_WITH_AVX512 ? 128 : 64; }
+enum {
+    MEGREZ_GROUPED = 16, /* inputs that AMX multiplies together */
+    MEGREZ_UNGROUPED = 8 /* inputs that are faster without it, at most */
+};
+static inline bool megrez_are_grouped(int64_t count) {
+    return count > MEGREZ_UNGROUPED && megrez_instructions_here() == MEGREZ_WITH_AMX;
+}
+/* As many inputs are rounded by one thread, so that no two write to the same cache line. */
+static inline int64_t megrez_inputs_a_piece(int64_t count) { return megrez_are_grouped(count) ? MEGREZ_GROUPED : 4; }
+/* Inputs for which `count` of them take room. */
+static inline int64_t megrez_with_padding(int64_t count) {
+    return megrez_are_grouped(count) ? (count + MEGREZ_GROUPED - 1) / MEGREZ_GROUPED * MEGREZ_GROUPED : count;
+}
 /* Whether the weights' bits and block size are supported. */
 bool megrez_takes(const megrez_weights *weights);
 /* Columns of a part, which the words of a row hold. */
@@ -52,7 +68,7 @@ static inline int64_t megrez_stride(const megrez_weights *weights) {
     const int64_t part = megrez_part(weights->bits);
     return (weights->blocks * weights->block + part - 1) / part * part;
 }
-/* Where the codes have the first column of a block of an input. */
+/* Where the codes of inputs that are not grouped have the first column of a block of one. */
 static inline int64_t megrez_place(int64_t bits, int64_t count, int64_t input, int64_t column) {
     const int64_t part = megrez_part(bits);
     return (column / part * count + input) * part + column % part;
@@ -70,5 +86,6 @@ typedef void megrez_multiplier(
 );
 /* With the fastest instruction set of this processor, and with a given one; all have the same results. */
 megrez_multiplier megrez_multiply, megrez_multiply_avx2, megrez_multiply_vnni, megrez_multiply_avx512;
+megrez_multiplier megrez_multiply_amx; /* grouped inputs */
 
 #endif

@@ -83,10 +83,60 @@ KERNEL void round_block(const float *values, int64_t block, int8_t *codes, float
     *sum = *scale * (float)total;
 }
 
+/* Where a grouped input's codes are, and its scales: every fourth byte of a cache line, and a float of one. */
+typedef struct {
+    int8_t *codes;
+    float *scales, *sums;
+} place_in_group;
+
+KERNEL place_in_group find_place(const megrez_weights *weights, const megrez_inputs *rounded, int64_t index) {
+    const int64_t group = index / MEGREZ_GROUPED, lane = index % MEGREZ_GROUPED;
+    const int64_t at = group * weights->blocks * MEGREZ_GROUPED;
+    return (place_in_group){rounded->codes + at * weights->block + lane * 4, rounded->scales + at + lane,
+                            rounded->sums + at + lane};
+}
+
+/* Of each 128, or of a shorter block. */
+KERNEL void evens_of_block_first(int8_t *codes, int64_t block) {
+    for (int64_t n = 0; n + 128 <= block; n += 128) more_evens_first(codes + n);
+    if (block >= 128) return;
+    evens_first(codes); /* of 64, the rest of which may be anything */
+    if (block < 64) memmove(codes + block / 2, codes + 32, (size_t)block / 2);
+}
+
+KERNEL void write_block(const place_in_group *to, int64_t n, int64_t block, const int8_t *codes, float scale, float sum) {
+    int8_t *words = to->codes + n * block * MEGREZ_GROUPED;
+    for (int64_t column = 0; column < block; column += 4) memcpy(words + column * MEGREZ_GROUPED, codes + column, 4);
+    to->scales[n * MEGREZ_GROUPED] = scale, to->sums[n * MEGREZ_GROUPED] = sum;
+}
+
+KERNEL void round_grouped(const megrez_weights *weights, const float *input, int64_t columns,
+                          const megrez_inputs *rounded, int64_t index) {
+    static const int8_t zeros[256];
+    const place_in_group to = find_place(weights, rounded, index);
+    for (int64_t n = 0; n < weights->blocks; n++) {
+        float room[256], scale, sum;
+        int8_t codes[256] = {0};
+        const int64_t block = weights->block;
+        round_block(values_of(input, columns, weights->columns, block, n * block, room), block, codes, &scale, &sum);
+        if (weights->bits == 4) evens_of_block_first(codes, block);
+        write_block(&to, n, block, codes, scale, sum);
+    }
+    if (index + 1 < rounded->count) return;
+    for (int64_t other = index + 1; other % MEGREZ_GROUPED; other++) {
+        const place_in_group padding = find_place(weights, rounded, other);
+        for (int64_t n = 0; n < weights->blocks; n++) write_block(&padding, n, weights->block, zeros, 0, 0);
+    }
+}
+
 AVX2 void megrez_round(const megrez_weights *weights, const float *input, int64_t columns, const megrez_inputs *rounded,
                        int64_t index) {
     const int64_t blocks = weights->blocks, block = weights->block, count = rounded->count;
     float room[256];
+    if (megrez_are_grouped(count)) {
+        round_grouped(weights, input, columns, rounded, index);
+        return;
+    }
     for (int64_t n = 0; n < blocks; n++) {
         const float *values = values_of(input, columns, weights->columns, block, n * block, room);
         int8_t *codes = rounded->codes + megrez_place(weights->bits, count, index, n * block);
