@@ -42,7 +42,7 @@ def test_a_cache_that_only_our_kernels_read_needs_them(monkeypatch: pytest.Monke
 @needs_kernels
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(custom_ops.SETTING, "yes")
-    valid = "0, 1, attention, avx2, vnni and portable"
+    valid = "0, 1, attention, avx2, vnni, avx512 and portable"
     with pytest.raises(UsageError, match=f"MEGREZ_KERNELS is 'yes', the valid values are {valid}"):
         custom_ops.register(onnxruntime.SessionOptions())
 
