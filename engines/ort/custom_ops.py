@@ -17,9 +17,9 @@ from typing import Any
 
 from megrez.runtime.errors import EngineError, UsageError, first_line
 
-# Which kernels replace ONNX Runtime's. 0: none; unset or 1: ours, where the processor has AVX2; avx2, vnni, avx512:
-# the same, with no better instructions than these; attention: the same as 1, but with ONNX Runtime's MatMulNBits; portable: none,
-# and attention over other caches than float32 in portable C. The first registration in a process decides.
+# Which kernels replace ONNX Runtime's. 0: none; unset or 1: ours, where the processor has AVX2; avx2, vnni, avx512: the
+# same, with no better instructions than these; attention: the same as 1, but with ONNX Runtime's MatMulNBits; portable:
+# none, and attention over other caches than float32 in portable C. The first registration in a process decides.
 SETTING = "MEGREZ_KERNELS"
 SETTINGS = ("0", "1", "attention", "avx2", "vnni", "avx512", "portable")
 # By megrez_instructions of kernels/products.h.

@@ -16,6 +16,7 @@ from megrez.runtime.sampling import Scores
 from megrez.runtime.serving.drafting.drafter import Draft
 from megrez.runtime.serving.drafting.speculation import Speculation
 from megrez.runtime.serving.limits import output_limit
+from megrez.runtime.serving.mixed_chunk import MixedChunk
 from megrez.runtime.serving.next_token import finish_reason, new_sampler, sample
 from megrez.runtime.serving.request import Generation, Request, Token
 from megrez.runtime.serving.scheduler import Planned, plan_step
@@ -24,7 +25,7 @@ from megrez.runtime.serving.text_stream import TextStream, TokenText
 from megrez.runtime.session import Logits, Session
 from megrez.runtime.stops import StopStrings
 
-# Prompt tokens per step: if no sequence decodes, and together with sequences that do.
+# Prompt tokens per step: if no sequence decodes, and together with sequences that do, at least.
 CHUNK, MIXED_CHUNK = 512, 32
 # Prompt tokens per step if it returns the logits of each: they take chunk * vocab_size * 4 bytes.
 LOGPROBS_CHUNK = 64
@@ -55,7 +56,7 @@ class Engine:
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self._stop_ids, self._detokenizer = frozenset(stop_ids), detokenizer
-        self._chunk, self._mixed_chunk = chunk, mixed_chunk
+        self._chunk, self._mixed_chunk = chunk, MixedChunk(mixed_chunk, chunk)
         self.speculation = speculation
 
     @property
@@ -138,7 +139,7 @@ class Engine:
     def _plan(self) -> Planned:
         asks_all = any(one.request.params.prompt_logprobs is not None and one.is_prefilling for one in self.running)
         chunk = min(self._chunk, LOGPROBS_CHUNK) if asks_all else self._chunk
-        return plan_step(self.running, chunk=chunk, mixed_chunk=min(self._mixed_chunk, chunk))
+        return plan_step(self.running, chunk=chunk, mixed_chunk=min(self._mixed_chunk.length, chunk))
 
     def _drafts(self, planned: Planned) -> Drafts:
         """None beside a prefill, whose rows fill the step already."""
@@ -148,7 +149,10 @@ class Engine:
         return {one: draft for one, draft in zip(running, self.speculation.draft(running), strict=True) if draft}
 
     def _note_step(self, planned: Planned, drafts: Drafts, seconds: float) -> None:
-        if self.speculation is not None and not any(one.is_prefilling for one, _ in planned):
+        prompt_tokens = sum(count for one, count in planned if one.is_prefilling)
+        if not drafts and any(not one.is_prefilling for one, _ in planned):
+            self._mixed_chunk.note_step(prompt_tokens, seconds)
+        if self.speculation is not None and not prompt_tokens:
             self.speculation.note_step(len(planned) + sum(len(draft) for draft in drafts.values()), seconds)
 
     def _run(self, planned: Planned, drafts: Drafts) -> tuple[Logits, list[tuple[Generation, int, int]]]:

@@ -12,6 +12,7 @@
  */
 #include "attention_inputs.h"
 #include "phases.h"
+#include "scratch.h"
 #include "vectors.h"
 #include "weights.h"
 
@@ -237,13 +238,14 @@ static ort_status *run(layer *all, const ort_context *context) {
     const size_t floats = megrez_attention_plan(&all->attention);
     room from = {0};
     take_all(all, &from, floats);
-    char *base = malloc(from.used + 64);
-    if (!base) return ort_create_status(all->self->api)(ORT_FAIL, "DecoderLayer: no memory for its intermediate values");
-    from = (room){.base = base + (64 - (uintptr_t)base % 64) % 64};
+    from = (room){.base = megrez_scratch_take(from.used)};
+    if (!from.base)
+        return ort_create_status(all->self->api)(ORT_FAIL, "DecoderLayer: no memory for its intermediate values");
+    char *const base = from.base;
     take_all(all, &from, floats);
     connect(all);
     ort_status *status = run_phases(all, context);
-    free(base);
+    megrez_scratch_return(base);
     return status;
 }
 

@@ -47,7 +47,9 @@ static megrez_instructions better_than_avx2(megrez_instructions most) { return (
 #endif
 
 static megrez_instructions find_instructions(void) {
-    static const char *const settings[] = {[MEGREZ_WITH_AVX2] = "avx2", [MEGREZ_WITH_VNNI] = "vnni", [MEGREZ_WITH_AVX512] = "avx512"};
+    static const char *const settings[] = {
+        [MEGREZ_WITH_AVX2] = "avx2", [MEGREZ_WITH_VNNI] = "vnni", [MEGREZ_WITH_AVX512] = "avx512",
+    };
     const char *setting = getenv("MEGREZ_KERNELS");
     megrez_instructions most = MEGREZ_WITH_AMX;
     for (int n = MEGREZ_WITH_AVX2; n < MEGREZ_WITH_AMX; n++)
