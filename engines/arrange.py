@@ -10,31 +10,40 @@ from megrez.runtime.batch import Batch, Lengths, Tokens
 from megrez.runtime.session import Logits
 
 
+# Most tokens of a group with padding.
+MOST_PADDED = 4096
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """B sequences of T new tokens each, in the cache entries first .. first + B - 1.
+    """B sequences of T new tokens at most, in the cache entries first .. first + B - 1.
 
-    tokens: [B, T] ids. starts: [B] cached lengths. index: [w] positions in tokens.reshape(-1) whose logits are needed.
+    tokens: [B, T] ids, each sequence's followed by padding. starts: [B] cached lengths. counts: [B] new tokens. index: [w] positions in tokens.reshape(-1) whose logits are needed.
     wanted: [w] the positions of these in the step's logits, ascending.
     """
 
     first: int
     tokens: Tokens
     starts: Lengths
+    counts: Lengths
     index: Tokens
     wanted: Indices
 
 
-def arrange(batch: Batch, order: SlotOrder, swap: Callable[[list[Swap]], None], *, ragged: bool) -> Iterator[Group]:
+def arrange(
+    batch: Batch, order: SlotOrder, swap: Callable[[list[Swap]], None], *, ragged: bool, padded: bool = False
+) -> Iterator[Group]:
     """The groups of `batch`, by number of new tokens: a padded sequence would cost as much as the longest one.
 
     Sequences with one new token form one group: `swap` is called to make their cache entries consecutive if they are
     not. Longer ones form groups where their entries are consecutive. ragged: whether the engine supports groups of
-    several sequences with both cached tokens and several new ones; otherwise each of these is a group. Run a group
-    before the next is generated.
+    several sequences with both cached tokens and several new ones; otherwise each of these is a group. padded: whether
+    padding costs the engine little; then all form one group of up to MOST_PADDED tokens, for one read of the weights.
+    Run a group before the next is generated.
     """
     order.hold(batch.slots, batch.starts)
-    for sequences in _alike(batch, order, ragged):
+    together = padded and len(batch.slots) * int(batch.counts.max()) <= MOST_PADDED
+    for sequences in [np.arange(len(batch.slots))] if together else _alike(batch, order, ragged):
         if swaps := order.bring_together(batch.slots[sequences]):
             swap(swaps)
         yield _group(batch, order, sequences)
@@ -64,6 +73,7 @@ def _group(batch: Batch, order: SlotOrder, sequences: Indices) -> Group:
             first=int(order.entries_of(batch.slots)[0]),
             tokens=batch.tokens[None],
             starts=batch.starts,
+            counts=batch.counts.astype(np.int32),
             index=batch.logits_index,
             wanted=np.arange(len(batch.logits_index)),
         )
@@ -71,11 +81,16 @@ def _group(batch: Batch, order: SlotOrder, sequences: Indices) -> Group:
     place = np.full(len(batch.slots), -1)  # per sequence of the batch: its position in the group
     place[sequences] = np.arange(len(sequences))
     wanted = np.flatnonzero(place[batch.owners] >= 0)
-    width = int(batch.counts[sequences[0]])
+    counts = batch.counts[sequences]
+    width = int(counts.max())
+    tokens = np.zeros((len(sequences), width), np.int64)
+    for row, sequence in zip(tokens, sequences, strict=True):
+        row[: batch.counts[sequence]] = batch.tokens_of(sequence)
     return Group(
         first=int(order.entries_of(batch.slots[sequences])[0]),
-        tokens=np.stack([batch.tokens_of(sequence) for sequence in sequences]),
+        tokens=tokens,
         starts=batch.starts[sequences],
+        counts=counts.astype(np.int32),
         index=place[batch.owners[wanted]] * width + batch.columns[wanted],
         wanted=wanted,
     )

@@ -26,11 +26,13 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     path, threads, output_tokens, streams = sys.argv[1], *map(int, sys.argv[2:])
     bundle = open_bundle(path)
     session = open_session(bundle, threads=threads, slots=streams)
+    engine = Engine(session, stop_ids=())
 
     def generate() -> Line:
-        engine = Engine(session, stop_ids=())
+        engine.clear()
         for one in prompts_of(prompt, streams):
-            engine.add(Request(prompt_ids=one, params=SamplingParams(max_tokens=None), sink=lambda found: None))
+            params = SamplingParams(max_tokens=None)
+            engine.add(Request(prompt_ids=one, params=params, sink=lambda found: None, reuse_prefix=False))
 
         def first() -> None:
             engine.step()

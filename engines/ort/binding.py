@@ -14,8 +14,8 @@ from megrez.engines.ort.place import HOST, Array, Buffer, Place
 from megrez.runtime.errors import EngineError, first_line
 from megrez.runtime.session import Lengths, Logits
 
-# (starts [B], new tokens per sequence, capacity) → the inputs that state the sequence lengths in a dialect.
-LengthInputs = Callable[[Lengths, int, int], dict[str, Array]]
+# (starts [B], new tokens [B], capacity) → the inputs that state the sequence lengths in a dialect.
+LengthInputs = Callable[[Lengths, Lengths, int], dict[str, Array]]
 K = TypeVar("K", bound=tuple[int, ...])
 # Most bindings that are kept of decode steps, one per first cache entry and number of entries; and as many of steps of
 # several tokens per sequence, such as a draft's, one per shape.
@@ -28,12 +28,14 @@ KEPT_TOKENS = 64
 class Interface:
     """The inputs of a dialect. length_inputs: those that state lengths. on_host: those read in host memory.
 
-    ragged: whether several sequences at once may have both cached tokens and several new ones.
+    ragged: whether several sequences at once may have both cached tokens and several new ones. padded: whether they may
+    have different numbers of them.
     """
 
     length_inputs: LengthInputs
     on_host: frozenset[str] = frozenset()
     ragged: bool = True
+    padded: bool = False
 
 
 class BoundModel:
@@ -71,10 +73,10 @@ class BoundModel:
         wanted = len(group.index)
         if width > 1:
             index = group.index if wanted else np.zeros(1, np.int64)
-            inputs = self._inputs(group.tokens, group.starts, index)
+            inputs = self._inputs(group.tokens, group.starts, group.counts, index)
             found = self._several(group, inputs, len(index)).run(self._session, inputs)
         else:
-            inputs = self._inputs(group.tokens, group.starts, np.arange(sequences))
+            inputs = self._inputs(group.tokens, group.starts, group.counts, np.arange(sequences))
             found = self._decoding(group.first, sequences).run(self._session, inputs)
             if group.index.tolist() != list(range(sequences)):
                 found = found[group.index]
@@ -85,8 +87,8 @@ class BoundModel:
         self._kept_short.clear()
         self._shared = self._session = self._short_logits = None
 
-    def _inputs(self, tokens: Array, starts: Lengths, index: Array) -> dict[str, Array]:
-        lengths = self._interface.length_inputs(starts, tokens.shape[1], self._shape.capacity)
+    def _inputs(self, tokens: Array, starts: Lengths, counts: Lengths, index: Array) -> dict[str, Array]:
+        lengths = self._interface.length_inputs(starts, counts, self._shape.capacity)
         return {"input_ids": tokens, "logits_index": index, **lengths}
 
     def _input_buffers(self, inputs: dict[str, Array]) -> dict[str, Buffer]:
@@ -124,7 +126,8 @@ class BoundModel:
     def _shared_buffers(self) -> tuple[dict[str, Buffer], Buffer]:
         if self._shared is None:
             every = np.zeros(self._shape.slots, np.int64)
-            inputs = self._inputs(every[:, None], every.astype(np.int32), every)
+            starts = every.astype(np.int32)
+            inputs = self._inputs(every[:, None], starts, np.ones_like(starts), every)
             self._shared = self._input_buffers(inputs), self._logits_buffer(self._shape.slots)
         return self._shared
 

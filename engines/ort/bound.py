@@ -1,5 +1,6 @@
 """A model in ONNX Runtime as a session; independent of prompts, checkpoints and dialects."""
 
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -43,18 +44,22 @@ def open_on_cpu(
     options.enable_cpu_mem_arena = False  # it would keep up to four times what a step uses, and is no faster
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if own_kernels:
-        custom_ops.register(options, cache=bundle.manifest.kv_cache.dtype)
-    session = open_model(onnxruntime, bundle.path / MODEL_FILE, options, ["CPUExecutionProvider"])
+    graph = bundle.path / MODEL_FILE
+    replaces = own_kernels and custom_ops.register(options, cache=bundle.manifest.kv_cache.dtype)
+    if not (replaces and custom_ops.leave_padding_out(graph)):
+        interface = replace(interface, padded=False)
+    session = open_model(onnxruntime, graph, options, ["CPUExecutionProvider"])
     return OrtSession(session, cache, bundle.manifest.architecture.vocab_size, interface, HOST)
 
 
 class OrtSession:
-    """A Session. A step runs the graph once for all decoding sequences, and for each prompt; see engines/arrange.py."""
+    """A Session. A step runs the graph once, with kernels that leave padding out; otherwise once for all decoding
+    sequences, and for each prompt: see engines/arrange.py.
+    """
 
     def __init__(self, session: Any, cache: CacheShape, vocab_size: int, interface: Interface, place: Place) -> None:
         self.slots, self.capacity, self.vocab_size = cache.slots, cache.capacity, vocab_size
-        self._ragged = interface.ragged
+        self._ragged, self._padded = interface.ragged, interface.padded
         self._order = SlotOrder(cache.slots)
         self._caches = Caches(cache, place)
         self._model = BoundModel(session, cache, self._caches.buffers, vocab_size, interface, place)
@@ -70,7 +75,7 @@ class OrtSession:
     ) -> Logits:
         """See megrez.runtime.session.Session."""
         batch = Batch.of(tokens, starts, logits_index, slots, counts, max_slots=self.slots, capacity=self.capacity)
-        groups = arrange(batch, self._order, self._caches.swap, ragged=self._ragged)
+        groups = arrange(batch, self._order, self._caches.swap, ragged=self._ragged, padded=self._padded)
         return run_groups(groups, self._model.run, batch, self.vocab_size)
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -54,16 +54,14 @@ def open_on_cpu(bundle: Bundle, *, threads: int | None, slots: int = 1, capacity
     return bound.open_on_cpu(bundle, INTERFACE, threads=threads, slots=slots, capacity=capacity)
 
 
-def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
+def _length_inputs(starts: Lengths, counts: Lengths, capacity: int) -> dict[str, Array]:
     """See megrez.compile.graph.passes.group_query_attention. For a decode step, the total length is the
     capacity: the kernels derive their launch size from it, which a recorded step keeps, and read each sequence's own
     length on the device. A total length equal to the width means that nothing is cached.
     """
-    longest = capacity if width == 1 else int(lengths.max()) + width
-    return {
-        "seqlens_k": (lengths + (width - 1)).astype(np.int32),
-        "total_sequence_length": np.array(longest, np.int32),
-    }
+    lengths = (starts + counts).astype(np.int32)
+    longest = capacity if counts.max() == 1 else lengths.max()
+    return {"seqlens_k": lengths - 1, "total_sequence_length": np.array(longest, np.int32)}
 
 
 # CUDA's GroupQueryAttention reads this scalar in host memory, and supports several new tokens after cached ones for one

@@ -51,6 +51,11 @@ def register(options: Any, *, cache: str = "float32") -> bool:
     return replaces
 
 
+def leave_padding_out(graph: Path) -> bool:
+    """Whether our kernels, once registered, compute nothing for the padding of this graph's sequences: DecoderLayer's."""
+    return os.environ.get(SETTING) != "attention" and b"DecoderLayer" in graph.read_bytes()
+
+
 def find_library() -> Path | None:
     """The compiled kernels, in the same folder as this file; None if they were not compiled."""
     candidates = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)

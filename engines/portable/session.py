@@ -18,6 +18,6 @@ def open_session(bundle: Bundle, *, threads: int | None, slots: int = 1, capacit
     return open_on_cpu(bundle, interface, threads=threads, slots=slots, capacity=capacity, basic=True)
 
 
-def _length_inputs(lengths: Lengths, width: int, capacity: int) -> dict[str, Array]:
+def _length_inputs(starts: Lengths, counts: Lengths, capacity: int) -> dict[str, Array]:
     """See megrez.compile.graph.export.trace."""
-    return {"write_indices": lengths.astype(np.int64)}
+    return {"write_indices": starts.astype(np.int64)}

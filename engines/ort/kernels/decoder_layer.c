@@ -40,6 +40,7 @@ typedef struct {
     const float *hidden;
     float *output;     /* the residual stream */
     float *normalised; /* [count, width], and what is added to the residual stream */
+    const int32_t *places; /* of the `count` tokens among all, which include padding; NULL if there is none */
     float *projected[PROJECTIONS], *attended, *gated;
     megrez_inputs inputs[PRODUCTS];
     megrez_attention attention;
@@ -58,20 +59,25 @@ static void multiply(const layer *all, int product, int64_t piece, float *output
     megrez_multiply(weights, all->inputs + product, first, last, outputs);
 }
 
+/* Where a token's vectors are in the residual stream. */
+static int64_t place_of(const layer *all, int64_t token) {
+    return (all->places ? all->places[token] : token) * all->self->width;
+}
+
 /* The same columns of all tokens: added to the residual stream. */
 static void multiply_and_add(const layer *all, int product, int64_t piece, const float *residual) {
     const int64_t first = piece * ROWS_A_PIECE, count = megrez_least(ROWS_A_PIECE, all->self->width - first);
     multiply(all, product, piece, all->normalised);
     for (int64_t token = 0; token < all->count; token++) {
-        const int64_t at = token * all->self->width + first;
-        megrez_add(residual + at, all->normalised + at, count, all->output + at);
+        const int64_t at = place_of(all, token) + first;
+        megrez_add(residual + at, all->normalised + token * all->self->width + first, count, all->output + at);
     }
 }
 
 static void normalise(const layer *all, const float *from, int norm, int64_t token) {
     const kernel *self = all->self;
-    const int64_t at = token * self->width;
-    megrez_rms_norm(from + at, self->constants.data[norm], self->epsilon, self->width, all->normalised + at);
+    float *to = all->normalised + token * self->width;
+    megrez_rms_norm(from + place_of(all, token), self->constants.data[norm], self->epsilon, self->width, to);
 }
 
 static void round_input(const layer *all, int product, const float *input, int64_t columns, int64_t token) {
@@ -159,7 +165,8 @@ static void add_mlp(void *work, int64_t piece) {
 }
 
 static ort_status *run_phases(const layer *all, const ort_context *context) {
-    const int64_t rows = pieces_of(all->count, megrez_inputs_a_piece(all->count)), wide = pieces_of(all->self->width, ROWS_A_PIECE);
+    const int64_t rows = pieces_of(all->count, megrez_inputs_a_piece(all->count));
+    const int64_t wide = pieces_of(all->self->width, ROWS_A_PIECE);
     int64_t projections = 0;
     for (int n = 0; n < PROJECTIONS; n++) projections += pieces_of(all->self->products[n].rows, ROWS_A_PIECE);
     const megrez_phase phases[] = {
@@ -276,10 +283,28 @@ static const char *judge(const kernel *self, const megrez_attention *attention) 
     return NULL;
 }
 
+/* Leaves the padding out, if there is some: `room` has firsts [B], and owners and places of B * T tokens at most. */
+static void pack(layer *all, int32_t *room) {
+    megrez_attention *attention = &all->attention;
+    int64_t valid = 0;
+    for (int64_t row = 0; row < attention->rows; row++) valid += attention->fresh[row];
+    const bool padded = valid < attention->rows * attention->tokens;
+    all->count = attention->count = valid;
+    if (!padded) return;
+    int32_t *firsts = room, *owners = firsts + attention->rows, *places = owners + valid, token = 0;
+    for (int32_t row = 0; row < attention->rows; row++) {
+        firsts[row] = token;
+        for (int32_t n = 0; n < attention->fresh[row]; n++, token++)
+            owners[token] = row, places[token] = row * (int32_t)attention->tokens + n;
+    }
+    attention->firsts = firsts, attention->owners = owners, all->places = places;
+}
+
 static ort_status *step(layer *all, ort_context *context, const megrez_attention_inputs *of, int32_t *told) {
     const ort_api *api = all->self->api;
     const char *wrong = megrez_attention_lengths(of, &all->attention, told);
     if (wrong) return megrez_refuse(api, wrong);
+    pack(all, told + 2 * all->attention.rows);
     void *output = NULL;
     ort_status *status = megrez_output(api, context, 0, &of->shapes[HIDDEN], &output);
     if (!status) status = megrez_attention_caches(api, context, of, &all->attention);
@@ -302,11 +327,11 @@ static ort_status *compute(void *opaque, ort_context *context) {
     if (hidden->rank != 3 || hidden->dimensions[2] != self->width)
         return megrez_refuse(api, "DecoderLayer: hidden is not [B, T, width of its norms]");
     layer all = {.self = self, .attention = {.rows = hidden->dimensions[0], .tokens = hidden->dimensions[1]}};
-    all.count = all.attention.rows * all.attention.tokens;
     const char *wrong = megrez_attention_understand(&self->settings, &of, &all.attention);
     if (!wrong) wrong = judge(self, &all.attention);
     if (wrong) return megrez_refuse(api, wrong);
-    int32_t *told = malloc(2 * (size_t)all.attention.rows * sizeof *told);
+    const size_t rows = (size_t)all.attention.rows, tokens = (size_t)all.attention.tokens;
+    int32_t *told = malloc((3 + 2 * tokens) * rows * sizeof *told);
     if (!told) return ort_create_status(api)(ORT_FAIL, "DecoderLayer: no memory for its lengths");
     ort_status *status = step(&all, context, &of, told);
     free(told);

@@ -28,7 +28,7 @@ static void join(void *of, size_t token) { ((work *)of)->passes->join(((work *)o
 static ort_status *over_tokens(
     const ort_api *api, const ort_context *context, work *of, void (*step)(void *, size_t)
 ) {
-    const size_t count = (size_t)(of->all->rows * of->all->tokens);
+    const size_t count = (size_t)of->all->count;
     if (count > 1) return ort_parallel_for(api)(context, step, count, 0, of);
     step(of, 0);
     return NULL;
@@ -93,6 +93,7 @@ static ort_status *compute(void *opaque, ort_context *context) {
     }
     if (of.shapes[QUERY].rank != 3) return megrez_refuse(api, "query is not [B, T, width]");
     megrez_attention all = {.rows = of.shapes[QUERY].dimensions[0], .tokens = of.shapes[QUERY].dimensions[1]};
+    all.count = all.rows * all.tokens;
     const char *wrong = megrez_attention_understand(&self->settings, &of, &all);
     if (!wrong) wrong = understand_queries(&of, &all);
     if (wrong) return megrez_refuse(api, wrong);

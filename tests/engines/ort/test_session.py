@@ -15,7 +15,7 @@ from megrez.engines.ort.bound import OrtSession
 from megrez.engines.ort.session import open_session
 from megrez.runtime.bundle import open_bundle
 from megrez.runtime.errors import EngineError, UsageError
-from tests.engines.ort.own_kernels import RUN
+from tests.engines.ort.own_kernels import RUN, needs_kernels
 from tests.graphs import IDS, ragged
 from tests.reference import logits
 from tests.session_contract import Contract, alone, check_session
@@ -250,3 +250,41 @@ def test_a_closed_session_holds_no_cache(bundle_of: Any) -> None:
     session: Any = opened(bundle_of()[1])
     session.close()
     assert not session._caches.buffers
+
+
+@needs_kernels
+@pytest.mark.parametrize("kv", ["f32", "int8"])
+def test_a_step_of_prompts_and_decoding_sequences_is_one_run_with_our_kernels(
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch, kv: str
+) -> None:
+    """And each sequence gets, to the bit, what it gets in a step of its own."""
+    _, bundle = bundle_of("cpu-int4", kv=kv)
+    together: Any = opened(bundle, slots=3)
+    apart = opened(bundle, slots=3)
+    shapes: list[tuple[int, ...]] = []
+    run = together._model.run
+    monkeypatch.setattr(together._model, "run", lambda group: shapes.append(group.tokens.shape) or run(group))
+    lengths = np.zeros(3, np.int64)
+    for counts in ((7, 2, 4), (1, 9, 1), (3, 1, 5), (1, 1, 1)):
+        tokens = [IDS[0][length : length + count] for length, count in zip(lengths, counts, strict=True)]
+        wanted = np.cumsum(counts) - 1
+        found = together.step(np.concatenate(tokens), lengths, wanted, slots=[2, 0, 1], counts=counts)
+        expected = [
+            apart.step(ids, [length], [len(ids) - 1], slots=[slot]).copy()
+            for ids, length, slot in zip(tokens, lengths, (2, 0, 1), strict=True)
+        ]
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+        lengths += counts
+    assert shapes == [(3, 7), (3, 9), (3, 5), (3, 1)]
+
+
+def test_without_our_kernels_padding_costs_a_token_and_groups_are_apart(
+    bundle_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(custom_ops.SETTING, "0")
+    session: Any = opened(bundle_of("cpu-int4")[1], slots=2)
+    shapes: list[tuple[int, ...]] = []
+    run = session._model.run
+    monkeypatch.setattr(session._model, "run", lambda group: shapes.append(group.tokens.shape) or run(group))
+    session.step(IDS[0][:8], [0, 0], [], slots=[0, 1], counts=[1, 7])
+    assert shapes == [(1, 1), (1, 7)]

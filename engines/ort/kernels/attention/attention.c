@@ -18,13 +18,13 @@ size_t megrez_attention_plan(megrez_attention *all) {
     all->blocks = (queries + MEGREZ_ROWS - 1) / MEGREZ_ROWS;
     all->parts = all->blocks > 1 ? 1 : (longest + MEGREZ_PART - 1) / MEGREZ_PART;
     if (all->scale == 0) all->scale = 1 / sqrtf((float)all->width);
-    const size_t heads = (size_t)(all->rows * all->tokens * all->heads), width = (size_t)all->width;
+    const size_t heads = (size_t)(all->count * all->heads), width = (size_t)all->width;
     return heads * (width + (size_t)all->parts * (width + 2));
 }
 
 void megrez_attention_use(megrez_attention *all, float *room) {
     all->rotated_queries = room;
-    all->partial = room + all->rows * all->tokens * all->heads * all->width;
+    all->partial = room + all->count * all->heads * all->width;
 }
 
 int64_t megrez_attention_pieces(const megrez_attention *all) {

@@ -13,16 +13,18 @@
 typedef enum { MEGREZ_FLOAT32, MEGREZ_FLOAT16, MEGREZ_INT8 } megrez_cache_format;
 
 /* A batch of `rows` sequences with `tokens` new tokens each, of which the first fresh[row] are valid, others padding.
- * lengths[row]: tokens in the cache after this step, including the new ones. window: sliding window, 0 for none.
+ * owners and firsts: NULL, or the new tokens are `count` valid ones without padding: owners[token] is the row of one, and
+ * firsts[row] the first of a row. lengths[row]: tokens in the cache after this step, including the new ones. window:
+ * sliding window, 0 for none.
  * queries, new_keys and new_values are [tokens, heads, width] at strides (in floats) from token to token;
  * keys and values [rows, kv_heads, capacity, width] in `format`, key_scales and value_scales [rows, kv_heads, capacity]
  * for int8; cosines and sines [positions, rotated / 2]; outputs
  * [rows, tokens, heads, width].
  */
 typedef struct {
-    int64_t rows, tokens, heads, kv_heads, width, capacity, window, rotated;
+    int64_t rows, tokens, count, heads, kv_heads, width, capacity, window, rotated;
     float scale; /* of the scores; 0 means 1 / sqrt(width) */
-    const int32_t *lengths, *fresh;
+    const int32_t *lengths, *fresh, *owners, *firsts;
     const float *cosines, *sines;
     const float *queries, *new_keys, *new_values;
     int64_t query_stride, key_stride, value_stride;

@@ -7,10 +7,16 @@
 
 #include <string.h>
 
+/* A row's first new token. */
+static int64_t first_of(const megrez_attention *all, int64_t row) {
+    return all->firsts ? all->firsts[row] : row * all->tokens;
+}
+
 PASS static void append(const megrez_attention *all, int64_t token) {
-    const int64_t row = token / all->tokens, width = all->width;
-    const int64_t position = all->lengths[row] - all->fresh[row] + token % all->tokens;
-    if (token % all->tokens >= all->fresh[row]) return;
+    const int64_t row = all->owners ? all->owners[token] : token / all->tokens, width = all->width;
+    const int64_t place_in_row = token - first_of(all, row);
+    const int64_t position = all->lengths[row] - all->fresh[row] + place_in_row;
+    if (place_in_row >= all->fresh[row]) return;
     const float *cosines = all->cosines + position * (all->rotated / 2);
     const float *sines = all->sines + position * (all->rotated / 2);
     const float *query = all->queries + token * all->query_stride;
@@ -37,16 +43,15 @@ typedef struct {
 
 static place place_of(const megrez_attention *all, int64_t piece) {
     const int64_t part = piece % all->parts, block = piece / all->parts % all->blocks;
-    const int64_t head = piece / all->parts / all->blocks, first = block * MEGREZ_ROWS;
-    const int64_t queries = all->tokens * (all->heads / all->kv_heads);
-    return (place){
-        head / all->kv_heads, head % all->kv_heads, first, megrez_least(MEGREZ_ROWS, queries - first), part
-    };
+    const int64_t head = piece / all->parts / all->blocks, row = head / all->kv_heads, first = block * MEGREZ_ROWS;
+    const int64_t queries = (all->firsts ? all->fresh[row] : all->tokens) * (all->heads / all->kv_heads);
+    const int64_t count = megrez_most(0, megrez_least(MEGREZ_ROWS, queries - first));
+    return (place){row, head % all->kv_heads, first, count, part};
 }
 
 /* A query's head among all heads of all tokens. */
 static int64_t head_of(const megrez_attention *all, const place *at, int64_t query) {
-    const int64_t group = all->heads / all->kv_heads, token = at->row * all->tokens + query / group;
+    const int64_t group = all->heads / all->kv_heads, token = first_of(all, at->row) + query / group;
     return token * all->heads + at->kv_head * group + query % group;
 }
 
