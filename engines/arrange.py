@@ -9,7 +9,6 @@ from megrez.engines.slot_order import Indices, SlotOrder, Swap
 from megrez.runtime.batch import Batch, Lengths, Tokens
 from megrez.runtime.session import Logits
 
-
 # Most tokens of a group with padding.
 MOST_PADDED = 4096
 
@@ -18,7 +17,8 @@ MOST_PADDED = 4096
 class Group:
     """B sequences of T new tokens at most, in the cache entries first .. first + B - 1.
 
-    tokens: [B, T] ids, each sequence's followed by padding. starts: [B] cached lengths. counts: [B] new tokens. index: [w] positions in tokens.reshape(-1) whose logits are needed.
+    tokens: [B, T] ids, each sequence's followed by padding. starts: [B] cached lengths. counts: [B] new tokens.
+    index: [w] positions in tokens.reshape(-1) whose logits are needed.
     wanted: [w] the positions of these in the step's logits, ascending.
     """
 
