@@ -20,7 +20,7 @@ from noted import NotedSession, Stream, llm_over, percentile, random_ids
 from megrez.runtime.bench.environment import describe_environment, load_average
 from megrez.runtime.bundle import Bundle, open_bundle
 from megrez.runtime.engines import open_session
-from megrez.runtime.serving.engine import MIXED_CHUNK
+from megrez.runtime.serving.engine import CHUNK, MIXED_CHUNK
 from megrez.runtime.serving.llm import LLM
 
 ANSWER, QUESTION = 32, 24
@@ -100,7 +100,7 @@ def long_prompt(
     idle = [gap for one in decoders for gap in one.gaps(settled, late.sent)]
     during = [gap for one in decoders for gap in one.gaps(late.sent, late.times[0])]
     mixed = [one for one in session.steps[noted:] if one.prompt_tokens]
-    faults = [f"a step has {one.prompt_tokens} prompt tokens" for one in mixed if one.prompt_tokens > MIXED_CHUNK]
+    faults = [f"a step has {one.prompt_tokens} prompt tokens" for one in mixed if one.prompt_tokens > CHUNK]
     faults += [f"a step leaves decoders out: {one.counts}" for one in mixed if one.counts.count(1) < DECODERS]
     found = {
         "idle_itl_p50_s": percentile(idle, 50),
@@ -108,6 +108,7 @@ def long_prompt(
         "during_itl_p50_s": percentile(during, 50),
         "during_itl_p99_s": percentile(during, 99),
         "during_longest_gap_s": max(during),
+        "mixed_step_tokens_p50": percentile([one.prompt_tokens for one in mixed], 50),
         "longest_mixed_step_s": max(one.ended - one.began for one in mixed),
         "p99_over_idle_p99": percentile(during, 99) / percentile(idle, 99),
         "p99_over_idle_p50": percentile(during, 99) / percentile(idle, 50),
@@ -135,7 +136,7 @@ def main(
     environment: Result = describe_environment(opened, threads)
     found, faults = measure(opened, prompt, long_tokens, rounds=rounds, idle_tokens=idle_tokens, threads=threads)
     environment["load_average_after"] = load_average()
-    settings = {"prompt": prompt, "long": long_tokens, "rounds": rounds, "mixed_chunk": MIXED_CHUNK}
+    settings = {"prompt": prompt, "long": long_tokens, "rounds": rounds, "least_mixed_chunk": MIXED_CHUNK}
     text = json.dumps({**settings, **found, "faults": faults, "environment": environment}, indent=2)
     click.echo(text)
     if json_file is not None:
