@@ -97,10 +97,10 @@ def quantised_cache_rows(
         make, script = makers[peer.name]
         try:
             python = environment_of(peer, cache, given, install=install)
-        except UnavailableError as error:
-            print(f"{peer.name} is skipped: {error}", file=sys.stderr, flush=True)
-        else:
             command = [python, PEERS / script, make(cache, source, python), threads, lengths, steps]
+        except (UnavailableError, RuntimeError) as error:
+            print(f"{peer.name} is skipped: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        else:
             found[f"{peer.name} q8_0"] = command
     return found
 
@@ -131,5 +131,10 @@ def other_kernels() -> dict[str, str]:
     library = custom_ops.find_library()
     if library is None or not custom_ops.register(SessionOptions()):
         return {}
-    better = custom_ops.instructions(library) != "AVX2"
-    return {"ONNX Runtime's kernels": "0"} | ({"our kernels with AVX2": "avx2"} if better else {})
+    found = {"ONNX Runtime's kernels": "0"}
+    used = custom_ops.instructions(library) or ""
+    if "AMX" in used:
+        found["our kernels with AVX-512"] = "avx512"
+    if used != "AVX2":
+        found["our kernels with AVX2"] = "avx2"
+    return found

@@ -9,8 +9,8 @@ from megrez.engines.slot_order import Indices, SlotOrder, Swap
 from megrez.runtime.batch import Batch, Lengths, Tokens
 from megrez.runtime.session import Logits
 
-# Most tokens of a group with padding.
-MOST_PADDED = 4096
+# Most tokens of a group with padding: hidden states have room for it, and layers other than DecoderLayer compute it.
+MOST_PADDED = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +33,13 @@ class Group:
 def arrange(
     batch: Batch, order: SlotOrder, swap: Callable[[list[Swap]], None], *, ragged: bool, padded: bool = False
 ) -> Iterator[Group]:
-    """The groups of `batch`, by number of new tokens: a padded sequence would cost as much as the longest one.
+    """The groups of `batch`: all sequences, for one read of the weights, if padding costs the engine little (`padded`)
+    and there are at most MOST_PADDED tokens; otherwise by number of new tokens.
 
-    Sequences with one new token form one group: `swap` is called to make their cache entries consecutive if they are
-    not. Longer ones form groups where their entries are consecutive. ragged: whether the engine supports groups of
-    several sequences with both cached tokens and several new ones; otherwise each of these is a group. padded: whether
-    padding costs the engine little; then all form one group of up to MOST_PADDED tokens, for one read of the weights.
-    Run a group before the next is generated.
+    Sequences with one new token then form one group: `swap` is called to make their cache entries consecutive if they
+    are not. Longer ones form groups where their entries are consecutive. ragged: whether the engine supports groups of
+    several sequences with both cached tokens and several new ones; otherwise each of these is a group. Run a group
+    before the next is generated.
     """
     order.hold(batch.slots, batch.starts)
     together = padded and len(batch.slots) * int(batch.counts.max()) <= MOST_PADDED

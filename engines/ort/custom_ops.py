@@ -52,7 +52,7 @@ def register(options: Any, *, cache: str = "float32") -> bool:
 
 
 def leave_padding_out(graph: Path) -> bool:
-    """Whether our kernels, once registered, compute nothing for the padding of this graph's sequences."""
+    """Whether our kernels, once registered, compute nothing for padding in this graph's layers but the last one."""
     return os.environ.get(SETTING) != "attention" and b"DecoderLayer" in graph.read_bytes()
 
 

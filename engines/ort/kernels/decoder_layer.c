@@ -2,13 +2,16 @@
  *
  * hidden [B, T, width] -> hidden + attention(norm(hidden)), and to that + mlp(norm of it), with a product of gate and up
  * together. For small models, ONNX Runtime's cost of a node and the start of threads for each are a large part of a step:
- * here threads are started once for the ten phases of a layer. Graphs define the operator as a function of the operators
+ * here threads are started once for all phases of a layer. Graphs define the operator as a function of the operators
  * that it replaces, which runs without this kernel.
  *
  * Inputs: GroupQueryAttention's, but that query, key and value are hidden and the weights of the two norms; then codes,
  * scales, zero_points and bias of each product. The query product may contain key, or key and value: those are absent.
  * Attributes: GroupQueryAttention's, epsilon, and MatMulNBits' of each product after its name. All weights are
  * initializers. A product may have the means of its input's blocks as last columns, as in MeansMatMulNBits.
+ *
+ * Nothing is computed for padding, and its places in the output are not written: operators behind this one must not mix
+ * tokens of a sequence with padding.
  */
 #include "attention_inputs.h"
 #include "phases.h"
@@ -36,7 +39,7 @@ typedef struct {
 /* One step. */
 typedef struct {
     const kernel *self;
-    int64_t count; /* tokens of all sequences */
+    int64_t count; /* tokens of all sequences without padding; hidden and output have it, all other vectors do not */
     const float *hidden;
     float *output;     /* the residual stream */
     float *normalised; /* [count, width], and what is added to the residual stream */
@@ -59,7 +62,7 @@ static void multiply(const layer *all, int product, int64_t piece, float *output
     megrez_multiply(weights, all->inputs + product, first, last, outputs);
 }
 
-/* Where a token's vectors are in the residual stream. */
+/* Where a token's vectors begin in the residual stream, in floats. */
 static int64_t place_of(const layer *all, int64_t token) {
     return (all->places ? all->places[token] : token) * all->self->width;
 }
@@ -122,11 +125,19 @@ static void attend(void *work, int64_t piece) {
     all->self->settings.passes->attend(&all->attention, piece);
 }
 
+/* Whether pieces have so many tokens that what comes before rounding is a phase of its own, token by token. */
+static bool in_large_pieces(const layer *all) { return megrez_are_grouped(all->count); }
+
+static void join(void *work, int64_t token) {
+    const layer *all = work;
+    if (all->attention.parts > 1) all->self->settings.passes->join(&all->attention, token);
+}
+
 static void prepare_output(void *work, int64_t piece) {
     const layer *all = work;
     const int64_t columns = all->attention.heads * all->attention.width;
     EACH_TOKEN(all, piece, token) {
-        if (all->attention.parts > 1) all->self->settings.passes->join(&all->attention, token);
+        if (!in_large_pieces(all)) join(work, token);
         round_input(all, OUTPUT, all->attended + token * columns, columns, token);
     }
 }
@@ -149,13 +160,19 @@ static void gate_and_up(void *work, int64_t piece) {
     multiply(all, GATE_UP, piece, all->gated);
 }
 
+static void activate(void *work, int64_t token) {
+    const layer *all = work;
+    const int64_t columns = all->self->products[GATE_UP].rows / 2;
+    float *gate = all->gated + 2 * token * columns;
+    megrez_swiglu(gate, gate + columns, columns, gate);
+}
+
 static void prepare_down(void *work, int64_t piece) {
     const layer *all = work;
     const int64_t columns = all->self->products[GATE_UP].rows / 2;
     EACH_TOKEN(all, piece, token) {
-        float *gate = all->gated + 2 * token * columns;
-        megrez_swiglu(gate, gate + columns, columns, gate);
-        round_input(all, DOWN, gate, columns, token);
+        if (!in_large_pieces(all)) activate(work, token);
+        round_input(all, DOWN, all->gated + 2 * token * columns, columns, token);
     }
 }
 
@@ -166,7 +183,7 @@ static void add_mlp(void *work, int64_t piece) {
 
 static ort_status *run_phases(const layer *all, const ort_context *context) {
     const int64_t rows = pieces_of(all->count, megrez_inputs_a_piece(all->count));
-    const int64_t wide = pieces_of(all->self->width, ROWS_A_PIECE);
+    const int64_t wide = pieces_of(all->self->width, ROWS_A_PIECE), apart = in_large_pieces(all) ? all->count : 0;
     int64_t projections = 0;
     for (int n = 0; n < PROJECTIONS; n++) projections += pieces_of(all->self->products[n].rows, ROWS_A_PIECE);
     const megrez_phase phases[] = {
@@ -174,10 +191,12 @@ static ort_status *run_phases(const layer *all, const ort_context *context) {
         {project, projections},
         {append, all->count},
         {attend, megrez_attention_pieces(&all->attention)},
+        {join, apart},
         {prepare_output, rows},
         {add_attention, wide},
         {prepare_mlp, rows},
         {gate_and_up, pieces_of(all->self->products[GATE_UP].rows, ROWS_A_PIECE)},
+        {activate, apart},
         {prepare_down, rows},
         {add_mlp, wide},
     };

@@ -16,7 +16,15 @@ from tests.engines.ort.own_kernels import needs_kernels
 @needs_kernels
 @pytest.mark.parametrize(
     ("setting", "registers"),
-    [("0", False), ("1", True), ("attention", True), ("avx2", True), ("vnni", True), ("portable", False)],
+    [
+        ("0", False),
+        ("1", True),
+        ("attention", True),
+        ("avx2", True),
+        ("vnni", True),
+        ("avx512", True),
+        ("portable", False),
+    ],
 )
 def test_the_environment_decides(setting: str, registers: bool) -> None:
     code = "import onnxruntime; from megrez.engines.ort.custom_ops import register; "

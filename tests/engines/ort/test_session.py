@@ -257,25 +257,29 @@ def test_a_closed_session_holds_no_cache(bundle_of: Any) -> None:
 def test_a_step_of_prompts_and_decoding_sequences_is_one_run_with_our_kernels(
     bundle_of: Any, monkeypatch: pytest.MonkeyPatch, kv: str
 ) -> None:
-    """And each sequence gets, to the bit, what it gets in a step of its own."""
-    _, bundle = bundle_of("cpu-int4", kv=kv)
+    """And each sequence gets, to the bit, what it gets in a step of its own; also where caches are read in parts."""
+    _, bundle = bundle_of("cpu-int4", context=320, kv=kv)
+    ids = np.resize(IDS[0], 320)
     together: Any = opened(bundle, slots=3)
     apart = opened(bundle, slots=3)
     shapes: list[tuple[int, ...]] = []
     run = together._model.run
     monkeypatch.setattr(together._model, "run", lambda group: shapes.append(group.tokens.shape) or run(group))
     lengths = np.zeros(3, np.int64)
-    for counts in ((7, 2, 4), (1, 9, 1), (3, 1, 5), (1, 1, 1)):
-        tokens = [IDS[0][length : length + count] for length, count in zip(lengths, counts, strict=True)]
+    for counts in ((180, 2, 150), (1, 9, 1), (3, 1, 5), (1, 1, 1)):
+        tokens = [ids[length : length + count] for length, count in zip(lengths, counts, strict=True)]
         wanted = np.cumsum(counts) - 1
         found = together.step(np.concatenate(tokens), lengths, wanted, slots=[2, 0, 1], counts=counts)
         expected = [
-            apart.step(ids, [length], [len(ids) - 1], slots=[slot]).copy()
-            for ids, length, slot in zip(tokens, lengths, (2, 0, 1), strict=True)
+            apart.step(own, [length], [len(own) - 1], slots=[slot]).copy()
+            for own, length, slot in zip(tokens, lengths, (2, 0, 1), strict=True)
         ]
         np.testing.assert_array_equal(found, np.concatenate(expected))
         lengths += counts
-    assert shapes == [(3, 7), (3, 9), (3, 5), (3, 1)]
+    assert shapes == [(3, 180), (3, 9), (3, 5), (3, 1)]
+    monkeypatch.setattr("megrez.engines.arrange.MOST_PADDED", 5)
+    together.step([1, 2, 3, 4, 5], lengths, [0], slots=[2, 0, 1], counts=[3, 1, 1])
+    assert shapes[4:] == [(2, 1), (1, 3)]
 
 
 def test_without_our_kernels_padding_costs_a_token_and_groups_are_apart(

@@ -44,8 +44,15 @@ def test_without_a_step_to_compare_with_it_stays() -> None:
     assert chunk.length == 32
 
 
-def test_a_shorter_rest_of_a_prompt_says_nothing() -> None:
+def test_the_end_of_a_prompt_says_nothing_if_it_is_fast() -> None:
     chunk = MixedChunk(32, 512)
     chunk.note_step(0, 1.0)
     chunk.note_step(5, 1.0)
     assert chunk.length == 32
+
+
+def test_prompts_that_are_shorter_than_the_chunk_shorten_it_if_they_are_slow() -> None:
+    chunk = MixedChunk(32, 512)
+    assert steps(chunk, 6, decode_s=1, per_token_s=0)[-1] == 512
+    chunk.note_step(300, 2.5)
+    assert chunk.length == 150

@@ -18,8 +18,8 @@ typedef enum { MEGREZ_FLOAT32, MEGREZ_FLOAT16, MEGREZ_INT8 } megrez_cache_format
  * sliding window, 0 for none.
  * queries, new_keys and new_values are [tokens, heads, width] at strides (in floats) from token to token;
  * keys and values [rows, kv_heads, capacity, width] in `format`, key_scales and value_scales [rows, kv_heads, capacity]
- * for int8; cosines and sines [positions, rotated / 2]; outputs
- * [rows, tokens, heads, width].
+ * for int8; cosines and sines [positions, rotated / 2]; outputs [count, heads, width], where count is rows * tokens
+ * with padding.
  */
 typedef struct {
     int64_t rows, tokens, count, heads, kv_heads, width, capacity, window, rotated;

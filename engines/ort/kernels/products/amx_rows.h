@@ -32,7 +32,8 @@ typedef uint8_t unpacked[COLUMNS / TILE_BYTES][ROWS][TILE_BYTES];
 typedef __m512 kept_sums[GROUPS][ROWS];
 
 /* The `rows` rows from `row` on. scales and shifts: of each block and row, its scale and the scale's product with the
- * zero point. whole: the products of blocks with a group, of each row.
+ * zero point. whole: the products of blocks with a group, of each row. kept: sums over blocks, see ORDER. Of rows beyond
+ * the last one, codes and what follows from them are whatever was there.
  */
 typedef struct {
     unpacked codes[2];
@@ -58,7 +59,7 @@ typedef struct {
 
 KERNEL part find_part(int64_t blocks, const int block, int64_t place, int64_t first) {
     const int64_t most = COLUMNS / block < BLOCKS ? COLUMNS / block : BLOCKS, left = (blocks - first + SUMS - 1) / SUMS;
-    return (part){place, first, left < 0 ? 0 : left < most ? left : most};
+    return (part){place, first, left < most ? left : most};
 }
 
 KERNEL part part_after(int64_t blocks, const int block, part of) {

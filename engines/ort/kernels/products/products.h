@@ -53,7 +53,7 @@ enum {
 static inline bool megrez_are_grouped(int64_t count) {
     return count > MEGREZ_UNGROUPED && megrez_instructions_here() == MEGREZ_WITH_AMX;
 }
-/* As many inputs are rounded by one thread, so that no two write to the same cache line. */
+/* As many inputs are rounded by one thread; of grouped ones so many that no two write to the same cache line. */
 static inline int64_t megrez_inputs_a_piece(int64_t count) { return megrez_are_grouped(count) ? MEGREZ_GROUPED : 4; }
 /* Inputs for which `count` of them take room. */
 static inline int64_t megrez_with_padding(int64_t count) {

@@ -165,7 +165,7 @@ KERNEL void multiply_shape(const megrez_weights *weights, const megrez_inputs *i
     of.scales = scales, of.shifts = scales + blocks;
     TILES_USE(&shapes);
     for (of.row = first_row; of.row < last_row; of.row += ROWS) {
-        of.rows = weights->rows - of.row < ROWS ? weights->rows - of.row : ROWS;
+        of.rows = last_row - of.row < ROWS ? last_row - of.row : ROWS;
         read_scales(&of, bits);
         for (int64_t g = 0; g < groups; g += GROUPS)
             multiply_rows(&of, inputs, bits, block, g, g + GROUPS < groups ? g + GROUPS : groups, outputs);
