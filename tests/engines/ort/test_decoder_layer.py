@@ -30,8 +30,8 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "float16 cache": ("cpu-int4", "f16", {}),
     "int8 cache": ("cpu-int8", "int8", {}),
 }
-# New tokens of each of three sequences, padded to the longest: enough for several pieces, then one each, gaps, and enough
-# for several groups of AMX.
+# New tokens of each of three sequences, padded to the longest: enough for several pieces, then one each, gaps, and
+# enough for several groups of AMX.
 STEPS = ((9, 2, 5), (1, 1, 1), (0, 3, 1), (21, 1, 17))
 CACHE_TYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
 
