@@ -1,8 +1,9 @@
 """Transparent huge pages for the weights, which every token reads: fewer TLB misses.
 
 Most Linux systems give huge pages on request only ("madvise"). glibc requests them for its large blocks, where ONNX
-Runtime keeps the weights, if a tunable is set when the program starts: too early for `main` to set it. Source: glibc's
-manual, "Memory Allocation Tunables". Independent of engines.
+Runtime's kernels keep the weights, if a tunable is set when the program starts: too early for `main` to set it. Our
+kernels read the mapped file, which has small pages; with the tunable they copy the weights (engines/ort/kernels/
+huge_pages.c). Source: glibc's manual, "Memory Allocation Tunables". Independent of engines.
 """
 
 import contextlib

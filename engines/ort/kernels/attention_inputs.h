@@ -47,7 +47,7 @@ ort_type megrez_attention_output_type(megrez_cache_format format, size_t index);
 size_t megrez_attention_outputs(megrez_cache_format format);
 
 /* An operator for one format of the cache. A source with these defines create_for(format, api, info, made),
- * input_type_of(format, index), input_count, input_presence and compute.
+ * input_type_of(format, index), input_count, input_presence, compute and destroy.
  */
 #define MEGREZ_OF_CACHE(symbol, cache, called)                                                                  \
     static const char *name_##cache(const ort_custom_op *op) { return (void)op, called; }                       \
@@ -72,7 +72,7 @@ size_t megrez_attention_outputs(megrez_cache_format format);
         .output_type = output_##cache,                                                                          \
         .input_count = input_count,                                                                             \
         .output_count = outputs_##cache,                                                                        \
-        .destroy = free,                                                                                        \
+        .destroy = destroy,                                                                                     \
         .input_presence = input_presence,                                                                       \
     }
 

@@ -387,14 +387,26 @@ static ort_status *read(const ort_api *api, const ort_kernel_info *info, megrez_
     return read_products(api, info, found);
 }
 
+static void release_products(kernel *self) {
+    for (int n = 0; n < PRODUCTS; n++) megrez_release_weights(self->products + n);
+}
+
+static void destroy(void *made) {
+    kernel *self = made;
+    release_products(self);
+    free(self);
+}
+
 static ort_status *create_for(
     megrez_cache_format format, const ort_api *api, const ort_kernel_info *info, void **made
 ) {
     kernel found = {.api = api};
     ort_status *status = read(api, info, format, &found);
-    if (status) return status;
-    kernel *self = malloc(sizeof *self);
-    if (!self) return ort_create_status(api)(ORT_FAIL, "DecoderLayer: no memory");
+    kernel *self = status ? NULL : malloc(sizeof *self);
+    if (!self) {
+        release_products(&found);
+        return status ? status : ort_create_status(api)(ORT_FAIL, "DecoderLayer: no memory");
+    }
     *self = found;
     *made = self;
     return NULL;

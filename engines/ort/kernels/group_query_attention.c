@@ -117,6 +117,8 @@ static ort_status *create_for(
     return NULL;
 }
 
+static void destroy(void *made) { free(made); }
+
 static size_t input_count(const ort_custom_op *op) { return (void)op, ATTENTION_INPUTS; }
 
 static ort_presence input_presence(const ort_custom_op *op, size_t index) {

@@ -2,7 +2,7 @@
  * the means of A's blocks, for matrices whose last columns are their blocks' minima: graphs define it as a function of
  * standard operators, which runs without this kernel.
  *
- * It reads the weights in the mapped file; they are neither repacked nor copied. Inputs as in the operator's
+ * It reads the weights in the mapped file, or in a copy in huge pages; they are not repacked. Inputs as in the operator's
  * specification: A, B, scales, zero_points, g_idx, bias; zero_points and bias are optional, g_idx must be
  * absent. All but A are initializers of the graph. A is rounded to int8, which is accuracy_level 4.
  */
@@ -109,13 +109,24 @@ static ort_status *create(const ort_custom_op *op, const ort_api *api, const ort
     kernel found = {.api = api, .means = op == &MEGREZ_MEANS_MATMUL_NBITS};
     ort_status *status = understand(api, info, &found.weights);
     if (status) return status;
-    if (found.means && found.weights.columns % (found.weights.block + 1))
+    if (found.means && found.weights.columns % (found.weights.block + 1)) {
+        megrez_release_weights(&found.weights);
         return megrez_refuse(api, "MeansMatMulNBits: K is not a multiple of block_size + 1");
+    }
     kernel *self = malloc(sizeof *self);
-    if (!self) return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
+    if (!self) {
+        megrez_release_weights(&found.weights);
+        return ort_create_status(api)(ORT_FAIL, "MatMulNBits: no memory");
+    }
     *self = found;
     *made = self;
     return NULL;
+}
+
+static void destroy(void *made) {
+    kernel *self = made;
+    megrez_release_weights(&self->weights);
+    free(self);
 }
 
 static const char *name(const ort_custom_op *op) {
@@ -137,7 +148,7 @@ static ort_type input_type(const ort_custom_op *op, size_t index) {
 
 #define PRODUCT                                                                                \
     MEGREZ_COMMON, .input_type = input_type, .input_count = input_count, .output_count = output_count, \
-    .destroy = free, .input_presence = input_presence
+    .destroy = destroy, .input_presence = input_presence
 
 const ort_custom_op MEGREZ_MATMUL_NBITS = {PRODUCT};
 const ort_custom_op MEGREZ_MEANS_MATMUL_NBITS = {PRODUCT};

@@ -1,7 +1,9 @@
 /* A matrix of MatMulNBits: its attributes and initializers, checked against each other. */
 #include "weights.h"
+#include "huge_pages.h"
 
 #include <stdio.h>
+#include <string.h>
 
 /* The data of an initializer, which must have this many elements; NULL if it is optional and absent. */
 static ort_status *find_constant(
@@ -35,6 +37,31 @@ static ort_status *find_constants(
     return NULL;
 }
 
+/* Bytes from which on a matrix is worth a copy. */
+enum { WORTH_A_COPY = 1 << 16 };
+
+static size_t on_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Codes, scales and zero points one after the other; left where they are if there is no memory. */
+static void copy_to_huge_pages(megrez_weights *weights) {
+    const size_t rows = (size_t)weights->rows, blocks = (size_t)weights->blocks, bits = (size_t)weights->bits;
+    const size_t codes = rows * blocks * (size_t)weights->block * bits / 8, scales = rows * blocks * sizeof(float);
+    const size_t points = weights->zero_points ? rows * ((blocks * bits + 7) / 8) : 0;
+    if (codes < WORTH_A_COPY) return;
+    char *room = megrez_take_huge_pages(on_lines(codes) + on_lines(scales) + points, &weights->copies);
+    if (!room) return;
+    memcpy(room, weights->codes, codes);
+    megrez_forget_source(weights->codes, codes);
+    weights->codes = (uint8_t *)room, room += on_lines(codes);
+    weights->scales = memcpy(room, weights->scales, scales), room += on_lines(scales);
+    if (points) weights->zero_points = memcpy(room, weights->zero_points, points);
+}
+
+void megrez_release_weights(megrez_weights *weights) {
+    megrez_release_huge_pages(weights->copies);
+    weights->copies = NULL;
+}
+
 ort_status *megrez_read_weights(
     const ort_api *api, const ort_kernel_info *info, const char *prefix, const size_t inputs[4], megrez_weights *weights
 ) {
@@ -58,5 +85,7 @@ ort_status *megrez_read_weights(
     if (weights->rows < 1 || weights->rows > INT32_MAX || weights->columns < 1 || weights->columns > INT32_MAX)
         return megrez_refuse(api, "MatMulNBits: N and K are not between 1 and 2^31 - 1");
     weights->blocks = (weights->columns + weights->block - 1) / weights->block;
-    return find_constants(api, info, inputs, weights);
+    ort_status *status = find_constants(api, info, inputs, weights);
+    if (!status && megrez_wants_huge_pages()) copy_to_huge_pages(weights);
+    return status;
 }

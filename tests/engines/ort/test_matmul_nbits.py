@@ -3,9 +3,11 @@
 import hashlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from megrez.engines.ort import custom_ops
+from megrez.runtime.huge_pages import wanted_environment
 from tests.engines.ort.own_kernels import LIBRARY, needs_kernels
 from tests.quantized import decode
 
@@ -286,3 +289,24 @@ def test_all_instruction_sets_have_the_same_results(setting: str) -> None:
         for used in ("avx2", setting)
     ]
     assert found[0] == found[1] and len(found[0].strip()) == 64
+
+
+def print_products_and_chunks() -> None:
+    """And how many of this process's mappings have 64 MiB and ask for huge pages, while a matrix of 4 MB is open."""
+    print_products()
+    _opened = session(matrix(2048, 4096, 4, 64))
+    mappings = re.findall(r"(?m)^Size: +(\d+) kB|^VmFlags:(.*)", Path("/proc/self/smaps").read_text(encoding="utf-8"))
+    sizes, flags = ([one[n] for one in mappings if one[n]] for n in (0, 1))
+    print(sum(int(size) == 64 << 10 and "hg" in flag.split() for size, flag in zip(sizes, flags, strict=True)))
+
+
+@pytest.mark.skipif(wanted_environment({}, "glibc 2.36") is None, reason="no huge pages on request here")
+def test_weights_in_huge_pages_have_the_same_results() -> None:
+    code = "from tests.engines.ort.test_matmul_nbits import print_products_and_chunks as p; p()"
+    found = []
+    for setting in "0", "1":
+        environment = {**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={setting}"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
+    (without, none), (copied, some) = found
+    assert without == copied and (none, some) == ("0", "1")

@@ -7,7 +7,8 @@
 
 /* Row-major [rows, columns]; a row is `blocks` blocks of `block` codes, the last one padded.
  * codes [rows, blocks, block * bits / 8], 4-bit ones the lower half of a byte first; scales [rows, blocks];
- * zero_points [rows, blocks * bits / 8, rounded up], or NULL for 8 of 15, 128 of 255. bias [rows] or NULL.
+ * zero_points [rows, blocks * bits / 8, rounded up], or NULL for 8 of 15, 128 of 255. bias [rows] or NULL. copies: the
+ * owner of their memory if they are copies, see weights.h.
  */
 typedef struct {
     int64_t rows, columns, block, bits, blocks;
@@ -15,6 +16,7 @@ typedef struct {
     const float *scales;
     const uint8_t *zero_points;
     const float *bias;
+    void *copies;
 } megrez_weights;
 
 /* `count` inputs of the weights' columns, rounded to int8 with a scale per block: codes [parts, count, columns of a
