@@ -4,9 +4,9 @@ Some replace ONNX Runtime's; attention over float16 and int8 KV caches is an ope
 the graph that ONNX Runtime inlines without them: SwiGLU, MeansMatMulNBits, DecoderLayer. They are compiled when
 the package is installed, if there is a C compiler, for AVX2, AVX-VNNI, AVX-512 with VNNI and AMX: the processor's best
 is chosen at run time, and products have the same results with all, to the bit. MatMulNBits sums the same integers as
-ONNX Runtime's and reads the weights in the mapped file. It rounds its inputs to int8 (accuracy_level 4); a graph with a
-higher accuracy level is rejected. Attention over float16 and int8 caches has portable C too, for processors without
-AVX2.
+ONNX Runtime's and reads the weights in the mapped file, or in a copy in huge pages (kernels/huge_pages.h). It rounds
+its inputs to int8 (accuracy_level 4); a graph with a higher accuracy level is rejected. Attention over float16 and int8
+caches has portable C too, for processors without AVX2.
 """
 
 import ctypes

@@ -173,21 +173,7 @@ KERNEL void multiply_shape(const megrez_weights *weights, const megrez_inputs *i
     TILES_RELEASE();
 }
 
-#define SHAPE(bits, block)                                                                                 \
-    AVX2 static void multiply_##bits##_##block(const megrez_weights *weights, const megrez_inputs *inputs, \
-                                               int64_t first_row, int64_t last_row, float *outputs) {      \
-        multiply_shape(weights, inputs, bits, block, first_row, last_row, outputs);                        \
-    }
-#define SHAPES(bits) SHAPE(bits, 16) SHAPE(bits, 32) SHAPE(bits, 64) SHAPE(bits, 128) SHAPE(bits, 256)
-SHAPES(4)
-SHAPES(8)
-
-void megrez_multiply_amx(const megrez_weights *weights, const megrez_inputs *inputs, int64_t first_row, int64_t last_row,
-                         float *outputs) {
-    static megrez_multiplier *const of_4[] = {multiply_4_16, multiply_4_32, multiply_4_64, multiply_4_128, multiply_4_256};
-    static megrez_multiplier *const of_8[] = {multiply_8_16, multiply_8_32, multiply_8_64, multiply_8_128, multiply_8_256};
-    const int which = __builtin_ctzll((unsigned long long)weights->block) - 4; /* 16 is 2 to the 4th */
-    (weights->bits == 4 ? of_4 : of_8)[which](weights, inputs, first_row, last_row, outputs);
-}
+#define MULTIPLY megrez_multiply_amx
+#include "products_choice.h"
 
 #endif
