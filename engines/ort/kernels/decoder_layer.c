@@ -14,6 +14,7 @@
  * tokens of a sequence with padding.
  */
 #include "attention_inputs.h"
+#include "lines.h"
 #include "phases.h"
 #include "scratch.h"
 #include "vectors.h"
@@ -211,7 +212,7 @@ typedef struct {
 
 static void *take(room *from, int64_t bytes) {
     void *found = from->base ? from->base + from->used : NULL;
-    from->used += ((size_t)bytes + 63) / 64 * 64;
+    from->used += megrez_on_lines((size_t)bytes);
     return found;
 }
 

@@ -1,5 +1,6 @@
 /* Chunks of memory, each released when all that was taken from it is. */
 #include "huge_pages.h"
+#include "lines.h"
 
 #if defined(__linux__) && defined(__GNUC__)
 
@@ -10,7 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { LINE = 64, PAGE = 4096, HUGE_PAGE = 2 << 20, CHUNK = 64 << 20 };
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20, CHUNK = 64 << 20 };
 
 typedef struct {
     char *mapped, *next;
@@ -27,8 +28,6 @@ static void lock(void) {
 
 static void unlock(void) { __atomic_clear(&locked, __ATOMIC_RELEASE); }
 
-static size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
-
 bool megrez_wants_huge_pages(void) {
     const char *tunables = getenv("GLIBC_TUNABLES");
     return tunables && strstr(tunables, "glibc.malloc.hugetlb=1");
@@ -37,19 +36,19 @@ bool megrez_wants_huge_pages(void) {
 static chunk *new_chunk(size_t bytes) {
     chunk *made = malloc(sizeof *made);
     if (!made) return NULL;
-    *made = (chunk){.length = rounded_up(bytes > CHUNK ? bytes : CHUNK, HUGE_PAGE) + HUGE_PAGE};
+    *made = (chunk){.length = megrez_rounded_up(bytes > CHUNK ? bytes : CHUNK, HUGE_PAGE) + HUGE_PAGE};
     made->mapped = mmap(NULL, made->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (made->mapped == MAP_FAILED) {
         free(made);
         return NULL;
     }
-    made->next = (char *)rounded_up((uintptr_t)made->mapped, HUGE_PAGE);
+    made->next = (char *)megrez_rounded_up((uintptr_t)made->mapped, HUGE_PAGE);
     madvise(made->next, made->length - HUGE_PAGE, MADV_HUGEPAGE);
     return made;
 }
 
 void *megrez_take_huge_pages(size_t bytes, void **owner) {
-    bytes = rounded_up(bytes, LINE);
+    bytes = megrez_on_lines(bytes);
     lock();
     if (!current || (size_t)(current->mapped + current->length - current->next) < bytes) current = new_chunk(bytes);
     char *found = current ? current->next : NULL;
@@ -84,7 +83,7 @@ static bool is_mapped_file(uintptr_t first, uintptr_t end) {
 }
 
 void megrez_forget_source(const void *from, size_t bytes) {
-    const uintptr_t first = rounded_up((uintptr_t)from, PAGE), end = ((uintptr_t)from + bytes) / PAGE * PAGE;
+    const uintptr_t first = megrez_rounded_up((uintptr_t)from, PAGE), end = ((uintptr_t)from + bytes) / PAGE * PAGE;
     if (first < end && is_mapped_file(first, end)) madvise((void *)first, end - first, MADV_DONTNEED);
 }
 

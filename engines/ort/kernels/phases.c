@@ -5,6 +5,7 @@
  * many threads ONNX Runtime gives, one included.
  */
 #include "phases.h"
+#include "lines.h"
 
 #if defined(__GNUC__) && !defined(_WIN32)
 
@@ -12,12 +13,12 @@
 #include <unistd.h>
 
 /* PATIENCE: looks at a counter before the processor is given to another thread. */
-enum { PATIENCE = 10000, LINE = 64 };
+enum { PATIENCE = 10000 };
 
 /* Each on a cache line of its own. */
 typedef struct {
     int64_t number;
-    char padding[LINE - sizeof(int64_t)];
+    char padding[MEGREZ_LINE - sizeof(int64_t)];
 } counter;
 
 typedef struct {

@@ -1,10 +1,11 @@
 /* A piece is kept as long as what is asked for is not much less: after a prompt, the first decoded token frees its. */
 #include "scratch.h"
+#include "lines.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { LINE = 64, MUCH = 4 };
+enum { MUCH = 4 };
 
 /* In front of what is returned. */
 typedef struct {
@@ -30,10 +31,10 @@ void *megrez_scratch_take(size_t bytes) {
     piece *found = exchange(NULL);
     if (found && bytes <= found->bytes && found->bytes / MUCH <= bytes) return found + 1;
     destroy(found);
-    char *base = malloc(bytes + sizeof *found + LINE);
+    char *base = malloc(bytes + sizeof *found + MEGREZ_LINE);
     if (!base) return NULL;
     char *aligned = base + sizeof *found;
-    aligned += (LINE - (uintptr_t)aligned % LINE) % LINE;
+    aligned += (MEGREZ_LINE - (uintptr_t)aligned % MEGREZ_LINE) % MEGREZ_LINE;
     found = (piece *)(void *)aligned - 1;
     *found = (piece){base, bytes};
     return aligned;

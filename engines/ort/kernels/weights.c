@@ -1,6 +1,7 @@
 /* A matrix of MatMulNBits: its attributes and initializers, checked against each other. */
 #include "weights.h"
 #include "huge_pages.h"
+#include "lines.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -40,20 +41,18 @@ static ort_status *find_constants(
 /* Bytes from which on a matrix is worth a copy. */
 enum { WORTH_A_COPY = 1 << 16 };
 
-static size_t on_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 /* Codes, scales and zero points one after the other; left where they are if there is no memory. */
 static void copy_to_huge_pages(megrez_weights *weights) {
     const size_t rows = (size_t)weights->rows, blocks = (size_t)weights->blocks, bits = (size_t)weights->bits;
     const size_t codes = rows * blocks * (size_t)weights->block * bits / 8, scales = rows * blocks * sizeof(float);
     const size_t points = weights->zero_points ? rows * ((blocks * bits + 7) / 8) : 0;
     if (codes < WORTH_A_COPY) return;
-    char *room = megrez_take_huge_pages(on_lines(codes) + on_lines(scales) + points, &weights->copies);
+    char *room = megrez_take_huge_pages(megrez_on_lines(codes) + megrez_on_lines(scales) + points, &weights->copies);
     if (!room) return;
     memcpy(room, weights->codes, codes);
     megrez_forget_source(weights->codes, codes);
-    weights->codes = (uint8_t *)room, room += on_lines(codes);
-    weights->scales = memcpy(room, weights->scales, scales), room += on_lines(scales);
+    weights->codes = (uint8_t *)room, room += megrez_on_lines(codes);
+    weights->scales = memcpy(room, weights->scales, scales), room += megrez_on_lines(scales);
     if (points) weights->zero_points = memcpy(room, weights->zero_points, points);
 }
 
