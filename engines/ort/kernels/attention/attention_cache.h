@@ -86,10 +86,10 @@ KERNEL void prepare_query(float *query, int64_t width) {
     round_query(query, width);
 }
 
-/* Up to KEYS tokens of a KV head: float32 or, with scales, int8 [tokens, width]. */
+/* Up to KEYS tokens of a KV head: float32 or, with KEYS scales, int8 [tokens, width]. */
 typedef struct {
     const void *key, *value;
-    float key_scales[KEYS], value_scales[KEYS];
+    const float *key_scales, *value_scales;
 } block;
 
 KERNEL void widen(const uint16_t *from, int64_t count, float *to) {
@@ -97,12 +97,14 @@ KERNEL void widen(const uint16_t *from, int64_t count, float *to) {
         _mm256_storeu_ps(to + n, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + n))));
 }
 
-/* The next block's codes, which begin in other pages of memory. */
-KERNEL void prefetch(const int8_t *from, int64_t bytes) {
-    for (int64_t n = 0; n < bytes; n += 64) __builtin_prefetch(from + n);
+/* KEYS scales of a block of `count` tokens, 0 where no token is. */
+KERNEL const float *scales_of(const float *scales, int64_t count, float *room) {
+    if (count == KEYS) return scales;
+    memset(room, 0, KEYS * sizeof *room);
+    return memcpy(room, scales, (size_t)count * sizeof *room);
 }
 
-/* The `count` tokens of the cache from the token `first` on. room: [2, KEYS, width] for float16. */
+/* The `count` tokens of the cache from the token `first` on. room: [2, KEYS, width] unless the cache is float32. */
 KERNEL void read_block(const megrez_attention *all, int64_t first, int64_t count, float *room, block *found) {
     const int64_t width = all->width, at = first * width;
     if (all->format == MEGREZ_FLOAT32) {
@@ -113,12 +115,8 @@ KERNEL void read_block(const megrez_attention *all, int64_t first, int64_t count
         widen((const uint16_t *)all->values + at, count * width, room + KEYS * width);
     } else {
         found->key = (const int8_t *)all->keys + at, found->value = (const int8_t *)all->values + at;
-        for (int64_t n = 0; n < KEYS; n++) {
-            found->key_scales[n] = n < count ? all->key_scales[first + n] : 0;
-            found->value_scales[n] = n < count ? all->value_scales[first + n] : 0;
-        }
-        prefetch((const int8_t *)found->key + KEYS * width, KEYS * width);
-        prefetch((const int8_t *)found->value + KEYS * width, KEYS * width);
+        found->key_scales = scales_of(all->key_scales + first, count, room);
+        found->value_scales = scales_of(all->value_scales + first, count, room + KEYS);
     }
 }
 

@@ -1,5 +1,5 @@
-/* The inner loops of attention over an int8 cache: a few queries of one KV head with a block of its keys. Two steps, score
- * and gather, are in attention_int8_avx2.h and attention_int8_avx512.h.
+/* The inner loops of attention over an int8 cache: a few queries of one KV head with a block of its keys. Three steps, score,
+ * round_weights and gather, are in attention_int8_avx2.h and attention_int8_avx512.h.
  *
  * Products are summed in integers: queries, and the weights of values, are rounded to 16 bits. 512 products of 127 and
  * 32767, the most there are in a sum, fit 32 bits.
@@ -41,22 +41,8 @@ KERNEL void round_query(float *query, int64_t width) {
     query[scale_place(width)] = most / 32767;
 }
 
-/* A query's KEYS weights times the values' scales, in 16 bits; returns their scale. 0 outside `from` to `to`. */
-KERNEL float round_weights(const float *weights, const float *scales, int64_t from, int64_t to, int16_t *codes) {
-    float scaled[KEYS];
-    for (int64_t n = 0; n < KEYS; n += 8) {
-        const __m256 product = _mm256_mul_ps(_mm256_loadu_ps(weights + n), _mm256_loadu_ps(scales + n));
-        _mm256_storeu_ps(scaled + n, _mm256_and_ps(product, within(n, from, to)));
-    }
-    const float most = largest_of(scaled, KEYS);
-    const __m256 steps = _mm256_set1_ps(most > 0 ? 32767 / most : 0);
-    for (int64_t n = 0; n < KEYS; n += 16) {
-        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(scaled + n), steps));
-        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(scaled + n + 8), steps));
-        _mm256_storeu_si256((__m256i *)(codes + n), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    }
-    return most / 32767;
-}
+/* Fetches the token of the next block at the place of `from`. One by one: many at once wait for each other. */
+KERNEL void prefetch_next(const int8_t *from, int64_t width) { __builtin_prefetch(from + KEYS * width); }
 
 #ifdef MEGREZ_AVX512
 #include "attention_int8_avx512.h"

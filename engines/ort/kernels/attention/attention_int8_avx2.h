@@ -1,5 +1,22 @@
 /* The steps of attention_int8.h with AVX2. */
 
+/* A query's KEYS weights times the values' scales, in 16 bits; returns their scale. 0 outside `from` to `to`. */
+KERNEL float round_weights(const float *weights, const float *scales, int64_t from, int64_t to, int16_t *codes) {
+    float scaled[KEYS];
+    for (int64_t n = 0; n < KEYS; n += 8) {
+        const __m256 product = _mm256_mul_ps(_mm256_loadu_ps(weights + n), _mm256_loadu_ps(scales + n));
+        _mm256_storeu_ps(scaled + n, _mm256_and_ps(product, within(n, from, to)));
+    }
+    const float most = largest_of(scaled, KEYS);
+    const __m256 steps = _mm256_set1_ps(most > 0 ? 32767 / most : 0);
+    for (int64_t n = 0; n < KEYS; n += 16) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(scaled + n), steps));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(scaled + n + 8), steps));
+        _mm256_storeu_si256((__m256i *)(codes + n), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
+    return most / 32767;
+}
+
 /* a and b in pairs of 16 bits, added to `sums`. */
 KERNEL __m256i add_pairs(__m256i sums, __m256i a, __m256i b) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
@@ -19,6 +36,7 @@ KERNEL void score_int8(const float *const *queries, const int count, const int8_
                        float *scores) {
     for (int64_t k = 0; k < keys; k += 2) {
         const int8_t *first = key + k * width, *second = k + 1 < keys ? first + width : first;
+        prefetch_next(first, width), prefetch_next(second, width);
         __m256i found[2 * TILE];
         UNROLLED
         for (int n = 0; n < 2 * TILE; n++) found[n] = _mm256_setzero_si256();
@@ -60,6 +78,7 @@ KERNEL void gather_columns_int8(const int16_t *codes, const int8_t *value, int64
     for (int q = 0; q < count; q++) found[q][0] = found[q][1] = _mm256_setzero_si256();
     for (int64_t k = from & ~INT64_C(1); k < to; k += 2) {
         const int8_t *first = value + k * width + column, *second = k + 1 < to ? first + width : first;
+        prefetch_next(first, width), prefetch_next(second, width);
         __m256i part[2];
         if (vectors == 2) {
             const __m128i a = _mm_loadu_si128((const __m128i *)first), b = _mm_loadu_si128((const __m128i *)second);

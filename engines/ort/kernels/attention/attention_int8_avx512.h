@@ -1,5 +1,26 @@
 /* The steps of attention_int8.h with AVX-512 and its VNNI. */
 
+/* As in attention_int8_avx2.h. */
+KERNEL float round_weights(const float *weights, const float *scales, int64_t from, int64_t to, int16_t *codes) {
+    __m512 scaled[KEYS / 16], largest = _mm512_setzero_ps();
+    __mmask16 finite = 0xffff;
+    UNROLLED
+    for (int n = 0; n < KEYS / 16; n++) {
+        const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + 16 * n), _mm512_loadu_ps(scales + 16 * n));
+        scaled[n] = _mm512_maskz_mov_ps(those_within(16 * n, from, to), product);
+        largest = _mm512_max_ps(largest, scaled[n]);
+        finite &= _mm512_cmp_ps_mask(scaled[n], _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+    }
+    const float most = finite == 0xffff ? _mm512_reduce_max_ps(largest) : __builtin_nanf("");
+    const __m512 steps = _mm512_set1_ps(most > 0 ? 32767 / most : 0);
+    UNROLLED
+    for (int n = 0; n < KEYS / 16; n++) {
+        const __m512i found = _mm512_cvtps_epi32(_mm512_mul_ps(scaled[n], steps));
+        _mm256_storeu_si256((__m256i *)(codes + 16 * n), _mm512_cvtsepi32_epi16(found));
+    }
+    return most / 32767;
+}
+
 /* Those of 32 channels that a row has from `n` on. */
 KERNEL __mmask32 channels_left(int64_t n, int64_t width) {
     return width - n >= 32 ? 0xffffffff : (__mmask32)((1u << (width - n)) - 1);
@@ -24,6 +45,7 @@ KERNEL void score_int8(const float *const *queries, const int count, const int8_
             UNROLLED
             for (int m = 0; m < KEYS_AT_ONCE; m++) {
                 const int8_t *from = key + megrez_least(k + m, keys - 1) * width + n;
+                prefetch_next(from, width);
                 codes[m] = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(there, from));
             }
             UNROLLED
@@ -55,6 +77,7 @@ KERNEL void gather_columns_int8(const int16_t *codes, const int8_t *value, int64
         for (int v = 0; v < vectors; v++) found[q][v][0] = found[q][v][1] = _mm512_setzero_si512();
     for (int64_t k = from & ~INT64_C(1); k < to; k += 2) {
         const int8_t *first = value + k * width + column, *second = k + 1 < to ? first + width : first;
+        prefetch_next(first, width), prefetch_next(second, width);
         __m512i parts[2][2];
         UNROLLED
         for (int v = 0; v < vectors; v++) {
