@@ -2,7 +2,8 @@
 
 PEERS-PYTHON kv_llama_cpp.py FILE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS is such as 4000,16000
 
-Each length has a context of its own, into which a prompt of that length is read first.
+Each length has a context of its own, into which a prompt of that length is read first. A step before those that are
+timed touches what other runtimes' turns left cold.
 """
 
 import sys
@@ -40,8 +41,9 @@ def opened_contexts(
     def generate() -> Line:
         found = {}
         for length, context in contexts.items():
+            context.read([0], length)
             start = time.perf_counter()
-            for at in range(steps):
+            for at in range(1, steps + 1):
                 context.read([at], length + at)
             found[f"decode_{length}"] = steps / (time.perf_counter() - start)
             context.forget(length)

@@ -2,7 +2,8 @@
 
 python kv_megrez.py BUNDLE THREADS LENGTHS STEPS, then as turns.py says; LENGTHS is such as 4000,16000
 
-The caches are filled with random bytes in place of a prompt: a decode step takes as long whatever they hold.
+The caches are filled with random bytes in place of a prompt: a decode step takes as long whatever they hold. A step
+before those that are timed touches what other runtimes' turns left cold.
 """
 
 import sys
@@ -34,8 +35,9 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     def generate() -> Line:
         found = {}
         for length in map(int, lengths):
+            session.step([0], [length], [0])
             start = time.perf_counter()
-            for at in range(steps):
+            for at in range(1, steps + 1):
                 session.step([at], [length + at], [0])
             found[f"decode_{length}"] = steps / (time.perf_counter() - start)
         return found
