@@ -2,14 +2,14 @@
 
 python run_megrez.py BUNDLE THREADS OUTPUT_TOKENS STREAMS, then as turns.py says
 
-The loop is that of the server. Of several streams the first ones decode while the last prompts are read, so that
-"prefill" counts some decode too; all of them decode in every step of "decode".
+The loop is that of the server. Several streams are those of `LLM.generate`, which returns when all are done: the first
+ones decode while the last prompts are read, and "decode" counts what that costs them.
 """
 
 import sys
 from collections.abc import Callable
 
-from turns import Line, prompts_of, serve, timed
+from turns import Line, prompts_of, serve, timed, timed_whole
 
 from megrez.runtime.huge_pages import restart_with_huge_pages
 
@@ -28,18 +28,29 @@ def opened(prompt: list[int]) -> tuple[Line, Callable[[], Line]]:
     session = open_session(bundle, threads=threads, slots=streams)
     engine = Engine(session, stop_ids=())
 
+    def ignore(token: object) -> None: ...
+
+    def add(one: list[int], tokens: int | None) -> None:
+        params, is_awaited = SamplingParams(max_tokens=tokens), streams == 1
+        found = Request(prompt_ids=one, params=params, sink=ignore, reuse_prefix=False, is_awaited=is_awaited)
+        engine.add(found)
+
     def generate() -> Line:
+        if streams > 1:
+            return timed_whole(len(prompt), output_tokens, run_all, streams=streams)
         engine.clear()
-        for one in prompts_of(prompt, streams):
-            params = SamplingParams(max_tokens=None)
-            engine.add(Request(prompt_ids=one, params=params, sink=lambda found: None, reuse_prefix=False))
+        add(prompt, None)
+        return timed(len(prompt), output_tokens, first, engine.step)
 
-        def first() -> None:
+    def first() -> None:
+        while engine.waiting or any(one.is_prefilling for one in engine.running):
             engine.step()
-            while engine.waiting or any(one.is_prefilling for one in engine.running):
-                engine.step()
 
-        return timed(len(prompt), output_tokens, first, engine.step, streams=streams)
+    def run_all(tokens: int) -> None:
+        for one in prompts_of(prompt, streams):
+            add(one, tokens)
+        while not engine.is_idle:
+            engine.step()
 
     return {"version": version("megrez-compile"), "bytes": bundle.size}, generate
 

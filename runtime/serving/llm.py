@@ -167,18 +167,24 @@ class LLM:
                 self.cancel(request)
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, sink: Sink, grammar: Grammar | None = None
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        sink: Sink,
+        grammar: Grammar | None = None,
+        *,
+        is_awaited: bool = True,
     ) -> Request:
         """Queue a request; `sink` is called in the engine's thread and must not block.
 
-        grammar: params.guided if it is compiled already; otherwise it is compiled here.
+        grammar: params.guided if it is compiled already; otherwise it is compiled here. is_awaited: as in Request.
 
         Raises UsageError for a prompt that does not fit or guided output that is not supported, QueueFullError if
         queue_limit requests are waiting.
         """
         if grammar is None and params.guided is not None:
             grammar = self.compile_guided(params.guided)
-        request = Request(prompt_ids=prompt_ids, params=params, sink=sink, grammar=grammar)
+        request = Request(prompt_ids=prompt_ids, params=params, sink=sink, grammar=grammar, is_awaited=is_awaited)
         self._runner.submit(request)
         return request
 
@@ -244,9 +250,13 @@ class LLM:
     ) -> list[RequestOutput]:
         found: queue.SimpleQueue[tuple[int, Token | Exception]] = queue.SimpleQueue()
         requests: list[Request] = []
+
+        def sink_of(at: int) -> Sink:
+            return lambda token: found.put((at, token))
+
         try:
             for at, (ids, one) in enumerate(zip(prompts, params, strict=True)):
-                requests.append(self.submit(ids, one, lambda token, at=at: found.put((at, token))))  # type: ignore[misc]
+                requests.append(self.submit(ids, one, sink_of(at), is_awaited=False))
             tokens = self._wait(found, len(prompts), sum(one.n for one in params))
         except BaseException:
             for request in requests:

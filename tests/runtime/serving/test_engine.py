@@ -43,12 +43,13 @@ class Recorder(FakeSession):
 
 
 class Client:
-    def __init__(self, engine: Engine, prompt: list[int], **params: object) -> None:
+    def __init__(self, engine: Engine, prompt: list[int], *, is_awaited: bool = True, **params: object) -> None:
         self.heard: list[Token | Exception] = []
         self.request = Request(
             prompt_ids=prompt,
             params=SamplingParams(**params),  # type: ignore[arg-type]
             sink=self.heard.append,
+            is_awaited=is_awaited,
         )
         engine.add(self.request)
 
@@ -85,15 +86,15 @@ def test_many_requests_each_get_what_they_get_alone() -> None:
         assert len(client.reasons) == 1
 
 
-def test_prefill_goes_in_chunks_between_the_tokens_of_others() -> None:
+@pytest.mark.parametrize(("is_awaited", "chunks"), [(True, [8, 8, 8, 6]), (False, [20, 10])])
+def test_prefill_goes_in_chunks_between_the_tokens_of_others(is_awaited: bool, chunks: list[int]) -> None:
     session = Recorder(slots=2, capacity=256)
-    engine = Engine(session, stop_ids=(), chunk=100, mixed_chunk=8)
-    Client(engine, [1, 2], max_tokens=40)
+    engine = Engine(session, stop_ids=(), chunk=20, mixed_chunk=8)
+    Client(engine, [1, 2], is_awaited=is_awaited, max_tokens=40)
     engine.step()
-    long = Client(engine, list(range(30)), max_tokens=2)
+    long = Client(engine, list(range(30)), is_awaited=False, max_tokens=2)
     drain(engine)
-    mixed = session.steps[1:5]
-    assert mixed == [{0: 1, 1: 8}, {0: 1, 1: 8}, {0: 1, 1: 8}, {0: 1, 1: 6}]
+    assert session.steps[1 : 1 + len(chunks)] == [{0: 1, 1: count} for count in chunks]
     assert long.tokens() == alone(list(range(30)), 2)
 
 
