@@ -139,13 +139,7 @@ class Engine:
     def _plan(self) -> Planned:
         asks_all = any(one.request.params.prompt_logprobs is not None and one.is_prefilling for one in self.running)
         chunk = min(self._chunk, LOGPROBS_CHUNK) if asks_all else self._chunk
-        mixed_chunk = min(self._mixed_chunk.length, chunk) if self._is_awaited else chunk
-        return plan_step(self.running, chunk=chunk, mixed_chunk=mixed_chunk)
-
-    @property
-    def _is_awaited(self) -> bool:
-        """Whether someone waits for the next token of a sequence that decodes."""
-        return any(one.request.is_awaited and not one.is_prefilling for one in self.running)
+        return plan_step(self.running, chunk=chunk, mixed_chunk=min(self._mixed_chunk.length, chunk))
 
     def _drafts(self, planned: Planned) -> Drafts:
         """None beside a prefill, whose rows fill the step already."""
@@ -156,7 +150,7 @@ class Engine:
 
     def _note_step(self, planned: Planned, drafts: Drafts, seconds: float) -> None:
         prompt_tokens = sum(count for one, count in planned if one.is_prefilling)
-        if not drafts and self._is_awaited:
+        if not drafts and any(not one.is_prefilling for one, _ in planned):
             self._mixed_chunk.note_step(prompt_tokens, seconds)
         if self.speculation is not None and not prompt_tokens:
             self.speculation.note_step(len(planned) + sum(len(draft) for draft in drafts.values()), seconds)

@@ -45,8 +45,8 @@ class Request:
     """prompt_ids: at least one. sink: called in the engine's thread with every token, or the error that ended it.
 
     reuse_prefix: use the cached prefix of an earlier prompt. is_awaited: someone waits for each token; if nobody does,
-    prompts beside it are read in chunks as large as if they were alone, which takes less time in all. grammar:
-    params.guided, compiled. number: unique in the process.
+    prompts are read first, which takes less time in all. grammar: params.guided, compiled. number: unique in the
+    process.
     """
 
     prompt_ids: list[int]

@@ -86,16 +86,33 @@ def test_many_requests_each_get_what_they_get_alone() -> None:
         assert len(client.reasons) == 1
 
 
-@pytest.mark.parametrize(("is_awaited", "chunks"), [(True, [8, 8, 8, 6]), (False, [20, 10])])
-def test_prefill_goes_in_chunks_between_the_tokens_of_others(is_awaited: bool, chunks: list[int]) -> None:
+def test_prefill_goes_in_chunks_between_the_tokens_of_others() -> None:
     session = Recorder(slots=2, capacity=256)
-    engine = Engine(session, stop_ids=(), chunk=20, mixed_chunk=8)
-    Client(engine, [1, 2], is_awaited=is_awaited, max_tokens=40)
+    engine = Engine(session, stop_ids=(), chunk=100, mixed_chunk=8)
+    Client(engine, [1, 2], max_tokens=40)
     engine.step()
-    long = Client(engine, list(range(30)), is_awaited=False, max_tokens=2)
+    long = Client(engine, list(range(30)), max_tokens=2)
     drain(engine)
-    assert session.steps[1 : 1 + len(chunks)] == [{0: 1, 1: count} for count in chunks]
+    mixed = session.steps[1:5]
+    assert mixed == [{0: 1, 1: 8}, {0: 1, 1: 8}, {0: 1, 1: 8}, {0: 1, 1: 6}]
     assert long.tokens() == alone(list(range(30)), 2)
+
+
+def test_prompts_come_before_tokens_that_nobody_waits_for() -> None:
+    session = Recorder(slots=3, capacity=256)
+    engine = Engine(session, stop_ids=(), chunk=20, mixed_chunk=8)
+    first = Client(engine, [1, 2], is_awaited=False, max_tokens=4)
+    engine.step()
+    long = Client(engine, list(range(30)), is_awaited=False, max_tokens=4)
+    engine.step()
+    awaited = Client(engine, [3, 4], max_tokens=4)
+    for _ in range(2):
+        engine.step()
+    other = Client(engine, list(range(9)), is_awaited=False, max_tokens=4)
+    drain(engine)
+    assert session.steps[:4] == [{0: 2}, {1: 20}, {1: 10, 2: 2}, {0: 1, 1: 1, 2: 1}]
+    found = [first, long, awaited, other]
+    assert [one.tokens() for one in found] == [alone(one.request.prompt_ids, 4) for one in found]
 
 
 def test_requests_are_served_first_come_first_served() -> None:
