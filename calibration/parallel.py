@@ -40,8 +40,7 @@ def multiply(a: Float32, b: Float32, out: Float32 | None = None) -> Float32:
     product = np.empty((len(a), b.shape[1]), np.float32) if out is None else out
 
     def compute(part: slice) -> None:
-        with np.errstate(over="ignore"):  # whoever uses the product refuses infinite values, with a name
-            np.matmul(a, b[:, part], out=product[:, part])
+        np.matmul(a, b[:, part], out=product[:, part])
 
     share = -(-b.shape[1] // (default_threads() * COLUMNS)) * COLUMNS
     in_parts(b.shape[1], max(COLUMNS, share), compute)
