@@ -2,8 +2,8 @@
 
 python run_megrez.py BUNDLE THREADS OUTPUT_TOKENS STREAMS, then as turns.py says
 
-The loop is that of the server. Several streams are those of `LLM.generate`, which returns when all are done: the first
-ones decode while the last prompts are read, and "decode" counts what that costs them.
+The loop is that of the server. Several streams are those of `LLM.generate`, which reads all prompts before anything
+decodes and returns when all are done.
 """
 
 import sys

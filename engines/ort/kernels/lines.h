@@ -1,4 +1,4 @@
-/* Cache lines. */
+/* Sizes and addresses rounded up, to cache lines mostly. */
 #ifndef MEGREZ_LINES_H
 #define MEGREZ_LINES_H
 

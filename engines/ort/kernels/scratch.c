@@ -33,8 +33,7 @@ void *megrez_scratch_take(size_t bytes) {
     destroy(found);
     char *base = malloc(bytes + sizeof *found + MEGREZ_LINE);
     if (!base) return NULL;
-    char *aligned = base + sizeof *found;
-    aligned += (MEGREZ_LINE - (uintptr_t)aligned % MEGREZ_LINE) % MEGREZ_LINE;
+    char *aligned = (char *)megrez_on_lines((uintptr_t)(base + sizeof *found));
     found = (piece *)(void *)aligned - 1;
     *found = (piece){base, bytes};
     return aligned;
